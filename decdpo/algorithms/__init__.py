@@ -1,0 +1,1 @@
+"""Distributed optimization algorithms, one paper per file."""

@@ -1,0 +1,1 @@
+"""Worlds: where the agents live and how their letters travel."""

@@ -1,0 +1,129 @@
+"""What every world offers: placement of agents, an exchange, and a few collectives.
+
+Two worlds implement these protocols: ``LocalWorld`` (all agents in this process) and ``MpiWorld``
+(agents spread over ranks). Nothing above this package knows the word rank.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decdpo.messages import Inbox
+from decdpo.topology.row import Row
+
+
+@dataclass
+class Counters:
+    """What an exchange has cost this process so far.
+
+    messages_sent, bytes_sent : that left this process (headers included; letters between agents of
+    one process are free). wait_seconds : spent blocked in ``start`` and ``finish``.
+    wait_by_neighbour : seconds waited for each remote source agent.
+    """
+
+    messages_sent: int = 0
+    bytes_sent: int = 0
+    wait_seconds: float = 0.0
+    wait_by_neighbour: dict[int, float] | None = None
+
+
+class Exchange(Protocol):
+    """Carries one vector per agent and round to its neighbours; made once, used every round."""
+
+    counters: Counters
+
+    def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
+        """Copy ``message`` (M,), post its sends and the receives for ``row``, and return at once.
+
+        ``message`` may be None only for an agent that merely listens (``row.targets`` empty).
+        """
+        ...
+
+    def finish(self, agent: int, round: int) -> Inbox:
+        """Return what ``agent`` hears in ``round``; its parts arrive while they are used.
+
+        The inbox is valid until the first ``start`` of a later round. Raises ``StallError`` naming
+        the neighbour, the round and the seconds if one does not answer in time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Cancel what is outstanding and free every request and buffer. Collective."""
+        ...
+
+
+class SideChannel(Protocol):
+    """A way for one background thread per process to agree with the others."""
+
+    def outcomes(self, outcome: str) -> list[str]:
+        """Return the short texts that all processes pass, in rank order. Collective, thread-safe.
+
+        Sleeps while waiting; raises ``StallError`` when a process does not come in time.
+        """
+        ...
+
+
+class World(Protocol):
+    """The agents, spread over one or more processes.
+
+    num_agents : n. local_agents : the ids hosted here, ascending and contiguous. is_root : whether
+    this process may print and write the files that all share (it hosts agent 0).
+    """
+
+    num_agents: int
+    local_agents: tuple[int, ...]
+    is_root: bool
+
+    def exchange(
+        self, size: int, dtype: torch.dtype, *, digest: str = "", device: str = "cpu"
+    ) -> Exchange:
+        """Make an exchange for vectors of ``size`` values. Collective.
+
+        ``digest`` names the parameter layout; a letter with another one is an error.
+        """
+        ...
+
+    def sum(self, values: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Sum one equally shaped array per agent in ascending agent id, in float64. Collective.
+
+        ``values`` holds the local agents'. The same bits on every process for any placement of
+        the agents. For metrics and reports, never in a training round.
+        """
+        ...
+
+    def collect(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        """Return every agent's JSON value, keyed by agent, on every process. Collective."""
+        ...
+
+    def require(self, fault: Exception | None) -> None:
+        """Raise on every process if any process passes a fault, else on none. Collective.
+
+        All raise the same ``DecdpoError`` subclass with the first fault's message.
+        """
+        ...
+
+    def require_same(self, what: str, value: str) -> None:
+        """Raise ``ConfigError`` everywhere, naming the odd one out, unless all agree. Collective."""
+        ...
+
+    def request_stop(self) -> None:
+        """Ask all processes to stop at a common round end. Safe in a signal handler."""
+        ...
+
+    def stop_due(self, round: int) -> bool:
+        """Say, at the end of ``round``, whether to stop now; all processes answer yes for the same
+        round. Costs no communication until somebody asks to stop."""
+        ...
+
+    def side_channel(self) -> SideChannel | None:
+        """Return a channel for a background thread, None if the library has no thread support.
+        Collective."""
+        ...
+
+    def close(self) -> None:
+        """Free what the world owns. Collective."""
+        ...

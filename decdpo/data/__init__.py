@@ -1,0 +1,1 @@
+"""Preference data: sources, partitions over agents, and the shard each agent keeps."""

@@ -1,0 +1,49 @@
+"""What a preference loss sees and returns."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairLogProbs:
+    """Log-probabilities of a batch of B pairs, each summed over the steps of its answer (nats).
+
+    chosen, rejected : (B,) log pi_theta(y_w|x) and log pi_theta(y_l|x).
+    ref_chosen, ref_rejected : (B,) the same under the frozen reference.
+    chosen_length, rejected_length : (B,) number of steps (tokens) of each answer.
+    score_gap : (B,) score of the chosen minus the rejected answer, or None if the data have none.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor
+    chosen_length: Tensor
+    rejected_length: Tensor
+    score_gap: Tensor | None = None
+
+    @property
+    def chosen_ratio(self) -> Tensor:
+        """(B,) h_w = log pi_theta(y_w|x) - log pi_ref(y_w|x)."""
+        return self.chosen - self.ref_chosen
+
+    @property
+    def rejected_ratio(self) -> Tensor:
+        """(B,) h_l = log pi_theta(y_l|x) - log pi_ref(y_l|x)."""
+        return self.rejected - self.ref_rejected
+
+
+class PairLoss(Protocol):
+    """A loss of preference pairs; an instance is one frozen choice of its constants.
+
+    beta : the scale that turns log-ratios into rewards (nats to reward units).
+    """
+
+    @property
+    def beta(self) -> float: ...
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        """Return the (B,) losses, differentiable in ``pairs.chosen`` and ``pairs.rejected``."""
+        ...

@@ -1,0 +1,1 @@
+"""Policies: models that give an answer its log-probability, and the objective over them."""

@@ -1,0 +1,34 @@
+"""One agent's view of a mixing matrix."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Row i of a mixing matrix W, as agent i needs it in one round.
+
+    own : w_ii. sources : in-neighbours j != i with w_ij != 0, ascending. weights : w_ij, one per
+    source. targets : out-neighbours k != i with w_ki != 0, ascending.
+    """
+
+    own: float
+    sources: tuple[int, ...]
+    weights: tuple[float, ...]
+    targets: tuple[int, ...]
+
+
+class Mixing(Protocol):
+    """The weights of one round of communication."""
+
+    def row(self, agent: int) -> Row:
+        """Return what ``agent`` hears and tells in this round."""
+        ...
+
+
+class Schedule(Protocol):
+    """Maps a round to its mixing weights; the same on every rank."""
+
+    def mixing(self, round: int) -> Mixing:
+        """Return the mixing weights of ``round`` (0-based)."""
+        ...
