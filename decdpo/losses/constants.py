@@ -1,0 +1,40 @@
+"""Checks of the constants of a loss, and the one log-sigmoid all losses share."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from decdpo.errors import ConfigError
+
+
+def require_positive(key: str, value: float) -> None:
+    """Raise ConfigError unless ``loss.<key>`` is a finite number above 0."""
+    if not (_is_number(value) and value > 0):
+        raise ConfigError(
+            f"loss.{key} = {value!r} is not a positive finite number",
+            f"Set loss.{key} to a number above 0.",
+        )
+
+
+def require_between(
+    key: str, value: float, low: float, high: float, *, below_high: bool = False
+) -> None:
+    """Raise ConfigError unless low <= ``loss.<key>`` <= high (< high if ``below_high``)."""
+    inside = _is_number(value) and low <= value <= high and not (below_high and value == high)
+    if not inside:
+        interval = f"[{low:g}, {high:g}{')' if below_high or math.isinf(high) else ']'}"
+        raise ConfigError(
+            f"loss.{key} = {value!r} is not a finite number in {interval}",
+            f"Set loss.{key} to a number in {interval}.",
+        )
+
+
+def log_sigmoid(z: Tensor) -> Tensor:
+    """Return log sigma(z) = -softplus(-z) elementwise, without overflow at any finite z."""
+    return F.logsigmoid(z)
+
+
+def _is_number(value: object) -> bool:
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)  # type: ignore[arg-type]
