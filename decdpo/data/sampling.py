@@ -1,0 +1,63 @@
+"""Which pairs an agent sees at each step: epochs by index arithmetic, with nothing to save."""
+
+import numpy as np
+
+from decdpo.errors import DataError
+from decdpo.rng import Stream, generator
+
+
+class EpochSampler:
+    """Batches of one agent's training pairs, without replacement within an epoch.
+
+    Epoch e is the permutation drawn from ``generator(seed, Stream.BATCH, agent, e)``; the epochs
+    laid end to end form one endless sequence, and the batch of a step is a window of it. The rows
+    of a step are therefore a function of the arguments alone: a resumed run needs no state.
+
+    Parameters
+    ----------
+    seed : of the run. agent : the agent's id.
+    num_pairs : number of training pairs N of the agent's shard, at least 1.
+
+    Raises ``DataError`` if the agent has no pair to draw from.
+    """
+
+    def __init__(self, seed: int, agent: int, num_pairs: int) -> None:
+        if num_pairs < 1:
+            raise DataError(
+                f"agent {agent} has {num_pairs} training pairs",
+                "give every agent at least one pair, or run with fewer agents",
+            )
+        self.seed = seed
+        self.agent = agent
+        self.num_pairs = num_pairs
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def rows(self, step: int, size: int) -> np.ndarray:
+        """Return the (size,) int64 shard rows of batch number ``step``, all in [0, num_pairs).
+
+        Batches of one ``size`` tile the sequence: step s takes positions s*size to (s+1)*size - 1.
+        A batch may span epochs and may be larger than the shard.
+
+        Raises ``ValueError`` for a negative step or a size below 1.
+        """
+        if step < 0 or size < 1:
+            raise ValueError(f"no batch for step {step} and size {size}")
+        epoch, offset = divmod(step * size, self.num_pairs)
+        if offset + size <= self.num_pairs:
+            return self._permutation(epoch)[offset : offset + size].copy()
+        rows = np.empty(size, dtype=np.int64)
+        filled = 0
+        while filled < size:
+            part = self._permutation(epoch)[offset : offset + size - filled]
+            rows[filled : filled + part.size] = part
+            filled += part.size
+            epoch, offset = epoch + 1, 0
+        return rows
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            rng = generator(self.seed, Stream.BATCH, self.agent, epoch)
+            self._order = rng.permutation(self.num_pairs)
+            self._epoch = epoch
+        return self._order

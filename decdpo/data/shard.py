@@ -1,0 +1,303 @@
+"""The preference pairs of one agent, as training sees them."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from decdpo.data.storage import (
+    COLUMNS,
+    PROMPT_FORMATS,
+    ShardHeader,
+    add_reference,
+    checksum,
+    content_digest,
+    read_reference,
+    read_shard,
+    write_shard,
+)
+from decdpo.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One comparison: a prompt and two answers, the first of which was preferred."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class PreferenceShard:
+    """The N pairs of one agent, in memory; training pairs first, held-out pairs after them.
+
+    Made by ``open`` (a file of `decdpo shard`) or ``from_pairs`` (in memory). Texts are kept as one
+    UTF-8 buffer with spans; they are decoded when asked for.
+
+    Attributes
+    ----------
+    path : the file, or None for a shard that lives in memory only.
+    digest : sha256 of schema, attributes and pairs; cached references do not change it.
+    """
+
+    def __init__(
+        self,
+        header: ShardHeader,
+        columns: Mapping[str, np.ndarray],
+        digest: str,
+        path: Path | None = None,
+    ) -> None:
+        self.header = header
+        self.digest = digest
+        self.path = path
+        self._columns = dict(columns)
+        self._text = columns["text"].tobytes()
+        self._spans = columns["spans"]
+        self._memory: dict[str, np.ndarray] = {}
+        self._check()
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        expected_digest: str | None = None,
+        *,
+        agent: int | None = None,
+        sharding: str | None = None,
+    ) -> "PreferenceShard":
+        """Read and verify a shard file.
+
+        Parameters
+        ----------
+        expected_digest, agent, sharding : what the index says of this file; None: not compared.
+
+        Raises ``DataError`` for a file that is missing, truncated, edited, foreign, of another
+        version, or swapped with that of another agent or sharding.
+        """
+        path = Path(path)
+        header, columns, digest = read_shard(path)
+        remedy = "put back the file that belongs there, or make the shards again"
+        if sharding is not None and header.sharding != sharding:
+            raise DataError(
+                f"{path} belongs to sharding {header.sharding}, not to {sharding} of this index",
+                remedy,
+            )
+        if agent is not None and header.agent != agent:
+            raise DataError(f"{path} is the shard of agent {header.agent}, not of {agent}", remedy)
+        if expected_digest is not None and digest != expected_digest:
+            raise DataError(
+                f"{path} was edited or replaced: digest {digest[:12]}.., "
+                f"index says {expected_digest[:12]}..",
+                remedy,
+            )
+        return cls(header, columns, digest, path)
+
+    @classmethod
+    def from_pairs(
+        cls,
+        pairs: Iterable[Pair | tuple[str, str, str]],
+        num_train: int | None = None,
+        *,
+        agent: int = 0,
+        sharding: str = "",
+        prompt_format: str = "plain",
+        users: Sequence[str] | None = None,
+        columns: Mapping[str, np.ndarray] | None = None,
+    ) -> "PreferenceShard":
+        """Build a shard in memory.
+
+        Parameters
+        ----------
+        pairs : N pairs or (prompt, chosen, rejected) triples.
+        num_train : how many of them are for training; None: all.
+        users : N names of who judged each pair.
+        columns : further datasets by name: source_row, score_chosen, score_rejected, weight (N,),
+            chosen_features, rejected_features (N, d). ``source_row`` is 1..N by default.
+        """
+        text, spans = bytearray(), []
+        for pair in pairs:
+            prompt, chosen, rejected = (
+                (pair.prompt, pair.chosen, pair.rejected) if isinstance(pair, Pair) else pair
+            )
+            edges = [len(text)]
+            for part in (prompt, chosen, rejected):
+                text += part.encode()
+                edges.append(len(text))
+            spans.append(edges)
+        n = len(spans)
+        given = {
+            "text": np.frombuffer(bytes(text), np.uint8),
+            "spans": np.array(spans, np.int64).reshape(n, 4),
+            "source_row": np.arange(1, n + 1),
+            **(columns or {}),
+        }
+        if users is not None:
+            names, codes = np.unique(np.asarray(users, dtype=str), return_inverse=True)
+            given["user"], given["user_names"] = codes, encode_names(names.tolist())
+        header = ShardHeader(sharding, agent, n if num_train is None else num_train, prompt_format)
+        unknown = sorted(set(given) - set(COLUMNS))
+        if unknown:
+            raise DataError(f"a shard has no column {unknown[0]!r}", f"use one of {list(COLUMNS)}")
+        kept = {name: np.ascontiguousarray(given[name], COLUMNS[name][0]) for name in given}
+        return cls(header, kept, _digest(header, kept))
+
+    def save(self, path: Path | str) -> None:
+        """Write the shard to a file (mode 0600), replacing it as a whole."""
+        columns = {name: values for name, values in self._columns.items() if name != "text"}
+        write_shard(Path(path), self.header, columns, [self._text], len(self._text))
+
+    @property
+    def agent(self) -> int:
+        """Id of the agent whose pairs these are."""
+        return self.header.agent
+
+    @property
+    def prompt_format(self) -> str:
+        """How prompts are written: "plain", "hh" or "messages"."""
+        return self.header.prompt_format
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs N, training and held-out."""
+        return len(self._spans)
+
+    @property
+    def num_train(self) -> int:
+        """Number of training pairs: rows [0, num_train)."""
+        return self.header.num_train
+
+    @property
+    def num_heldout(self) -> int:
+        """Number of held-out pairs: rows [num_train, num_pairs)."""
+        return self.num_pairs - self.num_train
+
+    @property
+    def source_row(self) -> np.ndarray:
+        """(N,) int64: the record each pair came from, counted from 1 over all source files."""
+        return self._columns["source_row"]
+
+    @property
+    def score_gap(self) -> np.ndarray | None:
+        """(N,) float64: score of the chosen minus that of the rejected answer, or None."""
+        if "score_chosen" not in self._columns:
+            return None
+        return self._columns["score_chosen"] - self._columns["score_rejected"]
+
+    @property
+    def weight(self) -> np.ndarray | None:
+        """(N,) float64: weight of each pair in the loss, or None."""
+        return self._columns.get("weight")
+
+    @property
+    def user(self) -> np.ndarray | None:
+        """(N,) str: who judged each pair, or None."""
+        if "user" not in self._columns:
+            return None
+        return np.array(decode_names(self._columns["user_names"]))[self._columns["user"]]
+
+    @property
+    def features(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(N, d) float64 feature columns of the chosen and of the rejected answers, or None."""
+        if "chosen_features" not in self._columns:
+            return None
+        return self._columns["chosen_features"], self._columns["rejected_features"]
+
+    def pair(self, row: int) -> Pair:
+        """Return pair ``row``. Raises ``IndexError`` outside [0, num_pairs)."""
+        if not 0 <= row < self.num_pairs:
+            raise IndexError(f"row {row} of a shard of {self.num_pairs} pairs")
+        edges = self._spans[row].tolist()
+        parts = (self._text[a:b].decode() for a, b in zip(edges, edges[1:]))
+        return Pair(*parts)
+
+    def pairs(self, rows: Iterable[int] | np.ndarray) -> list[Pair]:
+        """Return the pairs ``rows``, in that order."""
+        return [self.pair(int(row)) for row in rows]
+
+    def reference(self, key: str) -> np.ndarray | None:
+        """Return the (N, 2) float64 reference log-probabilities cached under ``key``, or None.
+
+        Columns: chosen, rejected (nats). ``key`` names everything they depend on.
+
+        Raises ``DataError`` if the cached values are damaged.
+        """
+        if key not in self._memory and self.path is not None:
+            values = read_reference(self.path, key)
+            if values is not None:
+                self._check_reference(key, values)
+                self._memory[key] = values
+        return self._memory.get(key)
+
+    def save_reference(self, key: str, logps: np.ndarray) -> None:
+        """Cache (N, 2) reference log-probabilities (nats) under ``key``, in the file if any.
+
+        The file is replaced as a whole, so a kill leaves the old or the new one.
+
+        Raises ``DataError`` for a wrong shape or a value that is not finite.
+        """
+        values = np.ascontiguousarray(logps, dtype=np.float64)
+        self._check_reference(key, values)
+        if self.path is not None:
+            add_reference(self.path, key, values)
+        self._memory[key] = values
+
+    def _check_reference(self, key: str, values: np.ndarray) -> None:
+        if values.shape != (self.num_pairs, 2) or values.dtype != np.float64:
+            raise DataError(
+                f"reference {key!r} has shape {values.shape}, not ({self.num_pairs}, 2)",
+                "compute it for every pair of this shard",
+            )
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise DataError(
+                f"reference {key!r} is not finite at row {row} "
+                f"(source row {int(self.source_row[row])})",
+                "check the reference model and its precision",
+            )
+
+    def _check(self) -> None:
+        where = f"{self.path}: " if self.path else ""
+        n, spans = self.num_pairs, self._spans
+        remedy = "make the shards again with `decdpo shard`"
+        if spans.shape != (n, 4) or (
+            n and (spans.min() < 0 or spans.max() > len(self._text) or (np.diff(spans) < 0).any())
+        ):
+            raise DataError(f"{where}the spans do not fit the text", remedy)
+        if not 0 <= self.num_train <= n:
+            raise DataError(f"{where}{self.num_train} training pairs of {n}", remedy)
+        if self.prompt_format not in PROMPT_FORMATS:
+            raise DataError(
+                f"{where}unknown prompt format {self.prompt_format!r}",
+                f"use one of {', '.join(PROMPT_FORMATS)}",
+            )
+        for name, values in self._columns.items():
+            if name not in ("text", "user_names") and len(values) != n:
+                raise DataError(f"{where}{name} has {len(values)} rows for {n} pairs", remedy)
+        both = (("score_chosen", "score_rejected"), ("user", "user_names"))
+        for one, other in (*both, ("chosen_features", "rejected_features")):
+            if (one in self._columns) != (other in self._columns):
+                raise DataError(f"{where}{one} and {other} only make sense together", remedy)
+        features = self.features
+        if features and features[0].shape != features[1].shape:
+            raise DataError(
+                f"{where}features of shapes {features[0].shape} and {features[1].shape}", remedy
+            )
+
+
+def encode_names(names: Sequence[str]) -> np.ndarray:
+    """Return a list of names as the uint8 array that the column ``user_names`` holds."""
+    return np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
+
+
+def decode_names(values: np.ndarray) -> list[str]:
+    """Return the names held by a ``user_names`` column."""
+    return [str(name) for name in json.loads(values.tobytes())]
+
+
+def _digest(header: ShardHeader, columns: Mapping[str, np.ndarray]) -> str:
+    described = {
+        name: (COLUMNS[name][0], values.shape, checksum(values)) for name, values in columns.items()
+    }
+    return content_digest(header, described)

@@ -1,0 +1,254 @@
+"""The HDF5 file of one shard: its schema, its checksums, and writing that no kill can damage."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from decdpo.errors import DataError, EnvironmentFault
+
+FORMAT = "decdpo-shard"
+VERSION = 1
+PROMPT_FORMATS = ("plain", "hh", "messages")
+
+COLUMNS: dict[str, tuple[str, int]] = {
+    "text": ("u1", 1),
+    "spans": ("<i8", 2),
+    "source_row": ("<i8", 1),
+    "score_chosen": ("<f8", 1),
+    "score_rejected": ("<f8", 1),
+    "weight": ("<f8", 1),
+    "user": ("<i4", 1),
+    "user_names": ("u1", 1),
+    "chosen_features": ("<f8", 2),
+    "rejected_features": ("<f8", 2),
+}
+"""Dataset name -> element type and number of dimensions. The first three are always present."""
+
+REQUIRED = ("text", "spans", "source_row")
+
+# Large datasets start on a 1 MiB boundary; small shards (a thousand agents) must not be padded.
+_ALIGNMENT = {"alignment_threshold": 1 << 20, "alignment_interval": 1 << 20}
+_REMAKE = "make the shards again with `decdpo shard`, or restore the file from a copy"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHeader:
+    """What a shard says about itself.
+
+    sharding : uuid shared by all shards of one `decdpo shard`. agent : whose shard it is.
+    num_train : pairs [0, num_train) are for training, the rest are held out.
+    prompt_format : "plain", "hh" (transcript up to the last "Assistant:") or "messages"
+        (JSON list of {role, content}).
+    """
+
+    sharding: str
+    agent: int
+    num_train: int
+    prompt_format: str = "plain"
+
+
+def content_digest(header: ShardHeader, columns: Mapping[str, tuple[str, Any, str]]) -> str:
+    """Return the sha256 of a shard's schema, header and columns (not of its reference caches).
+
+    columns : name -> (element type, shape, sha256 of the bytes).
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        **asdict(header),
+        "columns": {name: [kind, list(shape), sha] for name, (kind, shape, sha) in columns.items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o600) -> Iterator[Path]:
+    """Yield a temporary file beside ``path`` that replaces it if the block ends without an error.
+
+    The file is on the disk before the new name is: a reader sees the old content or the new one.
+
+    Raises ``EnvironmentFault`` if the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, mode))
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write {path}: {error.strerror or error}",
+            "check the free space, the quota and the permissions of that folder",
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_shard(
+    path: Path,
+    header: ShardHeader,
+    columns: Mapping[str, np.ndarray],
+    text: Iterable[bytes],
+    text_size: int,
+) -> str:
+    """Write one shard (mode 0600) and return its content digest.
+
+    columns : the datasets of ``COLUMNS`` except ``text``. text : the UTF-8 bytes in parts, as many
+    as ``text_size`` together, so that a shard larger than memory can be written.
+    """
+    digests: dict[str, tuple[str, Any, str]] = {}
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w", libver="latest", locking=False, **_ALIGNMENT) as file:
+            dataset = file.create_dataset("text", (text_size,), "u1")
+            sha, position = hashlib.sha256(), 0
+            for part in text:
+                dataset[position : position + len(part)] = np.frombuffer(part, np.uint8)
+                sha.update(part)
+                position += len(part)
+            if position != text_size:
+                raise ValueError(f"text of {position} bytes, not {text_size}")
+            digests["text"] = ("u1", (text_size,), sha.hexdigest())
+            dataset.attrs["sha256"] = sha.hexdigest()
+            for name, values in columns.items():
+                kind, ndim = COLUMNS[name]
+                values = np.ascontiguousarray(values, dtype=kind)
+                if values.ndim != ndim:
+                    raise ValueError(f"column {name} has shape {values.shape}")
+                dataset = file.create_dataset(name, data=values)
+                digests[name] = (kind, values.shape, checksum(values))
+                dataset.attrs["sha256"] = digests[name][2]
+            digest = content_digest(header, digests)
+            file.attrs.update(format=FORMAT, version=VERSION, digest=digest, **asdict(header))
+    return digest
+
+
+def read_shard(path: Path) -> tuple[ShardHeader, dict[str, np.ndarray], str]:
+    """Read and verify a shard: its header, its columns (``text`` included) and its digest.
+
+    Raises ``DataError`` saying whether the file is missing, foreign, truncated, of another version
+    or edited.
+    """
+    with _opened(path) as file:
+        if file.attrs.get("format") != FORMAT:
+            raise DataError(f"{path} is an HDF5 file but not a shard of decdpo", _REMAKE)
+        version = int(file.attrs["version"])
+        if version != VERSION:
+            raise DataError(
+                f"{path} has shard version {version}; this decdpo reads version {VERSION}",
+                "make the shards again with this version of decdpo",
+            )
+        header = ShardHeader(
+            sharding=str(file.attrs["sharding"]),
+            agent=int(file.attrs["agent"]),
+            num_train=int(file.attrs["num_train"]),
+            prompt_format=str(file.attrs["prompt_format"]),
+        )
+        columns: dict[str, np.ndarray] = {}
+        digests: dict[str, tuple[str, Any, str]] = {}
+        for name, (kind, ndim) in COLUMNS.items():
+            if name not in file:
+                if name in REQUIRED:
+                    raise DataError(f"{path} is damaged: it has no dataset {name!r}", _REMAKE)
+                continue
+            dataset = file[name]
+            if dataset.dtype != np.dtype(kind) or dataset.ndim != ndim:
+                raise DataError(
+                    f"{path} is damaged: {name} is {dataset.dtype} {dataset.shape}", _REMAKE
+                )
+            columns[name] = dataset[...]
+            digests[name] = (kind, dataset.shape, checksum(columns[name]))
+            if digests[name][2] != dataset.attrs["sha256"]:
+                raise DataError(
+                    f"{path} is damaged or was edited: {name} does not match its checksum", _REMAKE
+                )
+        digest = content_digest(header, digests)
+        if digest != file.attrs["digest"]:
+            raise DataError(
+                f"{path} is damaged or was edited: its attributes do not match its digest", _REMAKE
+            )
+    return header, columns, digest
+
+
+def read_reference(path: Path, key: str) -> np.ndarray | None:
+    """Return the (N, 2) float64 log-probabilities cached under ``key``, or None.
+
+    Raises ``DataError`` if the cache does not match its checksum.
+    """
+    with _opened(path) as file:
+        dataset = file.get(_reference_name(key))
+        if dataset is None or dataset.attrs["key"] != key:
+            return None
+        values = np.asarray(dataset[...])
+        if checksum(values) != dataset.attrs["sha256"]:
+            raise DataError(
+                f"{path} is damaged: the cached reference {key!r} does not match its checksum",
+                _REMAKE,
+            )
+        return values
+
+
+def add_reference(path: Path, key: str, logps: np.ndarray) -> None:
+    """Store (N, 2) float64 log-probabilities under ``key`` in a new copy of the file."""
+    with replacing(path) as temporary:
+        with open(path, "rb") as source, open(temporary, "wb") as target:
+            while part := source.read(1 << 22):
+                target.write(part)
+        with h5py.File(temporary, "r+", libver="latest", locking=False, **_ALIGNMENT) as file:
+            name = _reference_name(key)
+            if name in file:
+                del file[name]
+            dataset = file.create_dataset(name, data=logps)
+            dataset.attrs.update(key=key, sha256=checksum(logps))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    if not path.is_file():
+        raise DataError(
+            f"there is no shard {path}",
+            "make the shards with `decdpo shard`, or copy the missing file to this machine",
+        )
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by this user", "check the file's owner and mode")
+    try:
+        with h5py.File(path, "r", libver="latest", locking=False) as file:
+            yield file
+    except DataError:
+        raise
+    # A damaged HDF5 file can fail in any of these ways, wherever the damage is first met.
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "truncated" in reason or path.stat().st_size == 0:
+            raise DataError(f"{path} is truncated", _REMAKE) from error
+        if "signature not found" in reason:
+            raise DataError(f"{path} is not an HDF5 file", _REMAKE) from error
+        raise DataError(f"{path} is damaged: {reason}", _REMAKE) from error
+
+
+def _reference_name(key: str) -> str:
+    return "reference/" + hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def checksum(values: np.ndarray) -> str:
+    """Return the sha256 of an array's bytes in C order."""
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
