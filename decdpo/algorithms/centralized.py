@@ -1,0 +1,56 @@
+"""Centralized DPO: one step per round along the gradient averaged over all agents.
+
+    x <- x - eta (1/n) sum_i g_i(x)
+
+Every agent holds the same x and sends its gradient; the mean comes back as the one letter of the
+round (through a ``ServerExchange``). The baseline against which the decentralized methods are
+read: what pooling the data would give.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decdpo.messages import Inbox
+from decdpo.params.optim import Optimizer, OptimState
+
+
+@dataclass
+class CentralizedState:
+    """x : (P,) the common parameters. grad : (P,) this round's own gradient. lr : its step size."""
+
+    x: Tensor
+    optim: OptimState
+    grad: Tensor
+    lr: float = 0.0
+
+
+@dataclass(frozen=True)
+class Centralized:
+    """Gradient averaging; ``optimizer`` steps along the mean, identically on every agent."""
+
+    optimizer: Optimizer
+
+    def init(self, x: Tensor) -> CentralizedState:
+        """Return the state of an agent that starts at ``x`` (P,)."""
+        return CentralizedState(x, self.optimizer.init(x), x.new_zeros(x.shape))
+
+    def message_size(self, num_shared: int) -> int:
+        """Return M: one gradient."""
+        return num_shared
+
+    def local_step(self, state: CentralizedState, grad: Tensor, lr: float) -> None:
+        """Keep g_i and its step size until the mean is known."""
+        state.grad.copy_(grad)
+        state.lr = lr
+
+    def message(self, state: CentralizedState) -> Tensor:
+        """Return g_i (P,)."""
+        return state.grad
+
+    def mix(self, state: CentralizedState, inbox: Inbox) -> None:
+        """x <- x - eta mean_i g_i."""
+        inbox.settle()
+        (letter,) = inbox.letters
+        state.grad.copy_(letter.body)
+        self.optimizer.step(state.x, state.optim, state.grad, state.lr)

@@ -1,0 +1,268 @@
+"""What is measured while training: one JSON line per recorded round, and a line of progress.
+
+Everything outside ``system`` is a function of the configuration alone: the same bits for any
+placement of the agents and across a kill and resume. ``system`` holds times and traffic.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from decdpo.comm.world import World
+from decdpo.errors import DataError
+from decdpo.params.flat import FlatParams
+from decdpo.policies.objective import Stats
+from decdpo.rng import Stream, generator
+from decdpo.run import Agent, Run
+
+
+def average_model(world: World, agents: list[Agent]) -> FlatParams:
+    """Return x_bar = mean_i x_i (P,), on the device of the agents. Collective.
+
+    Its gradient buffer is its own, so that a measurement never touches an agent's.
+    """
+    total = world.sum({a.id: a.params.data.detach().cpu().double().numpy() for a in agents})
+    like = agents[0].params
+    mean = torch.from_numpy(total / world.num_agents).to(like.data)
+    return FlatParams(like.layout, mean.contiguous())
+
+
+def consensus_distance(world: World, agents: list[Agent], mean: FlatParams) -> float:
+    """Return mean_i ||x_i - x_bar||^2 over the shared parameters. Collective."""
+    own = {}
+    for agent in agents:
+        gap = agent.params.shared.double() - mean.shared.double()
+        own[agent.id] = np.array([float(torch.dot(gap, gap))])
+    return float(world.sum(own)[0]) / world.num_agents
+
+
+def gradient_norm(run: Run, mean: FlatParams, rows: Mapping[int, np.ndarray]) -> float:
+    """Return ||grad L(x_bar)||, L the mean over agents of their loss on ``rows``. Collective."""
+    own = {}
+    for agent in run.agents:
+        run.objective.gradient(mean, agent.data, rows[agent.id])
+        own[agent.id] = mean.grad.detach().cpu().double().numpy().copy()
+    return float(np.linalg.norm(run.world.sum(own))) / run.world.num_agents
+
+
+class HeldOut:
+    """The held-out pairs of the local agents, or a seeded part of them."""
+
+    def __init__(self, agents: list[Agent], seed: int, pairs: int, gradient_pairs: int) -> None:
+        self.rows = {a.id: _pick(seed, a, heldout=True, at_most=pairs) for a in agents}
+        self.gradient_rows = {
+            a.id: _pick(seed, a, heldout=False, at_most=gradient_pairs) for a in agents
+        }
+
+    def own(self, run: Run) -> dict[int, Stats]:
+        """Evaluate every local agent's model on its own held-out pairs."""
+        return {
+            a.id: run.objective.evaluate(a.params, a.data, self.rows[a.id]) for a in run.agents
+        }
+
+    def average(self, run: Run, mean: FlatParams) -> dict[int, Stats]:
+        """Evaluate the average model on every local agent's held-out pairs."""
+        return {a.id: run.objective.evaluate(mean, a.data, self.rows[a.id]) for a in run.agents}
+
+
+def _pick(seed: int, agent: Agent, *, heldout: bool, at_most: int) -> np.ndarray:
+    """Return sorted shard rows: all of one part, or ``at_most`` seeded ones of it."""
+    first, last = 0, agent.data.num_train
+    if heldout:
+        first, last = last, last + agent.data.num_heldout
+    rows = np.arange(first, last)
+    if 0 < at_most < rows.size:
+        rng = generator(seed, Stream.HOLDOUT, agent.id, int(heldout))
+        rows = np.sort(rng.choice(rows, at_most, replace=False))
+    return rows
+
+
+def pooled(world: World, stats: Mapping[int, Stats]) -> Stats:
+    """Add up the agents' statistics, the same bits on every process. Collective."""
+    return Stats(world.sum({i: s.values for i, s in stats.items()}))
+
+
+class Metrics:
+    """The monitor of a run: writes ``metrics.jsonl`` and shows progress.
+
+    rho : second largest modulus of an eigenvalue of the mixing matrix, None without one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        heldout: HeldOut,
+        *,
+        every: int,
+        rho: float | None,
+        progress: "Progress",
+        start_round: int,
+        is_root: bool,
+    ) -> None:
+        self.every = every
+        self.rho = rho
+        self.heldout = heldout
+        self.progress = progress
+        self.last: dict[str, Any] = {}
+        self._file: TextIO | None = None
+        self._seen = (0, 0, 0.0)
+        self._clock = perf_counter()
+        if is_root:
+            keep_until(path, start_round)
+            self._file = path.open("a", encoding="utf-8")
+
+    def observe(self, round: int, run: Run, seconds: float) -> None:
+        """Record ``round`` if it is due, and show progress. Collective when due.
+
+        seconds : spent in this round's local steps by this process.
+        """
+        done = round + 1
+        if done % self.every == 0 or done == run.num_rounds:
+            self.last = self._record(round, run, seconds)
+            if self._file is not None:
+                self._file.write(json.dumps(self.last) + "\n")
+                self._file.flush()
+        self.progress.show(done, self.last)
+
+    def sync(self) -> None:
+        """Force the records to disk: called before a checkpoint that will rely on them."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file and end the progress line."""
+        self.progress.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _record(self, round: int, run: Run, seconds: float) -> dict[str, Any]:
+        world, agents = run.world, run.agents
+        train = pooled(world, {a.id: a.stats for a in agents})
+        mean = average_model(world, agents)
+        own = self.heldout.own(run)
+        record: dict[str, Any] = {"round": round + 1, **train.means()}
+        record["lr"] = run.lr((round + 1) * run.local_steps - 1)
+        record["gradient_norm"] = gradient_norm(run, mean, self.heldout.gradient_rows)
+        record["consensus_distance"] = consensus_distance(world, agents, mean)
+        record["rho"] = self.rho
+        accuracy = {i: s.means()["rewards/accuracies"] if s.count else None for i, s in own.items()}
+        every_agent = world.collect(accuracy)
+        own_all = pooled(world, own)
+        average = pooled(world, self.heldout.average(run, mean))
+        if own_all.count:
+            record["heldout/loss"] = own_all.means()["loss"]
+            record["heldout/accuracy"] = own_all.means()["rewards/accuracies"]
+            record["heldout/average/loss"] = average.means()["loss"]
+            record["heldout/average/accuracy"] = average.means()["rewards/accuracies"]
+        record["heldout/accuracy_by_agent"] = [every_agent[i] for i in range(world.num_agents)]
+        record["system"] = self._system(run, seconds)
+        return record
+
+    def _system(self, run: Run, seconds: float) -> dict[str, float]:
+        """Return traffic of all processes and this one's times since the last record."""
+        now = perf_counter()
+        counters = run.exchange.counters if run.exchange is not None else None
+        seen = (0, 0, 0.0)
+        if counters is not None:
+            seen = (counters.messages_sent, counters.bytes_sent, counters.wait_seconds)
+        delta = [new - old for new, old in zip(seen, self._seen)]
+        mine = np.array([*delta[:2], delta[2], seconds], dtype=np.float64)
+        total = run.world.sum(
+            {a.id: mine if a is run.agents[0] else np.zeros(4) for a in run.agents}
+        )
+        took, self._clock = now - self._clock, now
+        self._seen = seen
+        return {
+            "messages": int(total[0]),
+            "bytes": int(total[1]),
+            "wait_seconds": round(float(total[2]), 6),
+            "compute_seconds": round(float(total[3]), 6),
+            "elapsed_seconds": round(took, 6),
+        }
+
+
+def keep_until(path: Path, last_round: int) -> None:
+    """Drop the records after ``last_round`` and any torn last line, by an atomic rewrite.
+
+    Raises ``DataError`` if an earlier line is not a record.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            round = json.loads(line)["round"]
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise DataError(
+                f"{path}, line {number} is not a metrics record", "remove that line"
+            ) from None
+        if round <= last_round and line.endswith("\n"):
+            kept.append(line)
+    spare = path.with_name(path.name + ".writing")
+    with spare.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(spare, path)
+
+
+class Progress:
+    """A live bar with the time left on a terminal, plain lines in a batch log."""
+
+    def __init__(
+        self, first: int, last: int, *, enabled: bool, stream: TextIO | None = None
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._enabled = enabled
+        self._first, self._last = first, last
+        self._began = monotonic()
+        self._shown = self._began if enabled else 0.0
+        self._live = enabled and self._stream.isatty()
+
+    def show(self, done: int, record: Mapping[str, Any]) -> None:
+        """Show that ``done`` rounds are complete; every 0.1 s on a terminal, else every 10 s."""
+        if not self._enabled:
+            return
+        now = monotonic()
+        if now - self._shown < (0.1 if self._live else 10.0) and done != self._last:
+            return
+        self._shown = now
+        left = (now - self._began) / max(done - self._first, 1) * (self._last - done)
+        text = f"round {done}/{self._last}"
+        for key, label in (
+            ("loss", "loss"),
+            ("consensus_distance", "consensus"),
+            ("heldout/average/accuracy", "held-out accuracy"),
+        ):
+            if record.get(key) is not None:
+                text += f"  {label} {record[key]:.4g}"
+        text += f"  {_clock(left)} left"
+        if self._live:
+            width = 24
+            full = width * done // self._last
+            self._stream.write(f"\r\x1b[K[{'#' * full}{'.' * (width - full)}] {text}")
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._live:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

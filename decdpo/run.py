@@ -1,0 +1,89 @@
+"""A run in progress: its agents and everything the loop needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from decdpo.algorithms.base import Algorithm
+from decdpo.comm.world import Exchange, World
+from decdpo.params.flat import FlatParams
+from decdpo.policies.objective import Objective, Stats
+from decdpo.topology.row import Schedule
+
+
+class Sampler(Protocol):
+    """Says which pairs an agent sees: a pure function of the local-step number."""
+
+    def rows(self, step: int, size: int) -> np.ndarray:
+        """Return the (size,) shard rows of local step ``step``."""
+        ...
+
+
+class Monitor(Protocol):
+    """Writes down how training goes."""
+
+    def observe(self, round: int, run: "Run", seconds: float) -> None:
+        """Record ``round``, whose local steps took ``seconds``, if due. Collective when due."""
+        ...
+
+    def sync(self) -> None:
+        """Force what was recorded to disk."""
+        ...
+
+
+class Store(Protocol):
+    """Keeps checkpoints."""
+
+    def due(self, done: int) -> bool:
+        """Say whether the state after ``done`` rounds is saved."""
+        ...
+
+    def save(self, done: int, agents: "list[Agent]") -> None:
+        """Save the state after ``done`` rounds. Collective."""
+        ...
+
+    def poll(self) -> None:
+        """Raise if an earlier save has failed in the background."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until every save is on disk. Collective."""
+        ...
+
+
+@dataclass
+class Agent:
+    """One participant: its shard, its parameters, its algorithm's state.
+
+    id : 0 ... n-1. params : (P,) vector and gradient. state : the algorithm's, whose ``x`` is
+    ``params.data``. data : the encoded shard. stats : of this round's local steps.
+    """
+
+    id: int
+    params: FlatParams
+    state: Any
+    data: Any
+    sampler: Sampler
+    stats: Stats
+
+
+@dataclass
+class Run:
+    """Everything the loop needs; ``build.py`` makes it."""
+
+    world: World
+    exchange: Exchange | None
+    algorithm: Algorithm
+    objective: Objective
+    schedule: Schedule
+    agents: list[Agent]
+    lr: Callable[[int], float]
+    local_steps: int
+    batch_size: int
+    overlap: bool
+    num_rounds: int
+    monitor: Monitor
+    store: Store
+    next_round: int = 0

@@ -1,0 +1,90 @@
+"""The training loop: local steps, one exchange, the next round."""
+
+from enum import Enum
+from time import perf_counter
+
+import torch
+
+from decdpo.errors import NumericalError
+from decdpo.policies.objective import Stats
+from decdpo.run import Agent, Run
+from decdpo.topology.row import Mixing
+
+
+class Ending(Enum):
+    """How the loop ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+
+
+def train(run: Run) -> Ending:
+    """Run the rounds from ``run.next_round`` on. Collective.
+
+    E local steps          x_i <- x_i - eta g_i(x_i)
+    one exchange           x_i <- x_i + sum_j w_ij (m_j - m_i)
+
+    Messages leave before the local steps if ``run.overlap`` (combine while adapting: the exchange
+    hides behind the gradients, at no staleness), after them otherwise (adapt, then combine).
+    """
+    for t in range(run.next_round, run.num_rounds):
+        began = perf_counter()
+        mixing = run.schedule.mixing(t)
+        if run.overlap:
+            start(run, t, mixing)
+        for agent in run.agents:
+            local_steps(run, agent, t)
+        seconds = perf_counter() - began
+        if not run.overlap:
+            start(run, t, mixing)
+        finish(run, t)
+        run.monitor.observe(t, run, seconds)
+        run.store.poll()
+        stop = run.world.stop_due(t)
+        if stop or run.store.due(t + 1):
+            check_finite(run, t)
+            run.monitor.sync()
+            run.store.save(t + 1, run.agents)
+        if stop and t + 1 < run.num_rounds:
+            run.store.flush()
+            return Ending.STOPPED
+    run.store.flush()
+    return Ending.DONE
+
+
+def start(run: Run, t: int, mixing: Mixing) -> None:
+    """Send every agent's message of round ``t`` on its way."""
+    if run.exchange is not None:
+        for agent in run.agents:
+            run.exchange.start(agent.id, t, mixing.row(agent.id), run.algorithm.message(agent.state))
+
+
+def local_steps(run: Run, agent: Agent, t: int) -> None:
+    """Take the E local steps of round ``t``."""
+    agent.stats = Stats.zero()
+    for h in range(run.local_steps):
+        step = t * run.local_steps + h
+        rows = agent.sampler.rows(step, run.batch_size)
+        try:
+            agent.stats += run.objective.gradient(agent.params, agent.data, rows)
+        except NumericalError as fault:
+            raise NumericalError(f"round {t}, local step {h}: {fault.what}", fault.remedy) from None
+        run.algorithm.local_step(agent.state, agent.params.grad, run.lr(step))
+
+
+def finish(run: Run, t: int) -> None:
+    """Fold what the neighbours sent in round ``t`` into every agent's state."""
+    if run.exchange is not None:
+        for agent in run.agents:
+            run.algorithm.mix(agent.state, run.exchange.finish(agent.id, t))
+
+
+def check_finite(run: Run, t: int) -> None:
+    """Raise ``NumericalError`` naming the agent if a parameter is NaN or infinite."""
+    for agent in run.agents:
+        if not bool(torch.isfinite(agent.params.data).all()):
+            bad = int((~torch.isfinite(agent.params.data)).sum())
+            raise NumericalError(
+                f"agent {agent.id} has {bad} NaN or infinite parameters after round {t}",
+                "lower optim.lr or set optim.clip_norm; the last checkpoint is intact",
+            )
