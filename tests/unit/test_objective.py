@@ -1,0 +1,198 @@
+"""The objective and its statistics against definitions written out in double precision."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from decdpo.data.shard import PreferenceShard
+from decdpo.errors import NumericalError, PolicyError
+from decdpo.losses.base import PairLogProbs
+from decdpo.losses.dpo import DPO
+from decdpo.params.flat import FlatParams
+from decdpo.policies.loglinear import LogLinear
+from decdpo.policies.objective import METRICS, SATURATED_MARGIN, Objective, Stats, check_start
+
+NUM = 12
+
+
+def shard(**columns):
+    rng = np.random.default_rng(0)
+    features = {
+        "chosen_features": rng.standard_normal((NUM, 4)),
+        "rejected_features": rng.standard_normal((NUM, 4)),
+    }
+    return PreferenceShard.from_pairs(
+        [("p", "c", "r")] * NUM, num_train=8, agent=5, columns={**features, **columns}
+    )
+
+
+@pytest.fixture
+def policy():
+    return LogLinear(4, features="columns", dtype="float64", reference=[0.1, -0.2, 0.3, 0.0])
+
+
+@pytest.fixture
+def params(policy):
+    return FlatParams(policy.layout, torch.tensor([3.0, -2.0, 1.0, 0.5], dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class ChosenOnly:
+    """A loss that ignores the rejected answer."""
+
+    beta: float = 1.0
+
+    def __call__(self, pairs: PairLogProbs) -> torch.Tensor:
+        return -pairs.chosen_ratio
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A loss that needs the score column."""
+
+    beta: float = 1.0
+
+    def __call__(self, pairs: PairLogProbs) -> torch.Tensor:
+        assert pairs.score_gap is not None
+        return pairs.score_gap * (pairs.rejected_ratio - pairs.chosen_ratio)
+
+
+def test_metrics_are_what_their_names_say(policy, params):
+    data, beta = policy.encode(shard()), 2.0
+    means = Objective(policy, DPO(beta)).gradient(params, data, np.arange(NUM)).means()
+    assert tuple(means) == METRICS
+    logps = policy.forward(params, data, np.arange(NUM)).logps
+    w, l, rw, rl = (
+        t.numpy() for t in (logps.chosen, logps.rejected, logps.ref_chosen, logps.ref_rejected)
+    )
+    margins = beta * ((w - rw) - (l - rl))
+    sigma = 1 / (1 + np.exp(-margins))
+    expected = {
+        "loss": np.log1p(np.exp(-margins)),
+        "rewards/chosen": beta * (w - rw),
+        "rewards/rejected": beta * (l - rl),
+        "rewards/margins": margins,
+        "rewards/accuracies": margins > 0,
+        "logps/chosen": w,
+        "logps/rejected": l,
+        "drift/chosen": w - rw,
+        "imbalance/log_ratio": l - w,
+        "saturated": sigma * (1 - sigma) < 0.01,
+    }
+    assert 0 < expected["saturated"].mean() < 1
+    for name, values in expected.items():
+        assert means[name] == pytest.approx(values.mean(), rel=1e-10), name
+
+
+def test_saturation_begins_where_the_slope_of_the_sigmoid_is_a_hundredth():
+    sigma = 1 / (1 + np.exp(-SATURATED_MARGIN))
+    assert sigma * (1 - sigma) == pytest.approx(0.01, rel=1e-12)
+
+
+def test_ties_count_half_and_rewards_vanish_at_the_reference(policy):
+    params = FlatParams(policy.layout, policy.initial())
+    data = policy.encode(shard())
+    check_start(policy, data)
+    means = Objective(policy, DPO()).gradient(params, data, np.arange(8)).means()
+    assert means["rewards/accuracies"] == 0.5
+    assert means["rewards/chosen"] == means["rewards/rejected"] == means["rewards/margins"] == 0
+    assert means["loss"] == pytest.approx(np.log(2), rel=1e-15)
+
+
+def test_the_imbalance_of_any_loss_comes_from_its_cotangents(policy, params):
+    data = policy.encode(shard(score_chosen=np.arange(NUM) + 2.0, score_rejected=np.ones(NUM)))
+    rows = np.array([3, 1])
+    logps = policy.forward(params, data, rows).logps
+    expected = (logps.rejected - logps.chosen).mean().item()
+    means = Objective(policy, Scored()).gradient(params, data, rows).means()
+    assert means["imbalance/log_ratio"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_loss_may_ignore_one_answer(policy, params):
+    data = policy.encode(shard())
+    stats = Objective(policy, ChosenOnly()).gradient(params, data, np.arange(8))
+    forward = policy.forward(params, data, np.arange(8))
+    expected = torch.zeros_like(params.data)
+    forward.params = FlatParams(policy.layout, params.data, expected)
+    forward.backward(torch.full((8,), -1 / 8).double(), torch.zeros(8).double())
+    assert (params.grad == expected).all() and params.grad.any()
+    assert stats.means()["imbalance/log_ratio"] > 600
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_gradient_is_a_finite_difference_of_the_loss(policy, params, weighted):
+    weight = np.linspace(0, 3, NUM)
+    data = policy.encode(shard(**({"weight": weight} if weighted else {})))
+    rows = np.array([7, 2, 2, 5])
+    objective = Objective(policy, DPO(0.5))
+    objective.gradient(params, data, rows)
+    scale = weight[rows] / weight[:8].mean() if weighted else np.ones(4)
+
+    def value(x):
+        moved = FlatParams(policy.layout, x)
+        each = [objective.evaluate(moved, data, rows[i : i + 1]).means()["loss"] for i in range(4)]
+        return float(np.mean(scale * each))
+
+    for i in range(4):
+        step = torch.zeros(4, dtype=torch.float64)
+        step[i] = 1e-5
+        slope = (value(params.data + step) - value(params.data - step)) / 2e-5
+        assert params.grad[i].item() == pytest.approx(slope, rel=1e-8)
+
+
+def test_weighted_means_weigh_and_pairs_without_weight_do_not_count(policy, params):
+    weight = np.where(np.arange(NUM) % 2, 3.0, 0.0)
+    weighed, plain = policy.encode(shard(weight=weight)), policy.encode(shard())
+    objective = Objective(policy, DPO())
+    a = objective.evaluate(params, weighed, np.arange(NUM))
+    b = objective.evaluate(params, plain, np.arange(1, NUM, 2))
+    assert a.count == b.count == 6
+    assert a.means() == pytest.approx(b.means(), rel=1e-12)
+    assert objective.evaluate(params, weighed, np.array([0, 2])).means() == {}
+
+
+def test_the_gradient_overwrites_and_evaluation_leaves_it(policy, params):
+    data, objective = policy.encode(shard()), Objective(policy, DPO())
+    params.grad.fill_(9.0)
+    objective.evaluate(params, data, np.arange(NUM), batch_size=5)
+    assert (params.grad == 9).all()
+    objective.gradient(params, data, np.arange(8))
+    first = params.grad.clone()
+    objective.gradient(params, data, np.arange(8))
+    assert (params.grad == first).all()
+
+
+def test_statistics_add_up_over_batches(policy, params):
+    data, objective = policy.encode(shard()), Objective(policy, DPO())
+    whole = objective.evaluate(params, data, np.arange(NUM))
+    parts = objective.evaluate(params, data, np.arange(NUM), batch_size=5)
+    assert parts.count == whole.count == NUM
+    assert parts.to_array() == pytest.approx(whole.to_array(), rel=1e-12)
+    again = Stats.from_array(whole.to_array()) + Stats()
+    assert again.means() == whole.means()
+    assert Stats().means() == {} and Stats().count == 0
+
+
+def test_a_value_that_is_not_finite_names_agent_and_rows(policy, params):
+    data, objective = policy.encode(shard()), Objective(policy, DPO())
+    data.differences.values[4 * 6] = np.nan
+    with pytest.raises(NumericalError, match=r"agent 5: log pi\(chosen\) is nan") as caught:
+        objective.gradient(params, data, np.array([1, 6, 3]))
+    assert "shard row 6 (source row 7)" in str(caught.value)
+    with pytest.raises(NumericalError, match="agent 5"):
+        objective.evaluate(params, data, np.arange(NUM))
+
+
+def test_a_foreign_reference_is_noticed_at_the_start(policy):
+    data = policy.encode(shard())
+    other = LogLinear(4, features="columns", dtype="float64")
+    with pytest.raises(PolicyError, match=r"agent 5: at step 0 .* shard row 0 \(source row 1\)"):
+        check_start(other, data)
+    broken = data.ref_rejected.copy()
+    broken[9] = np.nan
+    data = replace(data, ref_rejected=broken)
+    check_start(policy, data, batch_size=4)
+    with pytest.raises(PolicyError, match="shard row 9"):
+        check_start(policy, data, batch_size=4, batches=3)

@@ -1,0 +1,98 @@
+"""Hashed features and sparse feature differences against dense arithmetic."""
+
+import subprocess
+import sys
+from math import log
+
+import numpy as np
+import pytest
+
+from decdpo.policies.features import column_differences, hashed_differences, hashed_features
+
+PAIRS = [
+    ("The cat sat. The cat!", "a dog sat"),
+    ("same words", "same words"),
+    ("", "only one side"),
+    ("Grüße, 世界", "plain"),
+]
+
+
+def test_words_and_adjacent_pairs_count_logarithmically_and_ignore_case():
+    wide = 2**61
+    values = sorted(abs(v) for v in hashed_features("The cat sat. The cat!", wide).values())
+    # the x2, cat x2, "the cat" x2; sat, ".", "!", "cat sat", "sat .", ". the", "cat !" once
+    assert values == pytest.approx([1.0] * 7 + [1 + log(2)] * 3)
+    assert hashed_features("THE CAT", wide) == hashed_features("the cat", wide)
+    assert hashed_features("cat the", wide) != hashed_features("the cat", wide)
+
+
+def test_features_are_the_same_in_another_process():
+    code = (
+        "from decdpo.policies.features import hashed_features;"
+        "print(sorted(hashed_features('to be or not to be', 997, 3).items()))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    here = sorted(hashed_features("to be or not to be", 997, 3).items())
+    assert other.stdout.strip() == str(here)
+
+
+def test_seed_draws_another_hash_function():
+    assert hashed_features("a b c", 1000, 0) != hashed_features("a b c", 1000, 1)
+
+
+def test_columns_and_signs_are_spread_evenly():
+    words = " ".join(f"w{i}" for i in range(4000))
+    features = hashed_features(words, 16)
+    single = [hashed_features(f"w{i}", 16) for i in range(4000)]
+    columns = np.array([c for f in single for c in f])
+    signs = np.array([v for f in single for v in f.values()])
+    assert set(features) == set(range(16))
+    # A uniform draw of 4000 has a standard deviation of 15 per column, of 0.016 for the mean sign.
+    assert np.abs(np.bincount(columns, minlength=16) - 250).max() < 75
+    assert abs(signs.mean()) < 0.08
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_hashed_differences_are_the_difference_of_both_answers(dtype):
+    differences = hashed_differences(PAIRS, 50, np.dtype(dtype), seed=7)
+    dense = np.zeros((len(PAIRS), 50))
+    for row, pair in enumerate(PAIRS):
+        for sign, text in zip((1, -1), pair):
+            for column, value in hashed_features(text, 50, 7).items():
+                dense[row, column] += sign * value
+    assert differences.matrix.toarray() == pytest.approx(dense.astype(dtype))
+    assert differences.values.dtype == dtype
+    assert differences.matrix.has_sorted_indices
+
+
+def test_batches_repeat_and_reorder_rows_and_keep_their_bits():
+    rng = np.random.default_rng(0)
+    differences = hashed_differences(PAIRS, 200, np.dtype(np.float32))
+    theta = rng.standard_normal(200).astype(np.float32)
+    rows = np.array([3, 1, 0, 3])
+    batch = differences.batch(rows)
+    assert (batch.margins(theta) == differences.margins(theta)[rows]).all()
+    dense = differences.matrix.toarray()[rows]
+    assert batch.margins(theta) == pytest.approx(dense @ theta, abs=1e-5)
+    assert batch.margins(theta)[1] == 0
+    weights = rng.standard_normal(4).astype(np.float32)
+    out = np.ones(200, np.float32)
+    batch.add_combination(weights, out)
+    assert out == pytest.approx(1 + weights @ dense, abs=1e-5)
+
+
+def test_an_empty_batch_has_no_margins():
+    batch = hashed_differences(PAIRS, 20, np.dtype(np.float32)).batch(np.zeros(0, np.intp))
+    assert batch.margins(np.ones(20, np.float32)).shape == (0,)
+
+
+def test_column_differences_keep_explicit_features():
+    rng = np.random.default_rng(1)
+    chosen, rejected = rng.standard_normal((2, 5, 3))
+    differences = column_differences(chosen, rejected, np.dtype(np.float64))
+    assert (differences.matrix.toarray() == chosen - rejected).all()
+    assert differences.margins(np.array([1.0, 2.0, 3.0])) == pytest.approx(
+        (chosen - rejected) @ [1.0, 2.0, 3.0]
+    )
