@@ -1,4 +1,4 @@
-"""Checks of the constants of a loss, and the one log-sigmoid all losses share."""
+"""What the losses share: checks of their constants, log-sigmoid, and the mean over steps."""
 
 import math
 
@@ -30,9 +30,25 @@ def require_between(
         )
 
 
+def require_flag(key: str, value: bool) -> None:
+    """Raise ConfigError unless ``loss.<key>`` is true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(
+            f"loss.{key} = {value!r} is not a truth value", f"Set loss.{key} to true or false."
+        )
+
+
 def log_sigmoid(z: Tensor) -> Tensor:
     """Return log sigma(z) = -softplus(-z) elementwise, without overflow at any finite z."""
     return F.logsigmoid(z)
+
+
+def mean_over_steps(total: Tensor, length: Tensor) -> Tensor:
+    """Return the (B,) sums ``total`` divided by the (B,) numbers of steps.
+
+    An answer without steps has an empty sum, 0, and 0 is taken as its mean.
+    """
+    return total / length.clamp(min=1).to(total.dtype)
 
 
 def _is_number(value: object) -> bool:

@@ -1,0 +1,45 @@
+"""Contrastive Preference Optimization: DPO with a uniform reference, kept near the chosen answers.
+
+    l = -log sigma(beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w|
+
+The likelihood term is the mean over the steps of each chosen answer, as TRL scales it (TRL averages
+over the steps of a whole batch: the same where answers are equally long).
+
+References
+----------
+H. Xu et al., Contrastive Preference Optimization, arXiv:2401.08417, eq. 3.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decdpo.losses.base import PairLogProbs
+from decdpo.losses.constants import (
+    log_sigmoid,
+    mean_over_steps,
+    require_between,
+    require_positive,
+)
+
+
+@dataclass(frozen=True)
+class CPO:
+    """``l = -log sigma(beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w|``; no reference.
+
+    beta : scale of the log-probabilities, > 0. alpha : weight of the likelihood term, >= 0.
+
+    Raises ConfigError if a constant is out of range.
+    """
+
+    beta: float = 0.1
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("beta", self.beta)
+        require_between("alpha", self.alpha, 0.0, float("inf"))
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        """Return the (B,) losses (Xu et al., eq. 3)."""
+        preference = -log_sigmoid(self.beta * (pairs.chosen - pairs.rejected))
+        return preference - self.alpha * mean_over_steps(pairs.chosen, pairs.chosen_length)

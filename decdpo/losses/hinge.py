@@ -1,0 +1,63 @@
+"""Hinge losses: of the implicit rewards, and of the log-probabilities themselves (SLiC).
+
+    hinge    l = max(0, 1 - beta (h_w - h_l))
+    SLiC-HF  l = max(0, 1 - beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w|
+
+SLiC's margin delta is 1/beta here, with the loss scaled by beta; its regulariser is the mean
+negative log-likelihood of the chosen answer, which stands for the target of supervised training.
+At a hinge's corner the gradient is 0, as for answers beyond it.
+
+References
+----------
+Y. Zhao et al., SLiC-HF, arXiv:2305.10425, eq. 1.
+T. Liu et al., Statistical Rejection Sampling Improves Preference Optimization, arXiv:2309.06657,
+section 3 (the hinge loss of normalised likelihoods).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decdpo.losses.base import PairLogProbs
+from decdpo.losses.constants import mean_over_steps, require_between, require_positive
+from decdpo.losses.dpo import dpo_margin
+
+
+@dataclass(frozen=True)
+class Hinge:
+    """``l = max(0, 1 - beta (h_w - h_l))``.
+
+    beta : scale of the implicit reward, > 0. Raises ConfigError if it is out of range.
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_positive("beta", self.beta)
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        """Return the (B,) losses (Liu et al., section 3)."""
+        return torch.relu(1.0 - dpo_margin(pairs, self.beta))
+
+
+@dataclass(frozen=True)
+class SLiC:
+    """``l = max(0, 1 - beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w|``; no reference.
+
+    beta : scale of the margin, > 0. alpha : weight of the likelihood term, >= 0.
+
+    Raises ConfigError if a constant is out of range.
+    """
+
+    beta: float = 1.0
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_positive("beta", self.beta)
+        require_between("alpha", self.alpha, 0.0, float("inf"))
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        """Return the (B,) losses (Zhao et al., eq. 1)."""
+        hinge = torch.relu(1.0 - self.beta * (pairs.chosen - pairs.rejected))
+        return hinge - self.alpha * mean_over_steps(pairs.chosen, pairs.chosen_length)

@@ -1,0 +1,88 @@
+"""Kahneman-Tversky Optimization: each answer is good or bad by itself.
+
+With ``h = log pi_theta(y|x) - log pi_ref(y|x)`` and a reference point z0 >= 0 through which no
+gradient flows:
+
+    desirable    l = w_D (1 - sigma(beta (h - z0)))
+    undesirable  l = w_U (1 - sigma(beta (z0 - h)))
+
+z0 estimates KL(pi_theta || pi_ref), by the mean log-ratio of answers that do not belong to the
+prompt, or of those at hand, never below 0. Pairs need no second forward pass: the chosen answers
+are measured against the mean log-ratio of the rejected ones of the batch, and the other way about.
+
+References
+----------
+K. Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization, arXiv:2402.01306,
+eq. 8. The crossed form for pairs is that of the authors' paired trainer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decdpo.losses.base import PairLogProbs
+from decdpo.losses.constants import require_between, require_positive
+
+
+def reference_point(ratios: Tensor) -> Tensor:
+    """Return z0 = max(0, mean of the (K,) log-ratios), a 0-d tensor without gradient."""
+    return ratios.detach().mean().clamp(min=0.0)
+
+
+@dataclass(frozen=True)
+class UnpairedKTO:
+    """KTO of single answers, each marked desirable or not.
+
+    beta : scale of the implicit reward, > 0. desirable_weight, undesirable_weight : w_D, w_U >= 0.
+
+    Raises ConfigError if a constant is out of range.
+    """
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("beta", self.beta)
+        require_between("desirable_weight", self.desirable_weight, 0.0, float("inf"))
+        require_between("undesirable_weight", self.undesirable_weight, 0.0, float("inf"))
+
+    def __call__(self, ratio: Tensor, desirable: Tensor, z0: Tensor | float) -> Tensor:
+        """Return the (B,) losses of answers with log-ratios (B,) (Ethayarajh et al., eq. 8).
+
+        ratio : (B,) h, in nats. desirable : (B,) bool. z0 : reference point, 0-d or (B,), nats.
+        """
+        sign = torch.where(desirable, 1.0, -1.0).to(ratio.dtype)
+        weight = torch.where(desirable, self.desirable_weight, self.undesirable_weight)
+        # 1 - sigma(u) = sigma(-u), which keeps its digits where sigma(u) is near 1.
+        return weight.to(ratio.dtype) * torch.sigmoid(-self.beta * sign * (ratio - z0))
+
+
+@dataclass(frozen=True)
+class KTO:
+    """KTO of pairs: the mean of the chosen answer's loss and the rejected answer's.
+
+    beta : scale of the implicit reward, > 0. desirable_weight, undesirable_weight : w_D, w_U >= 0.
+
+    Raises ConfigError if a constant is out of range.
+    """
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._unpaired()
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        """Return the (B,) losses; the reference points are means over this batch."""
+        h_w, h_l = pairs.chosen_ratio, pairs.rejected_ratio
+        good = torch.ones_like(h_w, dtype=torch.bool)
+        answer = self._unpaired()
+        chosen = answer(h_w, good, reference_point(h_l))
+        rejected = answer(h_l, ~good, reference_point(h_w))
+        return 0.5 * (chosen + rejected)
+
+    def _unpaired(self) -> UnpairedKTO:
+        return UnpairedKTO(self.beta, self.desirable_weight, self.undesirable_weight)

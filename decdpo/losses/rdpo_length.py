@@ -1,0 +1,44 @@
+"""R-DPO: DPO for a reward from which alpha per step of an answer is taken off.
+
+The optimum of ``E[r - alpha |y|] - beta KL`` has ``r = beta h + alpha |y| + const``, so
+
+    l = -log sigma(beta (h_w - h_l) + alpha (|y_w| - |y_l|))
+
+and a longer chosen answer, whose margin length explains already, gets a smaller gradient.
+
+References
+----------
+R. Park et al., Disentangling Length from Quality in Direct Preference Optimization,
+arXiv:2403.19159, section 4.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decdpo.losses.base import PairLogProbs
+from decdpo.losses.constants import log_sigmoid, require_between, require_positive
+from decdpo.losses.dpo import dpo_margin
+
+
+@dataclass(frozen=True)
+class LengthDPO:
+    """``l = -log sigma(beta (h_w - h_l) + alpha (|y_w| - |y_l|))``; DPO at alpha = 0.
+
+    beta : scale of the implicit reward, > 0. alpha : reward taken off per step, >= 0.
+
+    Raises ConfigError if a constant is out of range.
+    """
+
+    beta: float = 0.1
+    alpha: float = 0.01
+
+    def __post_init__(self) -> None:
+        require_positive("beta", self.beta)
+        require_between("alpha", self.alpha, 0.0, float("inf"))
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        """Return the (B,) losses (Park et al., section 4)."""
+        z = dpo_margin(pairs, self.beta)
+        longer = (pairs.chosen_length - pairs.rejected_length).to(z.dtype)
+        return -log_sigmoid(z + self.alpha * longer)

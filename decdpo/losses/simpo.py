@@ -1,0 +1,43 @@
+"""Simple Preference Optimization: mean log-probabilities as rewards, and no reference.
+
+    l = -log sigma(beta (log pi_w / |y_w| - log pi_l / |y_l|) - gamma)
+
+References
+----------
+Y. Meng et al., SimPO, arXiv:2405.14734, eq. 6.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decdpo.losses.base import PairLogProbs
+from decdpo.losses.constants import (
+    log_sigmoid,
+    mean_over_steps,
+    require_between,
+    require_positive,
+)
+
+
+@dataclass(frozen=True)
+class SimPO:
+    """``l = -log sigma(beta (log pi_w / |y_w| - log pi_l / |y_l|) - gamma)``.
+
+    beta : scale of the mean log-probability, > 0. gamma : margin the rewards should reach, >= 0.
+
+    Raises ConfigError if a constant is out of range.
+    """
+
+    beta: float = 2.0
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("beta", self.beta)
+        require_between("gamma", self.gamma, 0.0, float("inf"))
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        """Return the (B,) losses (Meng et al., eq. 6)."""
+        chosen = mean_over_steps(pairs.chosen, pairs.chosen_length)
+        rejected = mean_over_steps(pairs.rejected, pairs.rejected_length)
+        return -log_sigmoid(self.beta * (chosen - rejected) - self.gamma)
