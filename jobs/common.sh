@@ -1,0 +1,176 @@
+# shellcheck shell=bash
+# What every job script shares: environment, launch, and the chain of starts of one run.
+# Source it after `trap 'DECDPO_STOP=1' USR1` on the script's first line.
+#
+#   DECDPO_HOME         the repository (default: where the job was submitted)
+#   DECDPO_VENV         the virtual environment (default: .venv there; otherwise what is on PATH)
+#   DECDPO_LAUNCH       srun (default) or mpirun
+#   DECDPO_LAUNCH_ARGS  more options for it, separated by blanks
+#   DECDPO_MAX_LOST     starts in a row that may lose a peer before any progress (default 3)
+#   DECDPO_GRACE        seconds until a stop is passed on, and until it is repeated (default 5)
+
+DECDPO_STOP="${DECDPO_STOP:-}"
+DECDPO_HOME="${DECDPO_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}"
+
+decdpo_say() { echo "$(date '+%F %T') job ${SLURM_JOB_ID:-?}.${SLURM_RESTART_COUNT:-0}: $*"; }
+
+decdpo_fail() { # what remedy
+    decdpo_say "error: $1" >&2
+    echo "  remedy: $2" >&2
+    exit 2
+}
+
+# Put decdpo on PATH and give each rank the CPUs that SLURM reserved for it.
+decdpo_environment() {
+    [ -n "${SLURM_JOB_ID:-}" ] || decdpo_fail "this is a job script, and there is no SLURM job" \
+        "submit it with sbatch, or run 'mpirun -n 4 decdpo train CONFIG --out RUN' here"
+    local environment="${DECDPO_VENV:-$DECDPO_HOME/.venv}"
+    if [ -d "$environment/bin" ]; then
+        export PATH="$environment/bin:$PATH"
+    elif [ -n "${DECDPO_VENV:-}" ]; then
+        decdpo_fail "DECDPO_VENV=$DECDPO_VENV has no bin folder" "name a virtual environment"
+    fi
+    command -v decdpo >/dev/null || decdpo_fail "decdpo is not on PATH, nor in $environment" \
+        "make the environment on a login node (bash tools/setup.sh), or set DECDPO_VENV"
+    export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+    # Since SLURM 22.05 srun no longer takes this over from sbatch.
+    export SRUN_CPUS_PER_TASK="$OMP_NUM_THREADS"
+}
+
+# Run a command on every rank in the background, as a child of this shell; sets DECDPO_CHILD.
+decdpo_launch() { # command...
+    local extra
+    read -r -a extra <<<"${DECDPO_LAUNCH_ARGS:-}"
+    # A USR1 that comes while Python still imports would kill it: ignore the signal until decdpo
+    # puts its own handler there.
+    local task=(bash -c 'trap "" USR1; exec "$@"' task "$@")
+    case "${DECDPO_LAUNCH:-srun}" in
+        srun)
+            # A rank that ends first (85 on an early stop) must not have its peers killed: their
+            # status would hide its own. A failing rank aborts the others through MPI.
+            srun --mpi=pmix --kill-on-bad-exit=0 "${extra[@]}" "${task[@]}" &
+            ;;
+        mpirun)
+            if [ "$(id -u)" -eq 0 ]; then
+                export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+            fi
+            # Ranks with several threads need more than the one core that mpirun would bind.
+            # shellcheck disable=SC2086 # two words, or none: then mpirun fills the allocation
+            mpirun ${SLURM_NTASKS:+-n $SLURM_NTASKS} --bind-to none -x PATH -x OMP_NUM_THREADS \
+                "${extra[@]}" "${task[@]}" &
+            ;;
+        *)
+            decdpo_fail "DECDPO_LAUNCH=$DECDPO_LAUNCH is unknown" "set it to srun or mpirun"
+            ;;
+    esac
+    DECDPO_CHILD=$!
+}
+
+# Pass a stop on to the ranks, again and again: the first may come before they can hear it, and
+# sent at once it could meet srun or mpirun while they start.
+decdpo_forward_stop() { # pid
+    while sleep "${DECDPO_GRACE:-5}" && kill -USR1 "$1"; do :; done
+}
+
+# What USR1 does once there is a launch: start that forwarding, in the background and once only.
+decdpo_stop() {
+    DECDPO_STOP=1
+    if [ -n "$DECDPO_CHILD" ] && [ -z "$DECDPO_FORWARDER" ]; then
+        decdpo_say "asked to stop: the ranks finish their round and save"
+        decdpo_forward_stop "$DECDPO_CHILD" >/dev/null 2>&1 &
+        DECDPO_FORWARDER=$!
+    fi
+}
+
+# Launch a command and wait for it; returns its status. USR1 stops it early, TERM marks the end.
+decdpo_run() { # command...
+    local status interrupted=""
+    DECDPO_CHILD="" DECDPO_FORWARDER=""
+    trap 'interrupted=1; decdpo_stop' USR1
+    trap 'interrupted=1; DECDPO_TERMINATED=1' TERM
+    decdpo_launch "$@"
+    [ -z "$DECDPO_STOP" ] || decdpo_stop
+    while :; do
+        status=0
+        wait "$DECDPO_CHILD" || status=$?
+        # wait also returns when a trap has run; then the status is the signal's, not the child's.
+        [ -n "$interrupted" ] || break
+        interrupted=""
+    done
+    if [ -n "$DECDPO_FORWARDER" ]; then
+        kill "$DECDPO_FORWARDER" 2>/dev/null || true
+        wait "$DECDPO_FORWARDER" 2>/dev/null || true
+    fi
+    return "$status"
+}
+
+# The newest checkpoint's round; -1 if there is none.
+decdpo_newest_round() { # RUN
+    local folder newest=-1
+    for folder in "$1"/checkpoints/round_*; do
+        [[ "${folder##*/}" =~ ^round_0*([0-9]+)$ ]] || continue
+        [ "${BASH_REMATCH[1]}" -le "$newest" ] || newest="${BASH_REMATCH[1]}"
+    done
+    echo "$newest"
+}
+
+# How many of the last starts in RUN.starts lost a peer and made no progress.
+decdpo_lost_in_a_row() { # file
+    awk '{ lost = ($4 == 75 && $5 >= $6) ? lost + 1 : 0 } END { print lost + 0 }' "$1"
+}
+
+decdpo_requeue() { # why
+    # SLURM ends a cancelled job and one past its limit alike; only its reason tells which it was.
+    if [ -n "${DECDPO_TERMINATED:-}" ] \
+        && ! scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'Reason=TimeLimit'; then
+        decdpo_say "$1, and ended from outside: not requeued. Submit it again to resume"
+    elif scontrol requeue "$SLURM_JOB_ID"; then
+        decdpo_say "$1: back into the queue"
+    else
+        decdpo_say "$1, but it could not be requeued. Submit it again to resume"
+    fi
+}
+
+# One start of a run: train it, or resume it if it has checkpoints, then decide what comes next.
+# Ends the script with decdpo's exit status. Only progress, or a rare loss, earns a new start.
+decdpo_chain() { # CONFIG RUN [option of decdpo train]...
+    local config="$1" run="${2%/}" status=0 before after lost
+    shift 2
+    decdpo_environment
+    mkdir -p "$(dirname "$run")"
+    local starts="$run.starts" # a line for each start: when job restart status before after
+    before="$(decdpo_newest_round "$run")"
+    local command=(decdpo resume "$run")
+    if [ "$before" -lt 0 ]; then
+        if [ -e "$run" ] && [ -s "$starts" ]; then
+            # An earlier start of this chain ended before its first checkpoint: keep it aside.
+            mv "$run" "$run.unsaved-$(wc -l <"$starts")"
+        fi
+        command=(decdpo train "$config" --out "$run" --set "device.threads=$OMP_NUM_THREADS" "$@")
+    fi
+    decdpo_say "${SLURM_NTASKS:-1} ranks on ${SLURM_JOB_NODELIST:-?}: ${command[*]}"
+    decdpo_run "${command[@]}" || status=$?
+    after="$(decdpo_newest_round "$run")"
+    echo "$(date '+%FT%T') $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} $status $before $after" >>"$starts"
+    case "$status" in
+        0) decdpo_say "done: $run" ;;
+        85)
+            if [ "$after" -gt "$before" ]; then
+                decdpo_requeue "stopped early with round $after saved"
+            else
+                decdpo_say "stopped early without a new round since $before: not requeued." \
+                    "Give the job more time, or a round less work"
+            fi
+            ;;
+        75)
+            lost="$(decdpo_lost_in_a_row "$starts")"
+            if [ "$lost" -le "${DECDPO_MAX_LOST:-3}" ]; then
+                decdpo_requeue "a peer was lost or stalled"
+            else
+                decdpo_say "lost a peer in $lost starts in a row without progress: not requeued"
+            fi
+            ;;
+        *) decdpo_say "failed with status $status: not requeued" ;;
+    esac
+    exit "$status"
+}
