@@ -1,0 +1,204 @@
+"""The layout of a checkpoint on disk, and its manifest.
+
+::
+
+    checkpoints/round_000400/       400 rounds are done, round 400 is the next to run
+        part_0000.h5                the agents of one writing process
+        part_0001.h5
+        manifest.json               written last; size and CRC-32 of every part, SHA-256 of itself
+
+Names that begin with a dot are work in progress: ``.writing-round_000400`` is not yet committed,
+``.old-`` and ``.removing-`` are on their way out. Renaming the folder is the commit.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from decdpo.errors import CheckpointError
+
+FORMAT = "decdpo-checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+WRITING, OLD, REMOVING = ".writing-", ".old-", ".removing-"
+_ROUND = re.compile(r"round_(\d{6,})")
+_PART = re.compile(r"part_\d{4,}\.h5")
+
+
+class Damaged(CheckpointError):
+    """A checkpoint that is incomplete or not what was written; an older one may still be good."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a checkpoint: its name, size in bytes, CRC-32 in hex, and its agents' ids."""
+
+    file: str
+    bytes: int
+    crc32: str
+    agents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is, and of which run.
+
+    round : rounds completed, the next to run. serial : the how-manieth checkpoint of its run it is.
+    agents : how many. parts : the files. identity : what must not change on resuming, by key.
+    config : the text of the effective configuration. versions : of the libraries that wrote it.
+    extra : what else the run wants back, as JSON. created : UTC time.
+    """
+
+    round: int
+    serial: int
+    agents: int
+    parts: tuple[Part, ...]
+    identity: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+    def part_of(self, agent: int) -> Part:
+        """Return the part that holds ``agent``."""
+        return next(part for part in self.parts if agent in part.agents)
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content: JSON that ends with the SHA-256 of all before it."""
+        return _seal({"format": FORMAT, "version": VERSION, **asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read the manifest of the checkpoint ``folder``.
+
+        Raises ``Damaged`` if it is missing, unreadable, changed or of another format.
+        """
+        path = folder / MANIFEST
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise Damaged(f"{path} is missing: not a whole checkpoint") from None
+        except OSError as fault:
+            raise Damaged(f"{path} cannot be read: {fault.strerror}") from None
+        try:
+            found = json.loads(content)
+            named, version = found.pop("format"), found.pop("version")
+            found.pop("sha256")
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            raise Damaged(f"{path} is damaged: not the manifest of a checkpoint") from None
+        if named != FORMAT or version != VERSION:
+            raise Damaged(
+                f"{path}: format {named!r} version {version!r}, expected {FORMAT!r} {VERSION}",
+                "read it with the decdpo that wrote it",
+            )
+        if _seal({"format": FORMAT, "version": VERSION, **found}) != content:
+            raise Damaged(f"{path} was changed: its own checksum does not fit")
+        try:
+            parts = tuple(Part(**{**p, "agents": tuple(p["agents"])}) for p in found.pop("parts"))
+            manifest = cls(parts=parts, **found)
+            whole = sorted(a for p in parts for a in p.agents) == list(range(manifest.agents))
+            named_well = all(_PART.fullmatch(p.file) for p in parts)
+        except (TypeError, KeyError, ValueError):
+            raise Damaged(f"{path} is damaged: a field is missing or of a wrong type") from None
+        if not (whole and named_well):
+            raise Damaged(f"{path} is damaged: its parts do not hold every agent once")
+        return manifest
+
+
+def _seal(content: Mapping[str, Any]) -> bytes:
+    body = json.dumps(content, indent=1).removesuffix("\n}") + ",\n"
+    return f'{body} "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'.encode()
+
+
+def round_name(round: int) -> str:
+    """Return the folder name of the checkpoint of ``round``."""
+    return f"round_{round:06d}"
+
+
+def part_name(index: int) -> str:
+    """Return the file name of the part of the ``index``-th process."""
+    return f"part_{index:04d}.h5"
+
+
+def round_of(folder: Path) -> int | None:
+    """Return the round that a folder's name says, None if it is not a checkpoint's name."""
+    match = _ROUND.fullmatch(folder.name)
+    return int(match[1]) if match and round_name(int(match[1])) == folder.name else None
+
+
+def committed(folder: Path) -> dict[int, Path]:
+    """Return the committed checkpoints in ``folder`` by round, ascending; whatever else is there
+    is not looked at."""
+    found = {}
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            round = round_of(entry)
+            if round is not None and entry.is_dir():
+                found[round] = entry
+    return dict(sorted(found.items()))
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file and force it to disk; its folder is left to the caller."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the entries of a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit(temporary: Path, final: Path) -> None:
+    """Rename a finished checkpoint to its final name, replacing one of the same round."""
+    old = final.with_name(OLD + final.name)
+    if final.exists():
+        remove(old)
+        os.rename(final, old)
+    os.rename(temporary, final)
+    sync_folder(final.parent)
+    remove(old)
+
+
+def discard(final: Path) -> None:
+    """Remove a committed checkpoint so that a kill never leaves half of it under its name."""
+    doomed = final.with_name(REMOVING + final.name)
+    remove(doomed)
+    os.rename(final, doomed)
+    remove(doomed)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what a killed process left in ``folder``, and undo a replacement cut in the middle."""
+    for entry in sorted(folder.iterdir()):
+        for prefix in (WRITING, OLD, REMOVING):
+            name = entry.name.removeprefix(prefix)
+            if name == entry.name or round_of(folder / name) is None:
+                continue
+            if prefix == OLD and not (folder / name).exists():
+                os.rename(entry, folder / name)
+            else:
+                remove(entry)

@@ -1,0 +1,340 @@
+"""One part of a checkpoint: an HDF5 file with the agents of one writing process.
+
+::
+
+    /                               attributes: format, version, round, config, identity, versions
+    /agents/000003                  attributes: "state structure", each number of the state by path
+    /agents/000003/x                (P,) contiguous, uncompressed; attribute crc32 of its bytes
+    /agents/000003/optim.first      further tensors by path; attribute ``shape`` unless flat,
+                                    ``dtype`` where HDF5 has no such type (then the raw bytes)
+"""
+
+import io
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from h5py import h5a, h5d, h5p, h5s, h5t
+from torch import Tensor
+
+from decdpo.checkpoint.format import FORMAT, VERSION, Damaged
+from decdpo.checkpoint.state import (
+    Record,
+    Scalar,
+    describe,
+    dtype_name,
+    raw_bytes,
+    restore,
+)
+from decdpo.errors import CheckpointError
+
+LARGE = 1 << 20
+_CHUNK = 4 << 20
+_STRUCTURE = "state structure"  # with a space: never the path of a field
+_NATIVE: dict[torch.dtype, np.dtype] = {
+    torch.float16: np.dtype("<f2"),
+    torch.float32: np.dtype("<f4"),
+    torch.float64: np.dtype("<f8"),
+    torch.int8: np.dtype("i1"),
+    torch.int16: np.dtype("<i2"),
+    torch.int32: np.dtype("<i4"),
+    torch.int64: np.dtype("<i8"),
+    torch.uint8: np.dtype("u1"),
+}
+_TORCH = {stored: kind for kind, stored in _NATIVE.items()}
+_BYTES = np.dtype("u1")
+_UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError)
+
+
+def write_part(
+    path: Path, records: Sequence[Record], header: Mapping[str, str | int]
+) -> tuple[int, int]:
+    """Write the states of some agents to a new file and force it to disk.
+
+    Returns its size in bytes and the CRC-32 of all of them. Raises ``OSError`` if it cannot.
+    """
+    with open(path, "wb+", buffering=0) as file:
+        sink = _Sink(file)
+        try:
+            large = _fill(sink, records, header)
+        except _UNREADABLE:
+            if sink.fault is None:
+                raise
+        if sink.fault is not None:
+            raise sink.fault
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size, _checksum(file.fileno(), sorted(large))
+
+
+class _Sink:
+    """A file for HDF5 to write to, which keeps the first failure and then feigns success.
+
+    HDF5 cannot close a file that it cannot write: told of a full disk it would lose the reason and
+    hold the file open for ever.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.fault: OSError | None = None
+        self._file = file
+        self.seek, self.tell, self.flush = file.seek, file.tell, file.flush
+        self.read, self.readinto = file.read, file.readinto
+
+    def write(self, content: memoryview) -> int:
+        if self.fault is None:
+            try:
+                return self._file.write(content)
+            except OSError as fault:
+                self.fault = fault
+        return len(content)
+
+    def truncate(self, size: int) -> int:
+        if self.fault is None:
+            try:
+                self._file.truncate(size)
+            except OSError as fault:
+                self.fault = fault
+        return size
+
+
+def _fill(
+    sink: _Sink, records: Sequence[Record], header: Mapping[str, str | int]
+) -> list[tuple[int, int, int]]:
+    """Write the HDF5 file; return place, bytes and CRC-32 of every large dataset."""
+    large: list[tuple[int, int, int]] = []
+    creation = h5p.create(h5p.DATASET_CREATE)
+    creation.set_layout(h5d.CONTIGUOUS)
+    creation.set_fill_time(h5d.FILL_TIME_NEVER)
+    with h5py.File(
+        sink, "w", libver="latest", alignment_threshold=LARGE, alignment_interval=LARGE
+    ) as file:
+        for name, value in {"format": FORMAT, "version": VERSION, **header}.items():
+            file.attrs[name] = value
+        agents = file.create_group("agents")
+        for record in records:
+            group = agents.create_group(f"{record.agent:06d}")
+            group.attrs[_STRUCTURE] = record.structure
+            for name, scalar in record.scalars.items():
+                group.attrs[name] = h5py.Empty("f8") if scalar is None else scalar
+            for name, tensor in record.tensors.items():
+                extent = _write_tensor(group, name, tensor, creation)
+                if extent[1] >= LARGE:
+                    large.append(extent)
+    return large
+
+
+def _write_tensor(
+    group: h5py.Group, name: str, tensor: Tensor, creation: h5p.PropDCID
+) -> tuple[int, int, int]:
+    """Write one tensor; return its place in the file, its bytes and their CRC-32."""
+    raw = raw_bytes(tensor)
+    dtype: np.dtype = _NATIVE.get(tensor.dtype, _BYTES)
+    crc = zlib.crc32(raw.data)
+    # The low-level interface: a thousand agents have thousands of small tensors.
+    space = h5s.create_simple((raw.nbytes // dtype.itemsize,))
+    dataset = h5d.create(group.id, name.encode(), h5t.py_create(dtype), space, creation)
+    if raw.nbytes:
+        dataset.write(h5s.ALL, h5s.ALL, raw.view(dtype))
+    attribute = h5a.create(dataset, b"crc32", h5t.STD_U32LE, h5s.create(h5s.SCALAR))
+    attribute.write(np.array(crc, dtype="<u4"))
+    if tensor.dim() != 1:
+        h5py.Dataset(dataset).attrs["shape"] = np.array(tensor.shape, dtype=np.int64)
+    if tensor.dtype not in _NATIVE:
+        h5py.Dataset(dataset).attrs["dtype"] = dtype_name(tensor.dtype)
+    return (dataset.get_offset() if raw.nbytes else 0), raw.nbytes, crc
+
+
+def _checksum(descriptor: int, large: Sequence[tuple[int, int, int]]) -> int:
+    """Return the CRC-32 of a file, reading only what lies around the datasets already known."""
+    crc, position = 0, 0
+    for offset, length, known in large:
+        crc = _crc_range(descriptor, position, offset, crc)
+        crc = combine(crc, known, length)
+        position = offset + length
+    return _crc_range(descriptor, position, os.fstat(descriptor).st_size, crc)
+
+
+def _crc_range(descriptor: int, start: int, end: int, crc: int) -> int:
+    while start < end:
+        chunk = os.pread(descriptor, min(_CHUNK, end - start), start)
+        if not chunk:
+            raise OSError(f"the file ends at byte {start}, expected {end}")
+        crc = zlib.crc32(chunk, crc)
+        start += len(chunk)
+    return crc
+
+
+def file_crc(path: Path) -> int:
+    """Return the CRC-32 of a whole file."""
+    with open(path, "rb") as file:
+        descriptor = file.fileno()
+        return _crc_range(descriptor, 0, os.fstat(descriptor).st_size, 0)
+
+
+def combine(first: int, second: int, length: int) -> int:
+    """Return the CRC-32 of A + B from those of A and of B, where B has ``length`` bytes.
+
+    CRCs are polynomials over GF(2) modulo P, so that crc(A + B) = crc(A) x^(8 length) + crc(B);
+    the power is found by repeated squaring.
+    """
+    power, square = 1 << 31, 1 << 23  # x^0 and x^8, the highest bit being the lowest power
+    while length:
+        if length & 1:
+            power = _multiply(power, square)
+        square = _multiply(square, square)
+        length >>= 1
+    return _multiply(first, power) ^ second
+
+
+def _multiply(a: int, b: int) -> int:
+    product = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            product ^= b
+        b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)
+    return product
+
+
+class PartReader:
+    """An open part. Everything it cannot make sense of is ``Damaged``."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path = path
+        self._file = file
+
+    @property
+    def round(self) -> int:
+        """The round that the part says it belongs to."""
+        return int(self._file.attrs["round"])
+
+    @property
+    def agents(self) -> tuple[int, ...]:
+        """The agents in the part, ascending."""
+        return tuple(sorted(int(name) for name in self._file["agents"]))
+
+    def restore(self, agent: int, state: object) -> None:
+        """Fill ``state`` in place with what was saved of ``agent``.
+
+        Raises ``Damaged`` if a checksum does not fit, ``CheckpointError`` if the saved state has
+        other fields, shapes or types.
+        """
+        group = self._group(agent)
+
+        def fill(name: str, target: Tensor) -> None:
+            where = f"agent {agent}, {name}"
+            saved = self._blank(group, name)
+            if saved is None:
+                raise CheckpointError(
+                    f"{where}: saved no tensor, now {describe(target)}",
+                    "resume with the algorithm and optimizer of the saved run",
+                )
+            if saved.dtype != target.dtype or saved.shape != target.shape:
+                raise CheckpointError(
+                    f"{where}: saved {describe(saved)}, now {describe(target)}",
+                    "resume with the model and dtype of the saved run",
+                )
+            if target.device.type == "cpu" and target.is_contiguous():
+                self._read(group, name, target)
+            else:
+                host = torch.empty(target.shape, dtype=target.dtype)
+                self._read(group, name, host)
+                target.copy_(host)
+
+        restore(state, *self._attributes(group), fill)
+
+    def record(self, agent: int) -> Record:
+        """Read all of one agent, checking every checksum."""
+        group = self._group(agent)
+        tensors = {}
+        for name in group:
+            blank = self._blank(group, name)
+            assert blank is not None
+            tensors[name] = torch.empty(blank.shape, dtype=blank.dtype)
+            self._read(group, name, tensors[name])
+        return Record(agent, self._attributes(group)[0], tensors, self._attributes(group)[1])
+
+    def tensor(self, agent: int, name: str) -> Tensor | None:
+        """Read one tensor of an agent, None if it has none of that name."""
+        group = self._group(agent)
+        blank = self._blank(group, name)
+        if blank is None:
+            return None
+        host = torch.empty(blank.shape, dtype=blank.dtype)
+        self._read(group, name, host)
+        return host
+
+    def contents(self, agent: int) -> tuple[str, dict[str, str], dict[str, Scalar]]:
+        """Return the structure of an agent's state, its tensors in words, and its numbers."""
+        group = self._group(agent)
+        tensors = {name: self._blank(group, name) for name in group}
+        words = {name: describe(blank) for name, blank in tensors.items() if blank is not None}
+        return (self._attributes(group)[0], words, self._attributes(group)[1])
+
+    def _group(self, agent: int) -> h5py.Group:
+        return self._file[f"agents/{agent:06d}"]
+
+    def _attributes(self, group: h5py.Group) -> tuple[str, dict[str, Scalar]]:
+        scalars: dict[str, Scalar] = {}
+        for name, value in group.attrs.items():
+            if name == _STRUCTURE:
+                continue
+            if isinstance(value, h5py.Empty):
+                scalars[name] = None
+            else:
+                scalars[name] = value if isinstance(value, str) else value.item()
+        return str(group.attrs[_STRUCTURE]), scalars
+
+    def _blank(self, group: h5py.Group, name: str) -> Tensor | None:
+        """Return a tensor without memory that has the saved dtype and shape."""
+        if name not in group:
+            return None
+        dataset = group[name]
+        stored = dataset.attrs.get("dtype")
+        if stored is not None:
+            dtype = getattr(torch, stored)
+        else:
+            dtype = _TORCH[dataset.dtype]
+        shape = dataset.attrs.get("shape")
+        if shape is None:
+            shape = [dataset.id.get_storage_size() // dtype.itemsize]
+        return torch.empty([int(size) for size in shape], dtype=dtype, device="meta")
+
+    def _read(self, group: h5py.Group, name: str, host: Tensor) -> None:
+        dataset = group[name]
+        raw = raw_bytes(host)
+        if dataset.size * dataset.dtype.itemsize != raw.nbytes:
+            raise Damaged(f"{self.path}: {dataset.name} has not the bytes that its shape says")
+        if raw.nbytes:
+            dataset.id.read(h5s.ALL, h5s.ALL, raw.view(dataset.dtype))
+        if zlib.crc32(raw.data) != int(dataset.attrs["crc32"]):
+            raise Damaged(f"{self.path}: {dataset.name} is damaged: its checksum does not fit")
+
+
+@contextmanager
+def open_part(path: Path) -> Iterator[PartReader]:
+    """Open a part for reading; any fault of the file inside the block is raised as ``Damaged``."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs["format"] != FORMAT or file.attrs["version"] != VERSION:
+                raise Damaged(f"{path}: not a part of a {FORMAT} version {VERSION}")
+            yield PartReader(path, file)
+    except _UNREADABLE as fault:
+        raise Damaged(f"{path} cannot be read: {fault}") from fault
+
+
+def check_part(path: Path, size: int, crc32: str) -> None:
+    """Raise ``Damaged`` unless the file has the size and the CRC-32 that the manifest says."""
+    try:
+        present = path.stat().st_size
+        if present != size:
+            raise Damaged(f"{path} is damaged: {present} bytes, the manifest says {size}")
+        if f"{file_crc(path):08x}" != crc32:
+            raise Damaged(f"{path} is damaged: its CRC-32 is not the manifest's")
+    except FileNotFoundError:
+        raise Damaged(f"{path} is missing") from None
+    except OSError as fault:
+        raise Damaged(f"{path} cannot be read: {fault.strerror or fault}") from None

@@ -1,0 +1,330 @@
+"""Saves the agents' states in the background and brings back the newest that is whole."""
+
+import difflib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from decdpo.checkpoint.format import (
+    Damaged,
+    Manifest,
+    clean_up,
+    committed,
+    discard,
+    round_name,
+    sync_folder,
+)
+from decdpo.checkpoint.parts import check_part, open_part
+from decdpo.checkpoint.state import Snapshot
+from decdpo.checkpoint.writer import Job, Writer, os_fault
+from decdpo.comm.world import World
+from decdpo.errors import CheckpointError, ConfigError, EnvironmentFault
+
+_SPARE = 1 << 20
+
+
+def _to_stderr(line: str) -> None:
+    print(f"decdpo: warning: {line}", file=sys.stderr, flush=True)
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Making it is collective and removes what a kill left behind.
+
+    Parameters
+    ----------
+    folder : where the checkpoints lie; made if need be.
+    world : the agents and where they are.
+    keep : how many of the newest checkpoints stay, at least one.
+    keep_every : every m-th checkpoint stays for ever; 0 is none.
+    identity : what must be the same on resuming, in words or digests by key; the same on every
+        process. Keys may have parts (``data.3``), allowed together by the first (``data``).
+    config : the text of the effective configuration, kept for the reader.
+    versions : of the libraries, kept for the reader.
+    warn : is told one line for every checkpoint that is rejected.
+    read_only : to load, and never to save: nothing in ``folder`` is made or removed.
+
+    Attributes
+    ----------
+    extra : what was saved beside the states in the checkpoint last loaded.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        world: World,
+        keep: int = 2,
+        keep_every: int = 0,
+        identity: Mapping[str, str],
+        config: str = "",
+        versions: Mapping[str, str] | None = None,
+        warn: Callable[[str], None] = _to_stderr,
+        read_only: bool = False,
+    ) -> None:
+        if keep < 1 or keep_every < 0:
+            raise ValueError(f"keep {keep} must be at least 1, keep_every {keep_every} at least 0")
+        self.folder = Path(folder)
+        self.extra: Mapping[str, Any] = {}
+        self._world = world
+        self._keep = keep
+        self._keep_every = keep_every
+        self._identity = dict(identity)
+        self._config = config
+        self._versions = dict(versions or {})
+        self._warn: Callable[[str], None] = warn if world.is_root else lambda line: None
+        self._serial = 0
+        self._rejected: set[int] = set()
+        self._snapshot = Snapshot()
+        world.require_same("what a checkpoint is of", json.dumps(self._identity, sort_keys=True))
+        # Every process has at least one agent; its first one stands for the process.
+        self._head = world.local_agents[0]
+        heads = world.collect({agent: self._head for agent in world.local_agents})
+        self._heads = sorted(set(heads.values()))
+        fault = None
+        if world.is_root and not read_only:
+            try:
+                _prepare(self.folder)
+            except OSError as error:
+                fault = os_fault("cannot keep checkpoints", self.folder, error)
+        world.require(fault)
+        channel = None if read_only else world.side_channel()
+        self._writer = Writer(
+            self.folder,
+            part=self._heads.index(self._head),
+            is_root=world.is_root,
+            agree=self._tell if channel is None else channel.outcomes,
+            background=channel is not None,
+            prune=self._prune,
+        )
+
+    def save(
+        self, round: int, states: Mapping[int, Any], extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Copy the local agents' states and begin to write them as they are now. Collective.
+
+        Parameters
+        ----------
+        round : rounds completed, which is the next to run.
+        states : the state dataclass of every local agent.
+        extra : JSON values to be given back on resuming; those of the root process are kept.
+
+        Returns once the states are copied; first waits for the write before. Without a side
+        channel it returns when all is on disk. Raises what that write failed of, and
+        ``EnvironmentFault`` if the disk has not the room.
+        """
+        self.flush()
+        if tuple(sorted(states)) != tuple(self._world.local_agents):
+            raise ValueError(f"states of agents {sorted(states)} are not the local agents'")
+        records = self._snapshot.take(states)
+        sizes = self._world.collect({record.agent: record.nbytes for record in records})
+        self._world.require(self._shortage(sum(sizes.values())))
+        manifest = Manifest(
+            round=round,
+            serial=self._serial + 1,
+            agents=self._world.num_agents,
+            parts=(),
+            identity=self._identity,
+            config=self._config,
+            versions=self._versions,
+            extra=dict(extra or {}),
+        )
+        self._serial += 1
+        self._writer.start(Job(manifest, records))
+
+    def poll(self) -> None:
+        """Raise what the write in the background failed of, once; costs nothing otherwise.
+
+        All processes learn of a failure of any of them, each at the end of the round it is in.
+        """
+        self._writer.poll()
+
+    def flush(self) -> None:
+        """Wait until the write in the background is committed; raise what it failed of."""
+        self._writer.wait()
+
+    def load(
+        self, states: Mapping[int, Any], *, allow: Collection[str] = (), required: bool = False
+    ) -> int | None:
+        """Fill the local agents' states from the newest whole checkpoint. Collective.
+
+        Parameters
+        ----------
+        states : freshly initialised states, filled in place: tensors keep their addresses.
+        allow : keys of the identity that may differ from the saved ones.
+        required : whether it is an error that there is no checkpoint at all.
+
+        Returns the next round to run, None if there is no checkpoint. Raises ``CheckpointError``
+        if the newest whole one is of another run (naming each difference), if none of those
+        present is whole, and if none is present but ``required``; ``ConfigError`` for an unknown
+        key in ``allow``. After an error the states are undefined.
+        """
+        self.flush()
+        # The root's listing counts: on a network file system others may see an older one.
+        listing = self._tell(json.dumps(self._rounds()) if self._world.is_root else "")
+        rounds = json.loads("".join(listing))
+        if isinstance(rounds, str):
+            raise EnvironmentFault(rounds, "make the folder readable")
+        for round in reversed(rounds):
+            if self._load_one(round, states, allow):
+                return int(round)
+        if rounds or required:
+            what = "no checkpoint is whole" if rounds else "there is no checkpoint"
+            raise CheckpointError(
+                f"{self.folder}: {what}",
+                "name a folder with a whole checkpoint, or start the run anew in another folder",
+            )
+        return None
+
+    def _rounds(self) -> list[int] | str:
+        try:
+            return list(committed(self.folder))
+        except OSError as fault:
+            return f"{self.folder} cannot be read: {fault.strerror}"
+
+    def _load_one(self, round: int, states: Mapping[int, Any], allow: Collection[str]) -> bool:
+        folder = self.folder / round_name(round)
+        manifest, damage = self._check(folder)
+        if self._reject(round, damage):
+            return False
+        assert manifest is not None
+        refusal: Exception | None = None
+        try:
+            self._compare(folder, manifest, allow)
+        except (CheckpointError, ConfigError) as fault:
+            refusal = fault
+        self._world.require(refusal)
+        damage = None
+        try:
+            self._restore(folder, manifest, states)
+        except Damaged as fault:
+            damage = fault.what
+        except CheckpointError as fault:
+            refusal = CheckpointError(f"{folder}: {fault.what}", fault.remedy)
+        if self._reject(round, damage):
+            return False
+        self._world.require(refusal)
+        self.extra = manifest.extra
+        self._serial = manifest.serial
+        return True
+
+    def _check(self, folder: Path) -> tuple[Manifest | None, str | None]:
+        """Read the manifest, and this process's share of all parts; return the damage found."""
+        try:
+            manifest = Manifest.read(folder)
+            for part in manifest.parts[self._heads.index(self._head) :: len(self._heads)]:
+                check_part(folder / part.file, part.bytes, part.crc32)
+        except Damaged as fault:
+            return None, fault.what
+        return manifest, None
+
+    def _reject(self, round: int, damage: str | None) -> bool:
+        """Say whether any process found the checkpoint damaged; all take the same one."""
+        found = [text for text in self._tell(damage or "") if text]
+        if found:
+            self._rejected.add(round)
+            self._warn(f"checkpoint of round {round} is not used: {found[0]}")
+        return bool(found)
+
+    def _tell(self, outcome: str) -> list[str]:
+        """Return the texts of all processes, on the calling thread. Collective."""
+        local = self._world.local_agents
+        texts = self._world.collect({a: outcome if a == self._head else None for a in local})
+        return [texts[head] for head in self._heads]
+
+    def _compare(self, folder: Path, manifest: Manifest, allow: Collection[str]) -> None:
+        """Raise ``CheckpointError`` if the checkpoint is of another run."""
+        saved, now = manifest.identity, self._identity
+        if manifest.agents != self._world.num_agents:
+            raise CheckpointError(
+                f"{folder} is of another run\n"
+                f"  agents: saved {manifest.agents}, now {self._world.num_agents}",
+                "resume with as many agents as were saved",
+            )
+        keys = sorted({*saved, *now})
+        known = sorted({*keys, *(key.split(".")[0] for key in keys)})
+        for key in allow:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"--allow {key}: unknown key{hint}", f"use {', '.join(known)}")
+        lines, different = [], []
+        for key in keys:
+            permitted = key in allow or key.split(".")[0] in allow
+            if saved.get(key) != now.get(key) and not permitted:
+                different.append(key)
+                lines.append(
+                    f"  {key}: saved {saved.get(key, 'nothing')}, now {now.get(key, 'nothing')}"
+                )
+        if lines:
+            flags = " ".join(f"--allow {key}" for key in different)
+            raise CheckpointError(
+                "\n".join([f"{folder} is of another run", *lines]),
+                f"set it as it was saved, or pass {flags} if the change is meant",
+            )
+
+    def _restore(self, folder: Path, manifest: Manifest, states: Mapping[int, Any]) -> None:
+        for part in manifest.parts:
+            local = [agent for agent in part.agents if agent in states]
+            if local:
+                with open_part(folder / part.file) as reader:
+                    for agent in local:
+                        reader.restore(agent, states[agent])
+
+    def _shortage(self, nbytes: int) -> EnvironmentFault | None:
+        """Return a fault if the checkpoint will not fit on the disk."""
+        if not self._world.is_root:
+            return None
+        needed = nbytes + _SPARE + 4096 * self._world.num_agents
+        try:
+            free = shutil.disk_usage(self.folder).free
+        except OSError as fault:
+            return os_fault("cannot write a checkpoint", self.folder, fault)
+        if free >= needed:
+            return None
+        return EnvironmentFault(
+            f"no room for a checkpoint: it needs {needed / 1e6:,.0f} MB, "
+            f"{free / 1e6:,.0f} MB are free at {self.folder}",
+            "free some space there, or lower checkpoint.keep; the earlier checkpoints are intact",
+        )
+
+    def _prune(self, newest: Manifest) -> None:
+        """Remove what retention does not keep, counting back from the one just committed.
+
+        Those known to be damaged do not count and go once they are passed; later ones, left from
+        before a resume, are not touched.
+        """
+        found = {r: path for r, path in committed(self.folder).items() if r <= newest.round}
+        good = [round for round in found if round == newest.round or round not in self._rejected]
+        self._rejected.discard(newest.round)
+        kept = set(good[-self._keep :])
+        for round, path in found.items():
+            if round in kept or (round in good and self._is_milestone(path)):
+                continue
+            try:
+                discard(path)
+            except OSError as fault:
+                self._warn(f"an old checkpoint could not be removed: {path}: {fault.strerror}")
+
+    def _is_milestone(self, folder: Path) -> bool:
+        if not self._keep_every:
+            return False
+        try:
+            return Manifest.read(folder).serial % self._keep_every == 0
+        except Damaged:
+            return False
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder, check that it can be written, and remove what a kill left in it."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    if new:
+        sync_folder(folder.parent)
+    probe = folder / ".probe"
+    probe.touch()
+    probe.unlink()
+    clean_up(folder)

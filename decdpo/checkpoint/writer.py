@@ -1,0 +1,216 @@
+"""Writes one checkpoint at a time, in the background, agreed by all processes."""
+
+import dataclasses
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from decdpo.checkpoint.format import (
+    MANIFEST,
+    WRITING,
+    Manifest,
+    Part,
+    commit,
+    part_name,
+    remove,
+    round_name,
+    sync_folder,
+    write_durably,
+)
+from decdpo.checkpoint.parts import write_part
+from decdpo.checkpoint.state import Record
+from decdpo.errors import CheckpointError, DecdpoError, EnvironmentFault
+
+_LONGEST = 400
+_REMEDIES = {
+    errno.ENOSPC: "free some space there, or lower checkpoint.keep",
+    errno.EDQUOT: "free some of your quota, or lower checkpoint.keep",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EROFS: "write to a folder on a writable file system",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+    errno.EEXIST: "move the file of that name away",
+    errno.ENOTDIR: "move the file of that name away",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint to write: the manifest without its parts, the states of this process."""
+
+    manifest: Manifest
+    records: Sequence[Record]
+
+
+class Writer:
+    """At most one write in flight; its failure is kept until somebody asks.
+
+    Parameters
+    ----------
+    folder : where the checkpoints lie.
+    part : the number of this process's part.
+    is_root : whether this process commits and prunes.
+    agree : returns the short texts of all processes in any common order. Collective.
+    background : whether to write in a thread, or before ``start`` returns.
+    prune : is called on the root after a commit.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        part: int,
+        is_root: bool,
+        agree: Callable[[str], list[str]],
+        background: bool,
+        prune: Callable[[Manifest], None],
+    ) -> None:
+        self._folder = folder
+        self._part = part
+        self._is_root = is_root
+        self._agree = agree
+        self._background = background
+        self._prune = prune
+        self._thread: threading.Thread | None = None
+        self._fault: Exception | None = None
+
+    def start(self, job: Job) -> None:
+        """Begin to write ``job``; the write before must have been waited for."""
+        if not self._background:
+            self._run(job)
+            self.wait()
+            return
+        # A daemon: a process that ends by an error must not wait for peers that are gone.
+        self._thread = threading.Thread(
+            target=self._run, args=(job,), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def poll(self) -> None:
+        """Raise the failure of a finished write, once."""
+        if self._thread is None or not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the write in flight; raise its failure, once."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def _run(self, job: Job) -> None:
+        try:
+            self._write(job)
+        except Exception as fault:  # it is raised on the thread that polls
+            self._fault = fault
+
+    def _write(self, job: Job) -> None:
+        """Write, agree, commit, agree. Collective."""
+        name = round_name(job.manifest.round)
+        temporary, final = self._folder / (WRITING + name), self._folder / name
+        written = [json.loads(text) for text in self._agree(self._write_part(temporary, job))]
+        verdict = "{}"
+        if self._is_root:
+            verdict = self._finish(temporary, final, job.manifest, written)
+        for outcome in [*written, *map(json.loads, self._agree(verdict))]:
+            if "fault" in outcome:
+                kind = EnvironmentFault if outcome["environment"] else CheckpointError
+                raise kind(outcome["fault"], outcome["remedy"])
+        if self._is_root:
+            self._prune(job.manifest)
+
+    def _write_part(self, temporary: Path, job: Job) -> str:
+        """Write this process's part and return its outcome as JSON."""
+        path = temporary / part_name(self._part)
+        header: dict[str, str | int] = {
+            "round": job.manifest.round,
+            "config": job.manifest.config,
+            "identity": json.dumps(job.manifest.identity),
+            "versions": json.dumps(job.manifest.versions),
+        }
+        try:
+            temporary.mkdir(exist_ok=True)
+            size, crc = write_part(path, job.records, header)
+        except Exception as fault:
+            return _failure(path, fault)
+        agents = [record.agent for record in job.records]
+        # Agents of a process are contiguous, so that the text stays short.
+        return json.dumps(
+            {
+                "file": path.name,
+                "bytes": size,
+                "crc32": f"{crc:08x}",
+                "first": agents[0],
+                "count": len(agents),
+            }
+        )
+
+    def _finish(
+        self, temporary: Path, final: Path, manifest: Manifest, written: Sequence[dict]
+    ) -> str:
+        """Commit the checkpoint if every part is written, else remove it; return the outcome."""
+        outcome = "{}"
+        if not any("fault" in part for part in written):
+            try:
+                _commit(temporary, final, manifest, written)
+                return outcome
+            except Exception as fault:
+                outcome = _failure(final, fault)
+        try:
+            remove(temporary)
+        except OSError:
+            pass  # the next start removes it; the failure to report is the one before
+        return outcome
+
+
+def _commit(temporary: Path, final: Path, manifest: Manifest, written: Sequence[dict]) -> None:
+    parts = sorted(written, key=lambda part: part["file"])
+    complete = dataclasses.replace(
+        manifest,
+        parts=tuple(
+            Part(
+                part["file"],
+                part["bytes"],
+                part["crc32"],
+                tuple(range(part["first"], part["first"] + part["count"])),
+            )
+            for part in parts
+        ),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    write_durably(temporary / MANIFEST, complete.to_bytes())
+    sync_folder(temporary)
+    commit(temporary, final)
+
+
+def _failure(path: Path, fault: Exception) -> str:
+    """Describe a failed write as JSON, short enough for every side channel."""
+    if isinstance(fault, OSError):
+        named: DecdpoError = os_fault("the checkpoint was not written", path, fault)
+    else:
+        what = f"the checkpoint was not written: {path}: {type(fault).__name__}: {fault}"
+        named = CheckpointError(what, "the earlier checkpoints are intact")
+    return json.dumps(
+        {
+            "fault": named.what[:_LONGEST],
+            "remedy": named.remedy,
+            "environment": isinstance(named, EnvironmentFault),
+        }
+    )
+
+
+def os_fault(what: str, path: Path, fault: OSError) -> EnvironmentFault:
+    """Return the error for a system call that failed on ``path``, with what helps against it."""
+    code = fault.errno or 0
+    reason = os.strerror(code) if code else str(fault)
+    advice = _REMEDIES.get(code, "check the disk and the permissions")
+    return EnvironmentFault(
+        f"{what}: {path}: {reason}", f"{advice}; earlier checkpoints are intact"
+    )
