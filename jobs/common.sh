@@ -119,7 +119,12 @@ decdpo_lost_in_a_row() { # file
     awk '{ lost = ($4 == 75 && $5 >= $6) ? lost + 1 : 0 } END { print lost + 0 }' "$1"
 }
 
-decdpo_requeue() { # why
+decdpo_requeue() { # RUN why
+    if [ -e "$1/halt" ]; then
+        decdpo_say "$2, and $1/halt asks for a rest: not requeued. Remove it and submit again"
+        return
+    fi
+    shift
     # SLURM ends a cancelled job and one past its limit alike; only its reason tells which it was.
     if [ -n "${DECDPO_TERMINATED:-}" ] \
         && ! scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'Reason=TimeLimit'; then
@@ -140,7 +145,7 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train]...
     mkdir -p "$(dirname "$run")"
     local starts="$run.starts" # a line for each start: when job restart status before after
     before="$(decdpo_newest_round "$run")"
-    local command=(decdpo resume "$run")
+    local command=(decdpo resume "$run" --set "device.threads=$OMP_NUM_THREADS")
     if [ "$before" -lt 0 ]; then
         if [ -e "$run" ] && [ -s "$starts" ]; then
             # An earlier start of this chain ended before its first checkpoint: keep it aside.
@@ -156,7 +161,7 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train]...
         0) decdpo_say "done: $run" ;;
         85)
             if [ "$after" -gt "$before" ]; then
-                decdpo_requeue "stopped early with round $after saved"
+                decdpo_requeue "$run" "stopped early with round $after saved"
             else
                 decdpo_say "stopped early without a new round since $before: not requeued." \
                     "Give the job more time, or a round less work"
@@ -165,7 +170,7 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train]...
         75)
             lost="$(decdpo_lost_in_a_row "$starts")"
             if [ "$lost" -le "${DECDPO_MAX_LOST:-3}" ]; then
-                decdpo_requeue "a peer was lost or stalled"
+                decdpo_requeue "$run" "a peer was lost or stalled"
             else
                 decdpo_say "lost a peer in $lost starts in a row without progress: not requeued"
             fi

@@ -89,7 +89,7 @@ def test_a_stop_is_saved_requeued_and_resumed(template, wait_for):
 
     status, _ = template.start(SLURM_RESTART_COUNT="1")
     assert status == 0 and template.bench.newest_round() == 200
-    assert template.bench.starts()[1:] == [f"resume {template.bench.run}"]
+    assert template.bench.starts()[1:] == [f"resume {template.bench.run} --set device.threads=1"]
     assert template.requeued() == 1
 
 
@@ -150,10 +150,22 @@ def test_a_cancelled_job_is_not_requeued_but_one_past_its_limit_is(template, wai
         assert template.requeued() == requeued, output
 
 
-def test_a_refused_requeue_says_how_to_go_on(template, wait_for):
+def test_a_refused_requeue_says_how_to_go_on(template):
     template.bench.write_plan(rounds=5, fail=[2, 85, 9])
     status, output = template.start(REFUSE="1")
     assert status == 85 and "Submit it again to resume" in output
+
+
+def test_a_halt_file_lets_the_run_rest(template):
+    template.bench.write_plan(rounds=5, fail=[2, 85, 9], import_seconds=0.5)
+    template.bench.run.parent.mkdir()
+    process = template.popen()
+    while not template.bench.run.is_dir():
+        assert process.poll() is None
+    (template.bench.run / "halt").touch()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 85 and "/halt asks for a rest" in output
+    assert template.requeued() == 0
 
 
 def test_a_start_that_saved_nothing_is_kept_aside(template):
