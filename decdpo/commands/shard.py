@@ -1,0 +1,100 @@
+"""Turn preference data into one shard per agent."""
+
+import argparse
+import json
+import sys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``decdpo shard``."""
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files of preference data")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--agents",
+        type=int,
+        metavar="N",
+        help="number of shards; without it, by:COLUMN makes one for every value",
+    )
+    parser.add_argument(
+        "--partition",
+        default="iid",
+        metavar="RULE",
+        help="iid | by:COLUMN | dirichlet:ALPHA[:COLUMN] | contiguous (default: %(default)s); "
+        "COLUMN may be 'file' (name of the source file) or 'user'",
+    )
+    parser.add_argument(
+        "--holdout", type=float, default=0.1, metavar="SHARE", help="share held out (0.1)"
+    )
+    parser.add_argument(
+        "--group", metavar="COLUMN", help="hold out whole values of this column (a topic, a prompt)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of deal and hold-out (0)")
+    parser.add_argument("--strict", action="store_true", help="any unused row is an error")
+    parser.add_argument("--force", action="store_true", help="replace the shards in DIR")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    names = parser.add_argument_group(
+        "columns", "needed only where the usual names are not used; lists are separated by commas"
+    )
+    names.add_argument("--prompt", type=_names, default=(), metavar="COL[,COL]")
+    names.add_argument("--chosen", metavar="COL")
+    names.add_argument("--rejected", metavar="COL")
+    names.add_argument("--answers", type=_two, metavar="COL,COL", help="the two answers compared")
+    names.add_argument(
+        "--label", type=_names, default=(), metavar="COL[,COL]", help="which answer won"
+    )
+    names.add_argument(
+        "--label-values", type=_two, metavar="A,B", help="labels of the first and second answer"
+    )
+    names.add_argument("--votes", metavar="COL", help="list of [person, verdict]")
+    names.add_argument("--user", metavar="COL", help="who judged")
+    names.add_argument("--weight", metavar="COL", help="weight of the pair in the loss")
+    names.add_argument("--score-chosen", metavar="COL")
+    names.add_argument("--score-rejected", metavar="COL")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the shards and print the report."""
+    from decdpo.data.columns import Columns
+    from decdpo.data.report import lines
+    from decdpo.data.sharding import Plan, make_shards
+
+    columns = Columns(
+        prompt=args.prompt,
+        chosen=args.chosen,
+        rejected=args.rejected,
+        answers=args.answers,
+        label=args.label,
+        label_values=args.label_values,
+        votes=args.votes,
+        user=args.user,
+        weight=args.weight,
+        score_chosen=args.score_chosen,
+        score_rejected=args.score_rejected,
+    )
+    plan = Plan(
+        args.partition, args.agents, args.holdout, args.seed, args.group, columns, args.strict
+    )
+    index = make_shards(
+        args.sources,
+        args.out,
+        plan,
+        force=args.force,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if args.json:
+        about = {"folder": args.out, "sharding": index.sharding, "digest": index.digest}
+        print(json.dumps({**about, **index.report}))
+    else:
+        print(*lines(index.report), f"{index.num_agents} shards in {args.out}", sep="\n")
+    return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _two(text: str) -> tuple[str, str]:
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two names separated by a comma")
+    return parts[0], parts[1]

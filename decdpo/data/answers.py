@@ -1,0 +1,164 @@
+"""Two answers and a verdict: labels, votes of several people, annotators, SHP's scores."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from decdpo.data.columns import Columns
+from decdpo.data.sources import Record
+
+_PROMPTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("prompt",), ""),
+    (("debate", "stance"), ": "),
+    (("instruction", "input"), "\n"),
+    (("instruction",), ""),
+    (("question",), ""),
+    (("history",), ""),
+)
+_ANSWERS = (
+    ("a1", "a2"),
+    ("answer1", "answer2"),
+    ("answer_1", "answer_2"),
+    ("answer_a", "answer_b"),
+    ("response1", "response2"),
+    ("response_1", "response_2"),
+    ("response_a", "response_b"),
+    ("human_ref_A", "human_ref_B"),
+)
+_LABELS = ("label", "labels", "winner", "preference", "gold")
+_FIRST = {"1", "a", "a1", "first", "model_a"}
+_SECOND = {"2", "b", "a2", "second", "model_b"}
+_TIE = {"0", "tie", "equal", "both", "none", "neither", "draw"}
+
+
+@dataclass(slots=True)
+class Judgment:
+    """One person's preference between two answers.
+
+    second : whether the answer preferred is the one the source names second (for comparing
+    judgments of one source row). The other fields are None where the source has no such column.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    second: bool = False
+    user: str | None = None
+    weight: float | None = None
+    score_chosen: float | None = None
+    score_rejected: float | None = None
+    chosen_features: list[float] | None = None
+    rejected_features: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Where a file keeps its two answers and its verdicts.
+
+    labels : columns of verdicts; with ``people`` each column is one person's. votes : column of a
+    list of [person, verdict], or None. scores : columns of the answers' scores, or None.
+    """
+
+    name: str
+    prompt: tuple[str, ...]
+    joiner: str
+    answers: tuple[str, str]
+    labels: tuple[str, ...]
+    votes: str | None
+    people: bool
+    values: tuple[str, str] | None
+    scores: tuple[str, str] | None
+
+
+def find_answers(record: Record, columns: Columns) -> Answers | None:
+    """Return where this record keeps two answers and a verdict, or None if it does not."""
+    answers = columns.answers or next((p for p in _ANSWERS if record.keys() >= set(p)), None)
+    prompt, joiner = (columns.prompt, "\n") if columns.prompt else _known_prompt(record)
+    if answers is None or not prompt:
+        return None
+    votes, labels = columns.votes, columns.label
+    if not votes and not labels:
+        votes = "votes" if isinstance(record.get("votes"), list) else None
+        annotators = tuple(sorted(name for name in record if re.fullmatch(r"annotator_?\d+", name)))
+        labels = annotators or tuple(name for name in _LABELS if name in record)[:1]
+    if votes:
+        labels = ()
+    elif not labels:
+        return None
+    shp = answers == ("human_ref_A", "human_ref_B") and labels == ("labels",)
+    scored = shp and {"score_A", "score_B"} <= record.keys()
+    return Answers(
+        name="shp" if shp else "votes" if votes else "labels",
+        prompt=prompt,
+        joiner=joiner,
+        answers=answers,
+        labels=labels,
+        votes=votes,
+        people=len(labels) > 1 or labels[:1] != () and labels[0].startswith("annotator"),
+        # SHP says 1 for A and 0 for B, where others say 0 for a tie.
+        values=columns.label_values or (("1", "0") if shp else None),
+        scores=("score_A", "score_B") if scored else None,
+    )
+
+
+def read_answers(row: Record, where: Answers) -> list[Judgment | str]:
+    """Return one judgment per verdict of a record; a string says why it is no preference."""
+    verdicts: list[tuple[str | None, Any]]
+    if where.votes:
+        votes = row.get(where.votes)
+        if not isinstance(votes, list) or not votes:
+            return ["no votes"]
+        if not all(isinstance(vote, list) and len(vote) == 2 for vote in votes):
+            return ["a vote is not [person, verdict]"]
+        verdicts = [(str(person), verdict) for person, verdict in votes]
+    else:
+        verdicts = [(name if where.people else None, row.get(name)) for name in where.labels]
+    texts = [row.get(name) for name in (*where.prompt, *where.answers)]
+    for name, text in zip((*where.prompt, *where.answers), texts):
+        if not isinstance(text, str):
+            return [f"no {name}" if text is None else f"{name} is not text"] * len(verdicts)
+    parts: list[str] = [str(text) for text in texts]
+    prompt = where.joiner.join(part for part in parts[:-2] if part)
+    try:
+        scores = [float(row[name]) for name in where.scores or ()]
+    except (KeyError, TypeError, ValueError):
+        return ["a score is not a number"] * len(verdicts)
+    found: list[Judgment | str] = []
+    for person, verdict in verdicts:
+        second = _prefers_second(verdict, where)
+        if isinstance(second, str):
+            found.append(second)
+            continue
+        chosen, rejected = (parts[-1], parts[-2]) if second else (parts[-2], parts[-1])
+        judgment = Judgment(prompt, chosen, rejected, second, person)
+        if scores:
+            ordered = scores[::-1] if second else scores
+            judgment.score_chosen, judgment.score_rejected = ordered
+        found.append(judgment)
+    return found
+
+
+def _prefers_second(verdict: Any, where: Answers) -> bool | str:
+    if verdict is None or verdict == "":
+        return "no label"
+    said = str(verdict).strip()
+    if re.fullmatch(r"-?\d+\.0+", said):
+        said = said.split(".")[0]
+    if where.values:
+        if said in where.values:
+            return said == where.values[1]
+    elif said in where.answers:
+        return said == where.answers[1]
+    said = said.lower()
+    if said in _TIE:
+        return "tie"
+    if where.values or said not in _FIRST | _SECOND:
+        return "label not understood"
+    return said in _SECOND
+
+
+def _known_prompt(record: Record) -> tuple[tuple[str, ...], str]:
+    for names, joiner in _PROMPTS:
+        if record.keys() >= set(names):
+            return names, joiner
+    return (), ""

@@ -1,0 +1,124 @@
+"""The first pass: every record of every source into the pair store, and a count of what was lost."""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from decdpo.data.columns import Columns
+from decdpo.data.formats import judgments, recognise
+from decdpo.data.report import Drops
+from decdpo.data.sources import Record, records, stems
+from decdpo.data.spill import PairStore
+from decdpo.errors import DataError
+
+_PROGRESS_SECONDS = 2.0
+
+
+def read_sources(
+    paths: Sequence[Path],
+    store: PairStore,
+    columns: Columns,
+    partition: str | None,
+    group: str | None,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, Any], str]:
+    """Read every source into ``store``.
+
+    Parameters
+    ----------
+    partition, group : columns whose values the partition and the hold-out need, or None. A source
+        has the columns ``file`` and ``user`` beside its own.
+    progress : is told every two seconds how far it is.
+
+    Returns
+    -------
+    The report so far, and the prompt format of all pairs.
+
+    Raises ``DataError`` if a source cannot be read, holds no pair, or differs in prompt format.
+    """
+    drops, files, formats = Drops(), [], set()
+    row, kept_rows, kept_before, spoke = 0, 0, 0, time.monotonic()
+    wanted = {"partition": partition, "group": group}
+    known: dict[str, None] = {"file": None, "user": None}
+    for path, stem in zip(paths, stems(paths)):
+        stream = records(path)
+        head = list(itertools.islice(stream, 100))
+        sample = [record for record in head if not isinstance(record, str)]
+        try:
+            form = recognise(sample, columns)
+        except DataError as error:
+            raise DataError(f"{path}: {error.what}", error.remedy) from None
+        known.update((name, None) for record in sample for name in record)
+        first = row + 1
+        for record in itertools.chain(head, stream):
+            row += 1
+            found = [record] if isinstance(record, str) else judgments(form, record, columns)
+            for item in found:
+                if isinstance(item, str):
+                    drops.add(item, row)
+                    continue
+                values = _values(record, item.user, stem, wanted)
+                fault = values if isinstance(values, str) else store.add(item, row, *values)
+                if fault is not None:
+                    drops.add(fault, row)
+            kept_rows += len(store) > kept_before
+            kept_before = len(store)
+            if time.monotonic() - spoke > _PROGRESS_SECONDS:
+                spoke = time.monotonic()
+                progress(f"read {row:,} rows, kept {len(store):,} pairs")
+        files.append({"file": str(path), "format": form.name, "rows": row - first + 1})
+        formats.add(form.prompt_format)
+    if not len(store):
+        _explain_nothing(drops, wanted, known)
+    if len(formats) > 1:
+        raise DataError(
+            f"the sources write prompts in different ways: {', '.join(sorted(formats))}",
+            "make one sharding of each",
+        )
+    report: dict[str, Any] = {
+        "sources": files,
+        "rows_read": row,
+        "rows_kept": kept_rows,
+        "judgments": len(store) + drops.total,
+        "pairs": len(store),
+        "num_dropped": drops.total,
+        "dropped": drops.summary(),
+        "incomplete_columns": store.incomplete(),
+    }
+    return report, formats.pop()
+
+
+def _values(
+    record: Record | str, user: str | None, stem: str, wanted: dict[str, str | None]
+) -> list[str] | str:
+    """Return the values of the partition's and the group's column; a string says what is wrong."""
+    found = []
+    for column in wanted.values():
+        value: Any = ""
+        if column is not None and isinstance(record, dict):
+            derived = {"user": user, "file": stem}.get(column)
+            value = record.get(column) if derived is None else derived
+            if value is None:
+                return f"no {column}"
+            if isinstance(value, (list, dict)):
+                return f"{column} is not one value"
+        found.append(str(value))
+    return found
+
+
+def _explain_nothing(
+    drops: Drops, wanted: dict[str, str | None], known: dict[str, None]
+) -> None:
+    for use, column in wanted.items():
+        if column is not None and column not in known:
+            raise DataError(
+                f"the sources have no column {column!r} for the {use}",
+                f"use one of: {', '.join(known)}",
+            )
+    reasons = "; ".join(f"{r}: {drop['count']}" for r, drop in drops.summary().items())
+    raise DataError(
+        f"no pair is left of {drops.total} judgments ({reasons})",
+        "check the columns, or name them with --prompt, --chosen, --rejected, --answers, --label",
+    )

@@ -1,0 +1,305 @@
+"""From source files to a folder of shards: read, deal out, hold out, write, report."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decdpo.data import partition as deal
+from decdpo.data import report as reporting
+from decdpo.data.columns import Columns
+from decdpo.data.index import FILE_NAME, FORMAT, ShardEntry, ShardIndex
+from decdpo.data.partition import Partition, parse_partition
+from decdpo.data.reading import read_sources
+from decdpo.data.shard import encode_names
+from decdpo.data.spill import PairStore
+from decdpo.data.storage import ShardHeader, sync, write_shard
+from decdpo.data.topics import Topics
+from decdpo.errors import DataError, EnvironmentFault
+from decdpo.rng import Stream, generator
+
+_SAMPLE = 5_000
+_PROGRESS_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to make shards.
+
+    partition : see ``decdpo.data.partition.KINDS``. agents : number of shards; None only with
+    "by:COLUMN". holdout : share of held-out pairs. group : column whose values are held out as a
+    whole. columns : names of the sources' columns. strict : any unused judgment is an error.
+    """
+
+    partition: str = "iid"
+    agents: int | None = None
+    holdout: float = 0.1
+    seed: int = 0
+    group: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    strict: bool = False
+
+
+def make_shards(
+    sources: Sequence[Path | str],
+    out: Path | str,
+    plan: Plan,
+    *,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
+) -> ShardIndex:
+    """Read preference data and write one shard per agent, with their index, into ``out``.
+
+    The folder appears as a whole or not at all. The same sources and plan give the same bytes.
+
+    Parameters
+    ----------
+    force : replace shards that are already in ``out``; other files are never touched.
+    progress : is told how far reading and writing are.
+
+    Raises ``DataError`` if a source cannot be read, the plan does not fit the data, an agent would
+    have no training pair, or ``plan.strict`` and something could not be used.
+    """
+    out = Path(os.path.abspath(out))
+    rule = parse_partition(plan.partition)
+    if rule.kind != "by" and plan.agents is None:
+        raise DataError(f"partition {plan.partition} needs a number of agents", "add --agents 8")
+    if plan.agents is not None and plan.agents < 1:
+        raise DataError(f"{plan.agents} agents", "use --agents 1 or more")
+    _require_room(out, force)
+    with _staging(out) as folder:
+        store = PairStore(folder)
+        try:
+            report, prompt_format = read_sources(
+                [Path(source) for source in sources],
+                store,
+                plan.columns,
+                rule.column,
+                plan.group,
+                progress,
+            )
+            owner, names = _deal(store, rule, plan, report)
+            held_out = _hold_out(store, owner, len(names), plan, report)
+            _describe(store, owner, held_out, names, plan, report)
+            if plan.strict:
+                _require_all_used(report)
+            index = _write(
+                folder, store, owner, held_out, names, plan, prompt_format, report, progress
+            )
+        finally:
+            store.close()
+        index.save()
+        _commit(folder, out)
+    return ShardIndex.load(out)
+
+
+def _deal(
+    store: PairStore, rule: Partition, plan: Plan, report: dict[str, Any]
+) -> tuple[np.ndarray, list[str]]:
+    """Return the (n,) agent of each pair (-1: left out) and each agent's name."""
+    n, codes = len(store), store.keys.codes
+    report["left_out"] = {"values": 0, "pairs": 0}
+    if rule.kind == "by":
+        owner, names = deal.by_value(codes, store.keys.names, plan.agents)
+        report["left_out"] = {
+            "values": len(store.keys.names) - len(names),
+            "pairs": int((owner < 0).sum()),
+        }
+        report["pairs"] -= report["left_out"]["pairs"]
+        return owner, names
+    assert plan.agents is not None
+    if rule.kind == "iid":
+        owner = deal.iid(n, plan.agents, plan.seed)
+    elif rule.kind == "contiguous":
+        owner = deal.contiguous(n, plan.agents)
+    else:
+        labels = codes if rule.column else _topics(store, np.arange(n), plan.seed)
+        owner = deal.dirichlet(labels, plan.agents, rule.alpha, plan.seed)
+    return owner, [""] * plan.agents
+
+
+def _hold_out(
+    store: PairStore, owner: np.ndarray, agents: int, plan: Plan, report: dict[str, Any]
+) -> np.ndarray:
+    """Return the (n,) bool mask of held-out pairs; judgments of one source row stay together."""
+    groups, by = None, "pair"
+    if plan.group is not None:
+        groups, by = store.groups.codes, f"column {plan.group}"
+    elif len(np.unique(store.source_rows)) < len(store):
+        groups, by = store.source_rows, "source row"
+    report["held_out_by"] = by
+    held_out = deal.hold_out(owner, agents, plan.holdout, plan.seed, groups)
+    used = (owner >= 0) & ~held_out
+    deal.require_training(np.bincount(owner[used], minlength=agents))
+    return held_out
+
+
+def _describe(
+    store: PairStore,
+    owner: np.ndarray,
+    held_out: np.ndarray,
+    names: Sequence[str],
+    plan: Plan,
+    report: dict[str, Any],
+) -> None:
+    """Add lengths, agents and their differences to the report."""
+    used = np.flatnonzero(owner >= 0)
+    edges = store.edges
+    report["lengths"] = reporting.lengths(edges[used])
+    report["agents"] = reporting.per_agent(owner, held_out, edges, names)
+    rule = parse_partition(plan.partition)
+    if rule.kind == "dirichlet" and rule.column:
+        rows, labels, what = used, store.keys.codes[used], f"their mix of {rule.column}"
+    else:
+        rows = _sampled(used, plan.seed)
+        labels, what = _topics(store, rows, plan.seed), "their mix of topics"
+    report["longer_preferred"] = reporting.longer_range(report["agents"], edges[used])
+    report["difference"] = reporting.difference(owner[rows], labels, len(names), plan.seed, what)
+    report["contradictions"] = reporting.contradictions(
+        store.source_rows[used], store.second[used]
+    )
+
+
+def _sampled(rows: np.ndarray, seed: int) -> np.ndarray:
+    if len(rows) <= _SAMPLE:
+        return rows
+    return np.sort(generator(seed, Stream.PARTITION, round=3).choice(rows, _SAMPLE, replace=False))
+
+
+def _topics(store: PairStore, rows: np.ndarray, seed: int) -> np.ndarray:
+    topics = Topics(store.prompts(_sampled(rows, seed)), seed)
+    parts = np.array_split(rows, max(len(rows) // 2000, 1))
+    return np.concatenate([topics(store.prompts(part)) for part in parts])
+
+
+def _require_all_used(report: dict[str, Any]) -> None:
+    unused = [f"{drop['count']} {reason}" for reason, drop in report["dropped"].items()]
+    unused += [f"{count} without {name}" for name, count in report["incomplete_columns"].items()]
+    if report["left_out"]["pairs"]:
+        unused.append(f"{report['left_out']['pairs']} of values without an agent")
+    if unused:
+        rows = [row for drop in report["dropped"].values() for row in drop["rows"]]
+        where = f" (source rows {', '.join(map(str, sorted(set(rows))[:10]))})" if rows else ""
+        raise DataError(
+            f"--strict: not everything could be used: {'; '.join(unused)}{where}",
+            "mend the source, or leave --strict out to drop these and have them reported",
+        )
+
+
+def _write(
+    folder: Path,
+    store: PairStore,
+    owner: np.ndarray,
+    held_out: np.ndarray,
+    names: Sequence[str],
+    plan: Plan,
+    prompt_format: str,
+    report: dict[str, Any],
+    progress: Callable[[str], None],
+) -> ShardIndex:
+    edges, source_rows, columns = store.edges, store.source_rows, store.columns()
+    users = store.users.codes if any(store.users.names) else None
+    sharding = _identity(store, owner, held_out, plan)
+    entries, spoke = [], time.monotonic()
+    for agent, name in enumerate(names):
+        rows = np.flatnonzero(owner == agent)
+        rows = np.concatenate([rows[~held_out[rows]], rows[held_out[rows]]])
+        num_train = int((~held_out[rows]).sum())
+        sizes = np.diff(edges[rows], axis=1)
+        ends = np.cumsum(sizes.sum(axis=1))
+        spans = np.cumsum(np.column_stack([ends - sizes.sum(axis=1), sizes]), axis=1)
+        data = {"spans": spans, "source_row": source_rows[rows]}
+        data.update((column, values[rows]) for column, values in columns.items())
+        if users is not None:
+            present, codes = np.unique(users[rows], return_inverse=True)
+            data["user"] = codes
+            data["user_names"] = encode_names([store.users.names[code] for code in present])
+        file = f"agent_{agent:04d}.h5"
+        header = ShardHeader(sharding, agent, num_train, prompt_format)
+        size = int(ends[-1])
+        digest = write_shard(folder / file, header, data, store.text(rows), size)
+        entries.append(
+            ShardEntry(agent, name, file, digest, num_train, len(rows) - num_train, size)
+        )
+        if time.monotonic() - spoke > _PROGRESS_SECONDS:
+            spoke = time.monotonic()
+            progress(f"wrote {agent + 1:,} of {len(names):,} shards")
+    return ShardIndex(
+        folder=folder,
+        sharding=sharding,
+        seed=plan.seed,
+        holdout=plan.holdout,
+        partition=plan.partition,
+        prompt_format=prompt_format,
+        agents=tuple(entries),
+        report=report,
+    )
+
+
+def _identity(
+    store: PairStore, owner: np.ndarray, held_out: np.ndarray, plan: Plan
+) -> str:
+    """Return the uuid of a sharding: a function of its pairs, and of who holds which of them."""
+    sha = hashlib.sha256(json.dumps([plan.partition, plan.seed, plan.holdout]).encode())
+    for values in (owner, held_out, store.edges, store.source_rows):
+        sha.update(np.ascontiguousarray(values).tobytes())
+    for part in store.text(np.arange(len(store))):
+        sha.update(part)
+    return str(uuid.UUID(bytes=sha.digest()[:16], version=5))
+
+
+def _require_room(out: Path, force: bool) -> None:
+    """Raise ``DataError`` unless ``out`` is free, or holds nothing but shards that may go."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"{out} is a file", "give another folder to --out")
+    present = set(os.listdir(out))
+    if not present:
+        return
+    if not force:
+        raise DataError(
+            f"{out} is not empty", "give another folder, or replace its shards with --force"
+        )
+    foreign = sorted(
+        n for n in present if n != FILE_NAME and not (n.startswith("agent_") and n.endswith(".h5"))
+    )
+    if foreign or FILE_NAME not in present or FORMAT not in (out / FILE_NAME).read_text("utf-8"):
+        raise DataError(
+            f"{out} holds more than shards{': ' + foreign[0] if foreign else ''}",
+            "give another folder: --force replaces shards only",
+        )
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``out``; it is removed if it was not renamed."""
+    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write shards to {out}: {error.strerror or error}",
+            "check the free space, the quota and the permissions of that folder",
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _commit(folder: Path, out: Path) -> None:
+    old = folder.with_suffix(".old")
+    if out.exists():
+        os.rename(out, old)
+    os.rename(folder, out)
+    sync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
