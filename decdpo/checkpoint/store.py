@@ -294,28 +294,34 @@ class CheckpointStore:
     def _prune(self, newest: Manifest) -> None:
         """Remove what retention does not keep, counting back from the one just committed.
 
-        Those known to be damaged do not count and go once they are passed; later ones, left from
-        before a resume, are not touched.
+        Damaged ones do not count and go once they are passed; later ones, left from before a
+        resume, are not touched.
         """
-        found = {r: path for r, path in committed(self.folder).items() if r <= newest.round}
-        good = [round for round in found if round == newest.round or round not in self._rejected]
         self._rejected.discard(newest.round)
+        found = {r: path for r, path in committed(self.folder).items() if r <= newest.round}
+        serials = {round: self._serial_if_good(round, path) for round, path in found.items()}
+        good = [round for round, serial in serials.items() if serial is not None]
         kept = set(good[-self._keep :])
         for round, path in found.items():
-            if round in kept or (round in good and self._is_milestone(path)):
+            serial = serials[round]
+            if self._keep_every and serial is not None and serial % self._keep_every == 0:
+                continue
+            if round in kept:
                 continue
             try:
                 discard(path)
             except OSError as fault:
                 self._warn(f"an old checkpoint could not be removed: {path}: {fault.strerror}")
 
-    def _is_milestone(self, folder: Path) -> bool:
-        if not self._keep_every:
-            return False
+    def _serial_if_good(self, round: int, folder: Path) -> int | None:
+        """Return the serial number of a checkpoint, None if a quick look finds it damaged."""
         try:
-            return Manifest.read(folder).serial % self._keep_every == 0
-        except Damaged:
-            return False
+            manifest = Manifest.read(folder)
+            sizes = [(folder / part.file).stat().st_size for part in manifest.parts]
+        except (Damaged, OSError):
+            return None
+        whole = sizes == [part.bytes for part in manifest.parts]
+        return manifest.serial if whole and round not in self._rejected else None
 
 
 def _prepare(folder: Path) -> None:
