@@ -53,10 +53,11 @@ class UnpairedKTO:
 
         ratio : (B,) h, in nats. desirable : (B,) bool. z0 : reference point, 0-d or (B,), nats.
         """
-        sign = torch.where(desirable, 1.0, -1.0).to(ratio.dtype)
-        weight = torch.where(desirable, self.desirable_weight, self.undesirable_weight)
+        gain = self.beta * (ratio - z0)
         # 1 - sigma(u) = sigma(-u), which keeps its digits where sigma(u) is near 1.
-        return weight.to(ratio.dtype) * torch.sigmoid(-self.beta * sign * (ratio - z0))
+        good = self.desirable_weight * torch.sigmoid(-gain)
+        bad = self.undesirable_weight * torch.sigmoid(gain)
+        return torch.where(desirable, good, bad)
 
 
 @dataclass(frozen=True)
