@@ -23,8 +23,7 @@ class Summary:
     period : rounds after which the weights repeat. rho, spectral_gap : over one period.
     rho_per_round : rho**(1/period). rounds_to_halve : rounds that surely halve the consensus error
     (the distance to the average); None if none do. messages_per_round, bytes_per_round : sent by
-    all agents together, without headers. bytes_per_agent_max : sent by the busiest agent.
-    digest : SHA-256 of the weights.
+    all agents together, without headers. digest : SHA-256 of the weights.
     """
 
     graph: str

@@ -179,9 +179,12 @@ def read_graph(path: str | Path, num_agents: int | None = None) -> nx.Graph:
     return graph
 
 
-def holds_weights(path: str | Path, num_agents: int | None = None) -> bool:
-    """Say whether the file gives weights: a matrix does, an edge list may. Raises like a reader."""
-    return is_matrix_file(path) or read_edge_list(path, num_agents).weights is not None
+def holds_weights(path: str | Path) -> bool:
+    """Say whether the file gives weights: a matrix does, an edge list may.
+
+    Raises ``TopologyError`` like ``read_edge_list``.
+    """
+    return is_matrix_file(path) or read_edge_list(path).weights is not None
 
 
 def count_agents(path: str | Path) -> int:

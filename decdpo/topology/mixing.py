@@ -164,10 +164,18 @@ class CompleteMatrix:
         n = self.num_agents
         return csr_array(np.full((n, n), self.other) + (self.own - self.other) * np.eye(n))
 
+    @cached_property
+    def _agents(self) -> tuple[int, ...]:
+        return tuple(range(self.num_agents))
+
+    @cached_property
+    def _others(self) -> tuple[float, ...]:
+        return (self.other,) * (self.num_agents - 1)
+
     def row(self, agent: int) -> Row:
         """Return what ``agent`` hears and tells: everybody, except itself."""
-        others = (*range(agent), *range(agent + 1, self.num_agents))
-        return Row(self.own, others, (self.other,) * len(others), others)
+        others = self._agents[:agent] + self._agents[agent + 1 :]
+        return Row(self.own, others, self._others, others)
 
     @property
     def num_sources(self) -> np.ndarray:
@@ -320,8 +328,8 @@ def require_symmetric(matrix: MixingMatrix | CompleteMatrix, reason: str) -> Non
         assert isinstance(matrix, MixingMatrix)
         i, j, _ = matrix.asymmetry
         raise TopologyError(
-            f"{matrix.name} is not symmetric: row {i}, column {j} is {matrix.weights[i, j]:.17g}, "
-            f"row {j}, column {i} is {matrix.weights[j, i]:.17g}; {reason}",
+            f"{matrix.name} is not symmetric: row {i}, column {j} is {matrix.weights[i, j]:.15g}, "
+            f"row {j}, column {i} is {matrix.weights[j, i]:.15g}; {reason}",
             "use an undirected graph with metropolis weights",
         )
 

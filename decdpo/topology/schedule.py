@@ -20,6 +20,7 @@ from decdpo.topology.mixing import (
     require_connected,
 )
 from decdpo.topology.names import (
+    DIRECTED,
     GRAPHS,
     TIME_VARYING,
     WEIGHTS,
@@ -250,9 +251,7 @@ def make_schedule(
         return OnePeerExponential(num_agents)
     if graph == "random_matching":
         return RandomMatching(num_agents, seed)
-    if weights == "auto":
-        held = graph == "file" and file is not None and holds_weights(file, num_agents)
-        weights = "file" if held else "uniform" if graph == "exponential" else "metropolis"
+    weights = chosen_rule(graph, weights, file)
     if graph == "complete" and weights != "file":
         own = 1 / num_agents
         return Static(CompleteMatrix(num_agents, (1 + own) / 2 if weights == "lazy" else own))
@@ -263,6 +262,15 @@ def make_schedule(
         assert file is not None
         return Static(from_weights(read_weights(file, num_agents), links, str(file)))
     return Static(RULES[weights](links))
+
+
+def chosen_rule(graph: str, weights: str, file: str | Path | None = None) -> str:
+    """Return the rule that ``weights`` stands for: what ``auto`` means for ``graph``."""
+    if weights != "auto":
+        return weights
+    if graph in (*DIRECTED, *TIME_VARYING):
+        return "uniform"
+    return "file" if graph == "file" and file and holds_weights(file) else "metropolis"
 
 
 def _check_names(graph: str, weights: str, num_agents: int) -> None:
