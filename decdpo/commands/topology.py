@@ -117,8 +117,8 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse numbers that make no sense, and options that none of the graphs would use."""
     if args.params < 0 or args.params != args.params // 1:
         raise TopologyError(f"--params {args.params:g} is no number of values", "give a count")
-    if args.seed < 0:
-        raise TopologyError(f"--seed {args.seed} is negative", "give a seed of at least 0")
+    if not 0 <= args.seed < 2**64:
+        raise TopologyError(f"--seed {args.seed} is not in 0 ... 2**64 - 1", "choose another")
     given: dict[str, Any] = {k: getattr(args, k) for k in ("degree", "probability", "file")}
     for key, value in given.items():
         if value is not None and not any(

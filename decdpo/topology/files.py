@@ -8,10 +8,10 @@ Two kinds, told apart by the suffix:
   row). Entry (i, j) is the weight that agent i gives to what j sends. Nothing is ever unpickled.
 """
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import networkx as nx
 import numpy as np
@@ -188,10 +188,21 @@ def holds_weights(path: str | Path) -> bool:
 
 
 def count_agents(path: str | Path) -> int:
-    """Return n, the number of agents of the graph or matrix in the file."""
+    """Return n, the number of agents of the graph or matrix in the file.
+
+    Raises ``TopologyError`` like a reader, and if an edge list has too few edges to connect the ids
+    that it names: a mistyped id shall not pass for a huge graph.
+    """
     if is_matrix_file(path):
         return int(read_matrix(path).shape[0])
-    return read_edge_list(path).num_agents
+    edges = read_edge_list(path)
+    if edges.num_agents > len(edges.pairs) + 1:
+        raise TopologyError(
+            f"{path}: agent {edges.num_agents - 1}, but {len(edges.pairs)} edges connect at most "
+            f"{len(edges.pairs) + 1} agents",
+            "number the agents 0 ... n-1 without a gap",
+        )
+    return edges.num_agents
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -265,7 +276,7 @@ def _read_numpy(path: Path) -> np.ndarray | csr_array:
                 return csr_array(load_npz(path))
             if len(names) == 1:
                 return content[names[0]]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as fault:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, BadZipFile) as fault:
         raise _unreadable(path, fault) from fault
     raise TopologyError(
         f"{path} holds {len(names)} arrays: {', '.join(names[:8])}",

@@ -32,6 +32,13 @@ def test_edge_list_with_comments_and_own_weights(tmp_path: Path) -> None:
     assert count_agents(path) == 3
 
 
+def test_a_mistyped_id_is_no_huge_graph(tmp_path: Path) -> None:
+    path = tmp_path / "g.txt"
+    path.write_text("0 1\n1 200000000000\n")
+    with pytest.raises(TopologyError, match="agent 200000000000, but 2 edges connect at most 3"):
+        count_agents(path)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
