@@ -1,0 +1,36 @@
+#!/bin/bash
+# Run tests on several ranks: rank 0 tells, the others only if something goes wrong.
+#
+#   bash tools/test-ranks.sh RANKS [argument of pytest]...
+#
+# It uses PYTHON and MPIRUN if they are set, as tools/test.sh does, else what is on PATH.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+
+if [ "${1:-}" = --as-rank ]; then # this is one of the ranks
+    shift
+    [ "${PMIX_RANK:-0}" = 0 ] || exec >"$LOGS/rank$PMIX_RANK" 2>&1
+    exec "$@"
+fi
+
+[[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || {
+    echo "test-ranks: give the number of ranks, got '${1:-}'" >&2
+    exit 2
+}
+ranks="$1"
+shift
+LOGS="$(mktemp -d)"
+trap 'rm -rf "$LOGS"' EXIT
+export LOGS
+timeout --kill-after=10 "${LIMIT:-900}" "${MPIRUN:-mpirun}" --oversubscribe -n "$ranks" -x LOGS \
+    bash "$PWD/tools/test-ranks.sh" --as-rank \
+    "${PYTHON:-python3}" -m pytest --with-mpi -x -rs "$@"
+status=$?
+if [ "$status" -ne 0 ]; then
+    for log in "$LOGS"/rank*; do
+        [ -f "$log" ] || continue
+        echo "-- ${log##*/}, its last lines:"
+        tail -n 40 "$log"
+    done
+fi
+exit "$status"

@@ -1,0 +1,62 @@
+#!/bin/bash
+# All tests: lint, types, layers, unit and contract tests, then those of several ranks and of SLURM.
+#
+#   bash tools/test.sh          everything that this machine can run
+#   bash tools/test.sh quick    lint, types, layers, and the tests that take no time
+#
+# Makes its environment first (setup.sh). Every step runs, whatever became of the one before; the
+# exit status is 0 only if all of them passed. No step can hang: each has a time limit.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+source tools/setup.sh
+case "$#:${1:-}" in
+    0: | 1:quick) ;;
+    *) decdpo_stop "unknown arguments: $*" "give 'quick', or nothing" ;;
+esac
+decdpo_setup
+exec </dev/null
+export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+SUMMARY=()
+FAILED=0
+
+step() { # name, time limit in seconds, command...
+    local name="$1" limit="$2" began=$SECONDS status=0 verdict=passed
+    shift 2
+    echo
+    echo "== $name"
+    timeout --kill-after=20 "$limit" "$@" || status=$?
+    [ "$status" -ne 124 ] && [ "$status" -ne 137 ] || verdict="ran out of its $limit s"
+    [ "$status" -eq 0 ] || FAILED=1
+    [ "$status" -eq 0 ] || [ "$verdict" != passed ] || verdict="FAILED ($status)"
+    SUMMARY+=("$(printf '%-22s %5d s  %s' "$name" $((SECONDS - began)) "$verdict")")
+}
+
+existing() { # folders: those that exist
+    local folder
+    for folder in "$@"; do [ ! -d "$folder" ] || echo "$folder"; done
+}
+
+mapfile -t SOURCES < <(existing decdpo tests tools)
+mapfile -t UNIT_TESTS < <(existing tests/unit tests/contract tests/slurm)
+mapfile -t MPI_TESTS < <(existing tests/contract tests/mpi)
+
+step "lint (flake8)" 300 "$PYTHON" -m flake8 "${SOURCES[@]}"
+step "lint (isort)" 300 "$PYTHON" -m isort --check-only --quiet "${SOURCES[@]}"
+step "types (mypy)" 600 "$PYTHON" -m mypy
+step "layers" 300 lint-imports
+if [ "${1:-}" = quick ]; then
+    step "tests, quick" 600 "$PYTHON" -m pytest -rs -m "not slow and not slurm" "${UNIT_TESTS[@]}"
+else
+    step "tests, one process" 1200 "$PYTHON" -m pytest -rs -m "not slurm" "${UNIT_TESTS[@]}"
+    if [ "${#MPI_TESTS[@]}" -gt 0 ]; then
+        for ranks in 1 2 3 4; do
+            step "tests, $ranks rank(s)" 1000 bash tools/test-ranks.sh "$ranks" "${MPI_TESTS[@]}"
+        done
+    fi
+    step "tests, SLURM" 1200 "$PYTHON" -m pytest -rs -m slurm tests/slurm
+fi
+
+echo
+echo "== summary, $SECONDS s in all"
+printf '%s\n' "${SUMMARY[@]}"
+exit "$FAILED"
