@@ -34,6 +34,9 @@ _PART = re.compile(r"part_\d{4,}\.h5")
 class Damaged(CheckpointError):
     """A checkpoint that is incomplete or not what was written; an older one may still be good."""
 
+    def __init__(self, what: str, remedy: str = "use another checkpoint of the run") -> None:
+        super().__init__(what, remedy)
+
 
 @dataclass(frozen=True)
 class Part:

@@ -147,7 +147,12 @@ class CheckpointStore:
         self._writer.wait()
 
     def load(
-        self, states: Mapping[int, Any], *, allow: Collection[str] = (), required: bool = False
+        self,
+        states: Mapping[int, Any],
+        *,
+        allow: Collection[str] = (),
+        required: bool = False,
+        round: int | None = None,
     ) -> int | None:
         """Fill the local agents' states from the newest whole checkpoint. Collective.
 
@@ -156,6 +161,7 @@ class CheckpointStore:
         states : freshly initialised states, filled in place: tensors keep their addresses.
         allow : keys of the identity that may differ from the saved ones.
         required : whether it is an error that there is no checkpoint at all.
+        round : take the checkpoint of this round or none.
 
         Returns the next round to run, None if there is no checkpoint. Raises ``CheckpointError``
         if the newest whole one is of another run (naming each difference), if none of those
@@ -168,11 +174,13 @@ class CheckpointStore:
         rounds = json.loads("".join(listing))
         if isinstance(rounds, str):
             raise EnvironmentFault(rounds, "make the folder readable")
-        for round in reversed(rounds):
-            if self._load_one(round, states, allow):
-                return int(round)
-        if rounds or required:
-            what = "no checkpoint is whole" if rounds else "there is no checkpoint"
+        wanted = [found for found in rounds if round in (None, found)]
+        for candidate in reversed(wanted):
+            if self._load_one(candidate, states, allow):
+                return int(candidate)
+        if wanted or required or round is not None:
+            kind = "checkpoint" if round is None else f"checkpoint of round {round}"
+            what = f"no {kind} is whole" if wanted else f"there is no {kind}"
             raise CheckpointError(
                 f"{self.folder}: {what}",
                 "name a folder with a whole checkpoint, or start the run anew in another folder",

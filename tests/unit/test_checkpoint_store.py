@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +226,7 @@ def test_one_failing_process_is_an_error_on_all(tmp_path, monkeypatch, backgroun
             store.save(2, states)
             while background:
                 store.poll()
+                time.sleep(0.001)
         store.poll()
         assert world.collect({a: None for a in world.local_agents}) and names(tmp_path) == [
             "round_000001"
@@ -519,3 +521,19 @@ def test_states_must_be_those_of_the_local_agents(tmp_path):
 @pytest.mark.parametrize("options", [{"keep": 0}, {"keep_every": -1}])
 def test_retention_that_would_keep_nothing_is_refused(tmp_path, options):
     assert isinstance(run(ONE, lambda world: make(tmp_path, world, **options))[0], ValueError)
+
+
+def test_one_round_can_be_asked_for(tmp_path):
+    save(tmp_path, TWO, [1, 2, 3], keep=3)
+    flip(tmp_path / "round_000001" / MANIFEST, 50)
+
+    def body(world, round):
+        states = fresh(world)
+        found = make(tmp_path, world, warn=lambda line: None).load(states, round=round)
+        return found if found is None else same(states, found) and found
+
+    assert run(TWO, lambda world: body(world, 2)) == [2, 2]
+    for round, says in ((7, "there is no checkpoint of round 7"), (1, "of round 1 is whole")):
+        faults = run(TWO, lambda world: body(world, round))
+        assert [type(fault) for fault in faults] == [CheckpointError] * 2
+        assert says in faults[1].what

@@ -1,0 +1,108 @@
+"""Looks into a checkpoint from outside a run: what it holds, whether it is whole, its digests."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from decdpo.checkpoint.format import MANIFEST, Damaged, Manifest, Part, committed, round_of
+from decdpo.checkpoint.parts import check_part, open_part
+from decdpo.checkpoint.state import digest, parameter_digest
+from decdpo.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Digests:
+    """SHA-256 of one agent: of its parameters ``x`` as raw bytes, and of its whole state."""
+
+    x: str
+    state: str
+
+
+def locate(path: Path, round: int | None = None) -> Path:
+    """Return the folder of one checkpoint.
+
+    ``path`` is a run folder, a folder of checkpoints, or a checkpoint; in the first two the one of
+    ``round`` is meant, or the newest. Raises ``CheckpointError`` if there is none.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder", "name a run folder or a checkpoint")
+    if round_of(path) is not None or (path / MANIFEST).is_file():
+        if round is not None and round_of(path) not in (None, round):
+            raise CheckpointError(f"{path} is not the checkpoint of round {round}")
+        return path
+    inner = path / "checkpoints"
+    found = committed(inner if inner.is_dir() else path)
+    if not found:
+        raise CheckpointError(f"{path}: there is no checkpoint", "name a run folder that has one")
+    if round is None:
+        return found[max(found)]
+    if round not in found:
+        present = ", ".join(map(str, found))
+        raise CheckpointError(
+            f"{path}: no checkpoint of round {round}", f"there are those of rounds {present}"
+        )
+    return found[round]
+
+
+def verify(folder: Path) -> list[str]:
+    """Read every byte of a checkpoint; return what is wrong with it, nothing if it is whole.
+
+    A single flipped bit anywhere is found: the manifest carries its own SHA-256, and the CRC-32 of
+    every part. What the parts say of themselves is compared with the manifest, too.
+    """
+    try:
+        manifest = Manifest.read(folder)
+    except Damaged as fault:
+        return [fault.what]
+    problems = []
+    named = round_of(folder)
+    if named is not None and named != manifest.round:
+        problems.append(f"{folder} holds the checkpoint of round {manifest.round}")
+    for part in manifest.parts:
+        try:
+            check_part(folder / part.file, part.bytes, part.crc32)
+            _check_inside(folder, part, manifest.round)
+        except Damaged as fault:
+            problems.append(fault.what)
+    expected = {MANIFEST, *(part.file for part in manifest.parts)}
+    extra = sorted(entry.name for entry in folder.iterdir() if entry.name not in expected)
+    return problems + [f"{folder / name} does not belong here" for name in extra]
+
+
+def _check_inside(folder: Path, part: Part, round: int) -> None:
+    with open_part(folder / part.file) as reader:
+        if reader.round != round or reader.agents != tuple(sorted(part.agents)):
+            raise Damaged(f"{folder / part.file} is the part of another checkpoint")
+        for agent in reader.agents:
+            reader.record(agent)
+
+
+def digests(folder: Path) -> Iterator[tuple[int, Digests]]:
+    """Yield every agent's digests in ascending order, however many processes wrote them.
+
+    Raises ``Damaged`` if what it reads is not what was written.
+    """
+    manifest = Manifest.read(folder)
+    for part in sorted(manifest.parts, key=lambda part: part.agents):
+        check_part(folder / part.file, part.bytes, part.crc32)
+        with open_part(folder / part.file) as reader:
+            for agent in sorted(part.agents):
+                record = reader.record(agent)
+                if "x" not in record.tensors:
+                    raise CheckpointError(f"{folder}: agent {agent} has no parameters x")
+                yield agent, Digests(parameter_digest(record.tensors["x"]), digest(record))
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Return what the manifest says, and the state of the first agent in words, as JSON values."""
+    manifest = Manifest.read(folder)
+    first = manifest.part_of(0)
+    with open_part(folder / first.file) as reader:
+        structure, tensors, scalars = reader.contents(0)
+    return {
+        "path": str(folder),
+        **asdict(manifest),
+        "bytes": manifest.nbytes,
+        "state": {"structure": structure, "tensors": tensors, "scalars": scalars},
+    }
