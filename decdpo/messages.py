@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+BLOCK = 1 << 17
+"""Values mixed at a time: the target block stays in a core's cache while every letter is added
+(0.6 ms instead of 0.84 at 1e6 floats, 12 instead of 14.5 at 1e7). Chunks of a message are multiples
+of it, because the last few values of a vector operation may be rounded differently from the rest.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Letter:
@@ -26,9 +32,10 @@ class Inbox:
 
     sent : (M,) the snapshot m_i that agent i itself sent this round.
     letters : from the in-neighbours, in ascending source id, so that sums keep their bits.
-    arrivals : slices that cover [0, M) in ascending order; the slice is yielded once every letter's
-        body holds that part, so that mixing one part overlaps the arrival of the next. One pass
-        only; a body may be read outside ``displace`` only after ``settle``.
+    arrivals : slices that cover [0, M) in ascending order, cut at multiples of ``BLOCK``; a slice
+        is yielded once every letter's body holds that part, so that mixing one part overlaps the
+        arrival of the next. One pass only; a body may be read outside ``displace`` only after
+        ``settle``.
     """
 
     sent: Tensor
@@ -44,12 +51,22 @@ class Inbox:
         """Add the displacement in place: x <- x + sum_j w_ij (m_j - m_i).
 
         x : (M,). One formula serves synchronous, overlapped, stale and compressed mixing. Letters
-        are added in ascending source id, part by part as they arrive.
+        are added in ascending source id, block by block as they arrive, so the result has the same
+        bits whatever the letters came through.
         """
+        if not self.letters:
+            return self.settle()
         total = -sum(letter.weight for letter in self.letters)
-        for part in self.arrivals:
-            target = x[part]
-            if self.letters:
-                target.add_(self.sent[part], alpha=total)
+        if x.numel() <= BLOCK:
+            self.settle()
+            x.add_(self.sent, alpha=total)
             for letter in self.letters:
-                target.add_(letter.body[part], alpha=letter.weight)
+                x.add_(letter.body, alpha=letter.weight)
+            return None
+        weights = (total, *(letter.weight for letter in self.letters))
+        vectors = (x, self.sent, *(letter.body for letter in self.letters))
+        for part in self.arrivals:
+            for target, *terms in zip(*(vector[part].split(BLOCK) for vector in vectors)):
+                for weight, term in zip(weights, terms):
+                    target.add_(term, alpha=weight)
+        return None

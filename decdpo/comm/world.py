@@ -4,8 +4,8 @@ Two worlds implement these protocols: ``LocalWorld`` (all agents in this process
 (agents spread over ranks). Nothing above this package knows the word rank.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,13 +28,23 @@ class Counters:
     messages_sent: int = 0
     bytes_sent: int = 0
     wait_seconds: float = 0.0
-    wait_by_neighbour: dict[int, float] | None = None
+    wait_by_neighbour: dict[int, float] = field(default_factory=dict)
+
+
+Trace = Callable[[str, float, float, Mapping[str, int]], None]
+"""Hears of every span of an exchange: name ("post", "wait", "mix"), begin and end in seconds of
+``time.perf_counter``, and the agent, round and neighbour it belongs to."""
 
 
 class Exchange(Protocol):
-    """Carries one vector per agent and round to its neighbours; made once, used every round."""
+    """Carries one vector per agent and round to its neighbours; made once, used every round.
+
+    Every local agent starts a round before the first one finishes it. counters : what it has cost
+    so far. trace : called after every span, None for not at all.
+    """
 
     counters: Counters
+    trace: Trace | None
 
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
         """Copy ``message`` (M,), post its sends and the receives for ``row``, and return at once.
@@ -107,7 +117,7 @@ class World(Protocol):
         ...
 
     def require_same(self, what: str, value: str) -> None:
-        """Raise ``ConfigError`` everywhere, naming the odd one out, unless all agree. Collective."""
+        """Raise ``ConfigError`` everywhere, naming the odd one out unless all agree. Collective."""
         ...
 
     def request_stop(self) -> None:

@@ -1,0 +1,47 @@
+"""Which device a process computes on, and how vectors get from there to the wire and back."""
+
+import os
+
+import torch
+
+from decdpo.errors import EnvironmentFault
+
+
+def choose_device(
+    kind: str, local_rank: int = 0, ranks_on_node: int = 1, *, share_gpu: bool = False
+) -> str:
+    """Return "cpu" or "cuda:k" for the process number ``local_rank`` of ``ranks_on_node``.
+
+    kind : "cpu", "cuda", or "auto", which takes a GPU where every process of the node finds its
+    own. The GPU is picked by the process's number on its node; where a launcher shows each process
+    one device only, that one is taken. share_gpu : let several processes use one GPU.
+
+    Raises ``EnvironmentFault`` for "cuda" if there is no GPU, or too few of them.
+    """
+    if kind not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device kind {kind!r}")
+    count = torch.cuda.device_count() if kind != "cpu" and torch.cuda.is_available() else 0
+    if kind == "cpu" or (kind == "auto" and not count):
+        return "cpu"
+    if not count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        seen = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+        raise EnvironmentFault(
+            f"no GPU can be used{seen}: torch {torch.__version__} finds none",
+            'set device.kind = "cpu", or install a torch built for this GPU and its driver',
+        )
+    # One visible device may be a launcher's way to give each process its own: uuids decide then.
+    alone = count == 1 and ranks_on_node > 1 and not share_gpu
+    if count < ranks_on_node and not share_gpu and not (alone and _isolated()):
+        if kind == "auto":
+            return "cpu"
+        raise EnvironmentFault(
+            f"{ranks_on_node} processes on this node, but {count} GPU(s)",
+            "start one process per GPU, or set device.share_gpu = true",
+        )
+    return f"cuda:{local_rank % count}"
+
+
+def _isolated() -> bool:
+    """Say whether the launcher restricts each process to devices of its own."""
+    return any(name in os.environ for name in ("SLURM_STEP_GPUS", "SLURM_GPUS_PER_TASK"))

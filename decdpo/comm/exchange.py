@@ -1,0 +1,318 @@
+"""The exchange between ranks: slots, edges and plans; how letters move is the edges' business.
+
+Each local agent owns two send slots, used in even and odd rounds. ``start`` waits until the slot is
+free, copies the message chunk by chunk and sends every chunk as soon as it lies there, once per
+destination rank. Each remote agent that somebody here listens to has one edge, which yields one
+slot per round. Slots are given back at the first ``start`` of a later round.
+
+Why nothing can deadlock: consider the rank with the lowest round t. Whatever it waits for, a letter
+of round t or a free slot last used in round t - 2, needs only that others have started round t, or
+finished round t - 2. They have, and they keep the library's progress going while they wait
+themselves.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from decdpo.comm.local import check_message, check_start, never_sent
+from decdpo.comm.p2p import Edge, Route
+from decdpo.comm.placement import Placement
+from decdpo.comm.progress import Progress
+from decdpo.comm.slots import Format, Slot
+from decdpo.comm.waiting import Patience
+from decdpo.comm.window import ReadInPlace, Window, WindowEdge, announce
+from decdpo.comm.world import Counters, Trace
+from decdpo.messages import Inbox, Letter
+from decdpo.topology.row import Row
+
+
+class Claim(Protocol):
+    """A remote letter of this round, here or on its way."""
+
+    body: Tensor
+
+    def arrived(self, chunk: int) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+class Wiring(NamedTuple):
+    """How the ranks are connected.
+
+    comm : a communicator for this exchange alone. placement : of agents on ranks. rank : this one.
+    node_ranks : rank on this node by rank, for the neighbours to be reached through ``window``.
+    window : shared memory, or None. progress : drives messages during compute, or None.
+    """
+
+    comm: Any
+    placement: Placement
+    rank: int
+    node_ranks: dict[int, int]
+    window: Window | None
+    progress: Progress | None
+
+
+class _Plan(NamedTuple):
+    """What a row means here: which ranks hear the agent (each by one listener), whom it hears."""
+
+    row: Row
+    destinations: tuple[tuple[int, int], ...]
+    remote: tuple[int, ...]
+
+
+class _Outbox:
+    """One agent's send slots, and in each slot the ways it is sent."""
+
+    def __init__(self, agent: int) -> None:
+        self.agent = agent
+        self.slots: list[Slot | None] = [None, None]
+        self.routes: tuple[dict[int, Route | ReadInPlace], ...] = ({}, {})
+        self.active: list[list[Route | ReadInPlace]] = [[], []]
+        self.plan: _Plan | None = None
+        self.sent: Slot | None = None
+
+
+class MpiExchange:
+    """Carries vectors between agents on different ranks of a communicator, and within a rank.
+
+    format : of the messages. patience : how to wait. on_round : told every round that begins.
+    """
+
+    def __init__(
+        self,
+        format: Format,
+        wiring: Wiring,
+        patience: Patience,
+        on_round: Callable[[int], None] = lambda round: None,
+    ) -> None:
+        self.counters = Counters()
+        self.trace: Trace | None = None
+        self._format = format
+        self._wiring = wiring
+        self._patience = patience
+        self._on_round = on_round
+        self._round = -1
+        mine = wiring.placement.agents_of(wiring.rank)
+        self._agents = range(mine[0], mine[-1] + 1)
+        self._outboxes = {agent: _Outbox(agent) for agent in mine}
+        self._edges: dict[int, Edge | WindowEdge] = {}
+        self._claims: dict[int, Claim] = {}
+        self._empty = torch.empty(0, dtype=format.dtype)
+
+    def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
+        """Copy ``message`` (M,), post its sends and the receives for ``row``, and return at once.
+
+        Waits only while the message of round - 2 has not been taken everywhere.
+        """
+        began = time.perf_counter() if self.trace else 0.0
+        newest = check_start(self._agents, agent, self._round, round, row, message)
+        if newest != self._round:
+            self._turn(newest)
+        outbox = self._outboxes[agent]
+        plan = outbox.plan
+        if plan is None or plan.row != row:
+            plan = outbox.plan = self._make_plan(row)
+        for source in plan.remote:
+            if source not in self._claims:
+                self._claims[source] = self._edge(source).claim(round)
+        outbox.sent = None
+        if message is not None:
+            self._send(outbox, plan, round, message)
+        if self._wiring.progress is not None and (plan.remote or plan.destinations):
+            self._wiring.progress.resume()
+        if self.trace:
+            self.trace("post", began, time.perf_counter(), {"agent": agent, "round": round})
+
+    def finish(self, agent: int, round: int) -> Inbox:
+        """Return what ``agent`` hears in ``round``; its parts arrive while they are used."""
+        outbox = self._outboxes[agent]
+        plan = outbox.plan
+        if plan is None or round != self._round:
+            raise ValueError(f"agent {agent} has not started round {round}")
+        letters = []
+        for source, weight in zip(plan.row.sources, plan.row.weights):
+            if source in self._agents:
+                slot = self._outboxes[source].sent
+                if slot is None or slot.round != round:
+                    raise never_sent(source, agent, round)
+                body = slot.body
+            else:
+                body = self._claims[source].body
+            letters.append(Letter(source, weight, 0, body))
+        sent = self._empty if outbox.sent is None else outbox.sent.body
+        if not plan.remote and not self.trace:
+            return Inbox(sent, tuple(letters))
+        return Inbox(sent, tuple(letters), self._arrivals(agent, round, plan.remote))
+
+    def close(self) -> None:
+        """Complete the sends, cancel the receives, free requests and buffers. Collective."""
+        for outbox in self._outboxes.values():
+            for parity in range(2):
+                # Nobody has to finish reading in place: the last slots are never used again.
+                sends = [r for r in outbox.routes[parity].values() if isinstance(r, Route)]
+                outbox.active[parity] = [r for r in outbox.active[parity] if r in sends]
+                self._reclaim(outbox, parity)
+                for route in sends:
+                    route.close()
+        for source, claim in self._claims.items():
+            self._complete(source, claim)
+        for edge in self._edges.values():
+            edge.close()
+        self._outboxes.clear()
+        self._claims.clear()
+        self._edges.clear()
+
+    def _turn(self, round: int) -> None:
+        """Give back what the earlier round has used."""
+        for source, claim in self._claims.items():
+            self._complete(source, claim)
+            claim.release()
+        self._claims.clear()
+        self._round = round
+        self._on_round(round)
+
+    def _complete(self, source: int, claim: Claim) -> None:
+        """Wait for a letter that nobody has read to its end: its slot cannot be reused before."""
+        last = len(self._format.parts) - 1
+        if not claim.arrived(last):
+            self._wait(lambda: claim.arrived(last), source, source, self._round)
+
+    def _make_plan(self, row: Row) -> _Plan:
+        rank_of, here = self._wiring.placement.rank_of, self._wiring.rank
+        ranks: dict[int, int] = {}
+        for target in row.targets:
+            ranks.setdefault(rank_of(target), target)
+        ranks.pop(here, None)
+        remote = tuple(source for source in row.sources if source not in self._agents)
+        return _Plan(row, tuple(ranks.items()), remote)
+
+    def _edge(self, source: int) -> Edge | WindowEdge:
+        edge = self._edges.get(source)
+        if edge is None:
+            comm, placement, _, node_ranks, window, _ = self._wiring
+            rank = placement.rank_of(source)
+            if window is not None and rank in node_ranks:
+                edge = WindowEdge(window, self._format, node_ranks[rank], rank, source)
+            else:
+                edge = Edge(comm, self._format, source, rank)
+            self._edges[source] = edge
+        return edge
+
+    def _route(self, outbox: _Outbox, parity: int, rank: int, listener: int) -> Route | ReadInPlace:
+        route = outbox.routes[parity].get(rank)
+        if route is None:
+            comm, _, _, node_ranks, window, _ = self._wiring
+            slot = outbox.slots[parity]
+            assert slot is not None
+            if window is not None and rank in node_ranks:
+                receipts = window.receipt(window.me, outbox.agent, parity)
+                route = ReadInPlace(slot, receipts, node_ranks[rank], rank, listener)
+            else:
+                route = Route(comm, slot, outbox.agent, rank, listener)
+            outbox.routes[parity][rank] = route
+        return route
+
+    def _slot(self, outbox: _Outbox, parity: int) -> Slot:
+        slot = outbox.slots[parity]
+        if slot is None:
+            window = self._wiring.window
+            if window is None:
+                slot = Slot(self._format)
+            else:
+                slot = window.slot(self._format, window.me, outbox.agent, parity)
+            slot.label(outbox.agent)
+            outbox.slots[parity] = slot
+        return slot
+
+    def _reclaim(self, outbox: _Outbox, parity: int) -> None:
+        """Wait until the slot's last message has been taken by all its readers."""
+        for route in outbox.active[parity]:
+            if not route.done():
+                slot = outbox.slots[parity]
+                assert slot is not None
+                self._wait(route.done, outbox.agent, route.agent, slot.round)
+        outbox.active[parity].clear()
+
+    def _send(self, outbox: _Outbox, plan: _Plan, round: int, message: Tensor) -> None:
+        parity = round % 2
+        slot = self._slot(outbox, parity)
+        check_message(slot.body, outbox.agent, message)
+        self._reclaim(outbox, parity)
+        slot.date(round)
+        outbox.sent = slot
+        active = outbox.active[parity]
+        by_message: list[Route] = []
+        for rank, listener in plan.destinations:
+            route = self._route(outbox, parity, rank, listener)
+            active.append(route)
+            if isinstance(route, Route):
+                by_message.append(route)
+        in_place = len(by_message) < len(active)
+        parts = self._format.parts
+        if len(parts) == 1:
+            slot.body.copy_(message)
+            self._post(slot, 0, by_message, in_place)
+        else:
+            for chunk, part in enumerate(parts):
+                slot.body[part].copy_(message[part])
+                self._post(slot, chunk, by_message, in_place)
+        self.counters.messages_sent += len(active)
+        self.counters.bytes_sent += len(active) * self._format.nbytes
+
+    def _post(self, slot: Slot, chunk: int, routes: list[Route], in_place: bool) -> None:
+        if in_place:
+            assert self._wiring.window is not None
+            self._wiring.window.sync()
+            announce(slot, chunk)
+        for route in routes:
+            route.start(chunk)
+
+    def _arrivals(self, agent: int, round: int, remote: tuple[int, ...]) -> Iterator[slice]:
+        """Yield each part of the vector once all letters hold it."""
+        claims = [(source, self._claims[source]) for source in remote]
+        trace = self.trace
+        for chunk, part in enumerate(self._format.parts):
+            for source, claim in claims:
+                if not claim.arrived(chunk):
+                    self._wait(lambda: claim.arrived(chunk), agent, source, round)
+            if trace is None:
+                yield part
+            else:
+                began = time.perf_counter()
+                yield part
+                trace("mix", began, time.perf_counter(), {"agent": agent, "round": round})
+        self._rest()
+
+    def _rest(self) -> None:
+        """Let the progress thread sleep once nothing of ours is in flight."""
+        progress = self._wiring.progress
+        if progress is not None and progress.busy:
+            last = len(self._format.parts) - 1
+            routes = (r for box in self._outboxes.values() for a in box.active for r in a)
+            if all(c.arrived(last) for c in self._claims.values()) and all(
+                route.done() for route in routes
+            ):
+                progress.suspend()
+
+    def _wait(self, done: Callable[[], bool], agent: int, neighbour: int, round: int) -> None:
+        """Wait until ``done`` and book the time on ``neighbour``."""
+        began = time.perf_counter()
+        place = f"agent {neighbour}"
+        if neighbour not in self._agents:
+            place += f" (process {self._wiring.placement.rank_of(neighbour)})"
+        seconds = self._patience.until(
+            done,
+            lambda waited: f"agent {agent} waited {waited:.1f} s for {place} in round {round}",
+            "look at what that process printed last; raise comm.timeout if it only is slow",
+        )
+        counters = self.counters
+        counters.wait_seconds += seconds
+        waits = counters.wait_by_neighbour
+        waits[neighbour] = waits.get(neighbour, 0.0) + seconds
+        if self.trace:
+            spot = {"agent": agent, "round": round, "neighbour": neighbour}
+            self.trace("wait", began, time.perf_counter(), spot)

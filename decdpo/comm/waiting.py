@@ -1,0 +1,47 @@
+"""Waiting for other processes without burning the core they may need."""
+
+import time
+from collections.abc import Callable
+
+from decdpo.errors import StallError
+
+SPINS = 20
+"""Tests before the first sleep: about 20 us, what a message from a running neighbour takes."""
+FIRST_PAUSE = 5e-6
+LAST_PAUSE = 5e-4
+
+
+class Patience:
+    """Polls until a condition holds, sleeping longer and longer, or gives up.
+
+    timeout : seconds before ``StallError``. poll : called once per pause for whatever else must go
+    on meanwhile (the agreement to stop).
+    """
+
+    def __init__(self, timeout: float, poll: Callable[[], object] = lambda: None) -> None:
+        self.timeout = timeout
+        self.poll = poll
+
+    def until(
+        self, done: Callable[[], bool], stalled: Callable[[float], str], remedy: str = ""
+    ) -> float:
+        """Wait until ``done`` is true; return the seconds it took.
+
+        stalled : makes the message of the ``StallError`` from the seconds waited.
+        """
+        if done():
+            return 0.0
+        begin = time.perf_counter()
+        for _ in range(SPINS):
+            if done():
+                return time.perf_counter() - begin
+        pause = FIRST_PAUSE
+        while True:
+            self.poll()
+            time.sleep(pause)
+            if done():
+                return time.perf_counter() - begin
+            pause = min(1.5 * pause, LAST_PAUSE)
+            waited = time.perf_counter() - begin
+            if waited > self.timeout:
+                raise StallError(stalled(waited), remedy)
