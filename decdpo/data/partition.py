@@ -149,14 +149,15 @@ def hold_out(
     return np.isin(groups, order[:count]) & used
 
 
-def require_training(counts: np.ndarray) -> None:
+def require_training(counts: np.ndarray, names: Sequence[str]) -> None:
     """Raise ``DataError`` naming the agents that would have no training pair.
 
-    counts : (agents,) number of training pairs of each.
+    counts : (agents,) number of training pairs of each. names : of the agents, "" for none.
     """
     empty = np.flatnonzero(counts == 0).tolist()
     if empty:
-        shown = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        shown = ", ".join(f"{a} ({names[a]})" if names[a] else str(a) for a in empty[:10])
+        shown += ", ..." if len(empty) > 10 else ""
         raise DataError(
             f"{len(empty)} of {len(counts)} agents would have no training pair: {shown}",
             "use fewer --agents, a smaller --holdout, a larger Dirichlet alpha or another --seed",

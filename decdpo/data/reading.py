@@ -1,4 +1,4 @@
-"""The first pass: every record of every source into the pair store, and a count of what was lost."""
+"""The first pass: every record of every source into the pair store; what is lost is counted."""
 
 import itertools
 import time

@@ -88,7 +88,7 @@ def make_shards(
                 progress,
             )
             owner, names = _deal(store, rule, plan, report)
-            held_out = _hold_out(store, owner, len(names), plan, report)
+            held_out = _hold_out(store, owner, names, plan, report)
             _describe(store, owner, held_out, names, plan, report)
             if plan.strict:
                 _require_all_used(report)
@@ -128,7 +128,7 @@ def _deal(
 
 
 def _hold_out(
-    store: PairStore, owner: np.ndarray, agents: int, plan: Plan, report: dict[str, Any]
+    store: PairStore, owner: np.ndarray, names: Sequence[str], plan: Plan, report: dict[str, Any]
 ) -> np.ndarray:
     """Return the (n,) bool mask of held-out pairs; judgments of one source row stay together."""
     groups, by = None, "pair"
@@ -137,9 +137,9 @@ def _hold_out(
     elif len(np.unique(store.source_rows)) < len(store):
         groups, by = store.source_rows, "source row"
     report["held_out_by"] = by
-    held_out = deal.hold_out(owner, agents, plan.holdout, plan.seed, groups)
+    held_out = deal.hold_out(owner, len(names), plan.holdout, plan.seed, groups)
     used = (owner >= 0) & ~held_out
-    deal.require_training(np.bincount(owner[used], minlength=agents))
+    deal.require_training(np.bincount(owner[used], minlength=len(names)), names)
     return held_out
 
 
