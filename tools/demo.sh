@@ -20,7 +20,7 @@ ranks() { # command of decdpo, on four ranks
 
 rm -rf runs/demo
 mkdir -p runs/demo
-decdpo shard data/preferences.jsonl.gz --partition by:user --out runs/demo/shards
+decdpo shard data/preferences.jsonl.gz --partition by:user --holdout 0.25 --out runs/demo/shards
 for algorithm in centralized dsgd local; do
     graph=()
     [ "$algorithm" != dsgd ] || graph=(--set topology.graph=ring)

@@ -1,0 +1,123 @@
+"""jobs/train.slurm with the real decdpo on a real SLURM: stopped, requeued, done, the same bits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAIRS = REPOSITORY / "data" / "preferences.jsonl.gz"
+CONFIG = """
+[run]
+rounds = 1500
+[data]
+shards = "shards"
+batch_size = 8
+[policy]
+dimension = 4096
+[checkpoint]
+every = 50
+[log]
+every = 50
+"""
+
+pytestmark = pytest.mark.slurm
+
+
+class Real:
+    """A folder with shards, a configuration and the environment that a job needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        program = folder / "venv" / "bin" / "decdpo"
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m decdpo "$@"\n')
+        program.chmod(0o755)
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+        self.environment = clean | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "DECDPO_HOME": str(REPOSITORY),
+            "DECDPO_VENV": str(folder / "venv"),
+            "DECDPO_GRACE": "1",
+        }
+        self.decdpo("shard", PAIRS, "--partition", "by:user", "--out", "shards")
+        (folder / "run.toml").write_text(CONFIG)
+
+    def decdpo(self, *arguments: object) -> str:
+        """Run decdpo in one process; returns what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "decdpo", *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def digests(self, run: str) -> list[object]:
+        """Return the fingerprints of the run's agents, whatever else is printed with them."""
+        found = json.loads(self.decdpo("checkpoint", "digest", run, "--json"))
+        assert found["round"] == 1500
+        return found["agents"]
+
+    def rounds(self, run: str) -> list[int]:
+        """Return the rounds that the run's metrics record."""
+        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["round"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def real(slurm, tmp_path_factory) -> Real:
+    """Return the folder, with the run that nobody stopped in it."""
+    if not PAIRS.exists():
+        pytest.skip(f"{PAIRS} is not there")
+    real = Real(tmp_path_factory.mktemp("real"))
+    real.decdpo("train", "run.toml", "--out", "whole")
+    return real
+
+
+@pytest.mark.parametrize("launch", ["srun", "mpirun"])
+def test_stopped_requeued_and_done_with_the_same_bits(real, slurm, wait_for, launch):
+    job = slurm.submit(
+        "--ntasks-per-node=4",
+        REPOSITORY / "jobs" / "train.slurm",
+        "run.toml",
+        launch,
+        environment=real.environment | {"DECDPO_LAUNCH": launch},
+        folder=real.folder,
+    )
+    wait_for(lambda: list((real.folder / launch).glob("checkpoints/round_*")), 120)
+    slurm.signal(job)
+    known = slurm.wait(job, 400)
+    starts = real.folder / f"{launch}.starts"
+    output = (real.folder / "out").read_text()
+    assert known["JobState"] == "COMPLETED" and known["Restarts"] == "1", output
+    statuses = [line.split()[3] for line in starts.read_text().splitlines()]
+    assert statuses == ["85", "0"], output
+    assert json.loads((real.folder / launch / "run.json").read_text())["processes"] == 4
+    assert real.digests(launch) == real.digests("whole")
+    assert real.rounds(launch) == real.rounds("whole")
+
+
+def test_bad_input_ends_the_job(real, slurm):
+    job = slurm.submit(
+        "--ntasks-per-node=2",
+        REPOSITORY / "jobs" / "train.slurm",
+        "run.toml",
+        "bad",
+        "--set",
+        "optim.rate=1",
+        environment=real.environment,
+        folder=real.folder,
+    )
+    known = slurm.wait(job)
+    output = (real.folder / "out").read_text()
+    assert known["JobState"] == "FAILED" and known["ExitCode"] == "2:0", output
+    assert "optim.rate" in output and known["Restarts"] == "0"
