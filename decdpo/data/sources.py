@@ -55,8 +55,8 @@ def records(path: Path) -> Iterator[Record | str]:
             raise DataError(f"{path} is a binary file of no known kind", _RECOGNISED)
         else:
             read = {b"[": _json_array, b"{": _json_lines}.get(head[:1], _table)
-            with _bytes(path) as stream:
-                yield from read(path, io.TextIOWrapper(stream, "utf-8-sig", newline="\n"))
+            with io.TextIOWrapper(_bytes(path), "utf-8-sig", newline="\n") as text:
+                yield from read(path, text)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} cannot be read: {error}", "check the file, or fetch it again"
