@@ -21,6 +21,7 @@ class EncodedShard:
         if all count alike.
     score_gap : (N,) score of the chosen minus the rejected answer, or None.
     source_rows : (N,) row of each pair in the file it came from, counted from 1.
+    notes : what the user should know about the encoding, such as what was cut.
     """
 
     agent: int
@@ -29,6 +30,7 @@ class EncodedShard:
     weight: np.ndarray | None
     score_gap: Tensor | None
     source_rows: np.ndarray
+    notes: tuple[str, ...]
 
     @property
     def num_pairs(self) -> int:
@@ -47,7 +49,7 @@ class EncodedShard:
 
 
 def shard_columns(
-    shard: PreferenceShard, dtype: torch.dtype, device: torch.device
+    shard: PreferenceShard, dtype: torch.dtype, device: torch.device, notes: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Return the fields of ``EncodedShard``, as keyword arguments of a subclass.
 
@@ -76,4 +78,5 @@ def shard_columns(
         "weight": weight,
         "score_gap": gap,
         "source_rows": shard.source_row,
+        "notes": notes,
     }

@@ -5,7 +5,7 @@ all that travels back into the policy, so any loss works with any policy.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import log
 
 import numpy as np
@@ -40,7 +40,7 @@ class Stats:
     """Sums over pairs that add up across batches, agents and ranks.
 
     values : (2 + len(METRICS),) float64: the number of pairs that carry weight, their total weight,
-    and for each name of ``METRICS`` the weighted sum over pairs. ``Stats()`` is of no pairs.
+    and for each name of ``METRICS`` the weighted sum over pairs. ``zero()`` is of no pairs.
 
     ======================== =====================================================================
     loss                     the preference loss
@@ -56,7 +56,12 @@ class Stats:
     ======================== =====================================================================
     """
 
-    values: np.ndarray = field(default_factory=lambda: np.zeros(2 + len(METRICS)))
+    values: np.ndarray
+
+    @classmethod
+    def zero(cls) -> "Stats":
+        """Return the statistics of no pairs."""
+        return cls(np.zeros(2 + len(METRICS)))
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(self.values + other.values)
@@ -113,7 +118,7 @@ class Objective:
 
         batch_size : pairs evaluated at once; a matter of memory only. Raises as ``gradient`` does.
         """
-        total = Stats()
+        total = Stats.zero()
         for part in _parts(rows, batch_size):
             logps = self.policy.forward(params, data, part, need_grad=False).logps
             total += self._stats(logps, *self._cotangents(logps, data, part), data, part)
@@ -179,7 +184,7 @@ class Objective:
         return Stats(per_pair.sum(axis=1))
 
 
-def check_start(policy: Policy, data: EncodedShard, batch_size: int = 64, batches: int = 1) -> None:
+def check_start(policy: Policy, data: EncodedShard, batch_size: int = 16, batches: int = 1) -> None:
     """Check that rewards are exactly 0 where training begins: the policy is the reference.
 
     Evaluates the first ``batches`` batches of the shard at ``policy.initial()``.

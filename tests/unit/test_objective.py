@@ -170,9 +170,9 @@ def test_statistics_add_up_over_batches(policy, params):
     parts = objective.evaluate(params, data, np.arange(NUM), batch_size=5)
     assert parts.count == whole.count == NUM
     assert parts.to_array() == pytest.approx(whole.to_array(), rel=1e-12)
-    again = Stats.from_array(whole.to_array()) + Stats()
+    again = Stats.from_array(whole.to_array()) + Stats.zero()
     assert again.means() == whole.means()
-    assert Stats().means() == {} and Stats().count == 0
+    assert Stats.zero().means() == {} and Stats.zero().count == 0
 
 
 def test_a_value_that_is_not_finite_names_agent_and_rows(policy, params):

@@ -1,0 +1,331 @@
+"""Causal language models from a Hugging Face folder as policies.
+
+log pi(y | x) = sum_t log pi(y_t | x, y_<t) over the tokens of the answer, its end included.
+"""
+
+import copy
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from decdpo.data.shard import PreferenceShard
+from decdpo.errors import EnvironmentFault, PolicyError
+from decdpo.losses.base import PairLogProbs
+from decdpo.params.flat import FlatParams, Layout, flatten
+from decdpo.policies import hub
+from decdpo.policies.encoded import EncodedShard, shard_columns
+from decdpo.policies.tokens import TokenizedPairs, tokenize
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+REFERENCE_BATCH = 16
+"""Pairs of one batch of the cached reference; ``check_start`` takes the same, for equal bits."""
+
+
+@dataclass(frozen=True)
+class TokenShard(EncodedShard):
+    """One agent's N pairs as tokens.
+
+    tokens : ragged ids. lengths : (2, N) float32 number of tokens of the chosen and the rejected
+    answers. reference : (2, N) float32 their reference log-probabilities, or None if those are
+    computed with each batch.
+    """
+
+    tokens: TokenizedPairs
+    lengths: Tensor
+    reference: Tensor | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A prompt with one answer: ids (T,), of which the last ``answer`` are scored."""
+
+    ids: Tensor
+    answer: int
+
+
+def answer_logps(module: nn.Module, sequences: Sequence[Scored]) -> Tensor:
+    """Return (S,) float32 log-probabilities (nats), each summed over the tokens of one answer.
+
+    The one primitive of this policy. Sequences of unequal length are padded on the right; masks
+    come from lengths, never from ids, for many tokenizers pad with a token that means something.
+    Logits are computed from the first scored position on, if the model can; the log-softmax is
+    taken in float32 whatever the model's type.
+    """
+    lengths = [len(s.ids) for s in sequences]
+    longest = max(lengths)
+    first = min(n - s.answer for n, s in zip(lengths, sequences)) - 1
+    ids = sequences[0].ids.new_zeros(len(sequences), longest)
+    for row, s in zip(ids, sequences):
+        row[: len(s.ids)] = s.ids
+    arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    position = torch.arange(longest, device=ids.device)
+    ends = torch.tensor(lengths, device=ids.device)[:, None]
+    if min(lengths) < longest:
+        arguments["attention_mask"] = (position < ends).long()
+    if _keeps_logits(type(module).forward):
+        logits = module(**arguments, logits_to_keep=position[first:-1]).logits
+    else:
+        logits = module(**arguments).logits[:, first:-1]
+    targets = ids[:, first + 1 :]
+    # Flat, because the loss over two dimensions is not deterministic on a GPU.
+    each = -nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), reduction="none"
+    ).view_as(targets)
+    begins = ends - torch.tensor([s.answer for s in sequences], device=ids.device)[:, None]
+    scored = (position >= begins) & (position < ends)
+    return each.mul(scored[:, first + 1 :]).sum(dim=1)
+
+
+@lru_cache
+def _keeps_logits(forward: Callable[..., Any]) -> bool:
+    """Say whether a model can compute the logits of chosen positions alone."""
+    return "logits_to_keep" in inspect.signature(forward).parameters
+
+
+@dataclass
+class CausalLMPass:
+    """One batch: its log-probabilities and the way back through the model.
+
+    graph : (2, B) log-probabilities with their autograd graph; None if it was too large to keep,
+    or not wanted.
+    """
+
+    logps: PairLogProbs
+    policy: "CausalLM"
+    params: FlatParams
+    data: TokenShard
+    rows: np.ndarray
+    graph: Tensor | None
+
+    def backward(self, d_chosen: Tensor, d_rejected: Tensor) -> None:
+        """Add the gradient to ``params.grad``; once only."""
+        cotangents = torch.stack((d_chosen, d_rejected))
+        module = self.policy.bind(self.params)
+        if self.graph is not None:
+            self.graph.backward(cotangents)
+            self.graph = None
+            return
+        for part in self.policy.parts(len(self.rows)):
+            with torch.enable_grad():
+                logps = self.policy.pair_logps(module, self.data, self.rows[part])
+            logps.backward(cotangents[:, part])
+
+
+class CausalLM:
+    """A causal language model that serves every agent of a process with one module.
+
+    Parameters
+    ----------
+    folder : with config.json, *.safetensors and the tokenizer; a hub's name only if ``allow_hub``.
+    dtype : "float32" or "bfloat16", of weights and arithmetic (log-softmax: float32 always).
+    device : where it computes.
+    max_length, max_prompt_length : limits in tokens, see ``tokens.tokenize``.
+    gradient_checkpointing : recompute activations in the backward pass to save memory.
+    cache_reference : compute the reference's log-probabilities once and keep them in the shard;
+        otherwise a frozen second copy of the model computes them with each batch.
+    padded : evaluate a batch's answers together, padded; by default only on a GPU. One by one, the
+        bits of an answer do not depend on its batch, and on a CPU it is also faster.
+    pairs_at_once : a larger batch is evaluated in parts and its activations computed a second time
+        for the backward pass, so that memory does not grow with the batch.
+
+    The reference is the folder's model, and where every agent begins. Dropout is off.
+
+    Raises ``PolicyError`` for a model or an argument that cannot be used, ``EnvironmentFault``
+    without transformers.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        max_length: int = 512,
+        max_prompt_length: int | None = None,
+        gradient_checkpointing: bool = False,
+        cache_reference: bool = True,
+        allow_hub: bool = False,
+        padded: bool | None = None,
+        pairs_at_once: int = 32,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'bfloat16'")
+        if max_length < 2 or not 0 < (max_prompt_length or 1) < max_length or pairs_at_once < 1:
+            raise PolicyError(
+                f"max_length = {max_length}, max_prompt_length = {max_prompt_length},"
+                f" pairs_at_once = {pairs_at_once} leave no room for an answer",
+                "choose max_length >= 2, 0 < max_prompt_length < max_length, pairs_at_once >= 1",
+            )
+        self.device = torch.device(device)
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.cache_reference, self.pairs_at_once = cache_reference, pairs_at_once
+        self.padded = self.device.type != "cpu" if padded is None else padded
+        module, self.tokenizer, self._config = hub.load(folder, DTYPES[dtype], allow_hub)
+        context = getattr(module.config, "max_position_embeddings", None)
+        if context is not None and max_length > context:
+            raise PolicyError(
+                f"max_length = {max_length}, but {folder} was made for {context} tokens",
+                f"set max_length = {context} or less",
+            )
+        if gradient_checkpointing and not getattr(module, "supports_gradient_checkpointing", True):
+            raise PolicyError(
+                f"{folder}: {type(module).__name__} cannot recompute its activations",
+                "turn activation checkpointing off",
+            )
+        self._module = module.to(self.device).eval()
+        self._vocabulary = int(module.get_input_embeddings().weight.shape[0])
+        self.layout = Layout.of(self._module)
+        self._initial = flatten(self._module, self.layout)
+        self._frozen = None
+        if not cache_reference:
+            self._frozen = copy.deepcopy(self._module).requires_grad_(False)
+        if gradient_checkpointing:
+            # Checkpointing is on in training mode only; with every dropout at 0 nothing else is.
+            # transformers renamed the method in version 5.
+            new = hasattr(module, "activation_checkpointing_enable")
+            name = "activation_checkpointing_enable" if new else "gradient_checkpointing_enable"
+            getattr(module, name)({"use_reentrant": False})
+            self._module.train()
+        self._bound: FlatParams | None = None
+
+    def initial(self) -> Tensor:
+        """Return a new (P,) vector: the folder's weights."""
+        return self._initial.clone()
+
+    def bind(self, params: FlatParams) -> nn.Module:
+        """Return the module with ``params`` as its parameters."""
+        if self._bound is not params:
+            params.bind(self._module)
+            self._bound = params
+        return self._module
+
+    def parts(self, count: int) -> list[slice]:
+        """Split ``count`` pairs into slices of at most ``pairs_at_once``."""
+        return [slice(i, i + self.pairs_at_once) for i in range(0, count, self.pairs_at_once)]
+
+    def encode(self, shard: PreferenceShard) -> TokenShard:
+        """Tokenize a shard and, if they are cached, find or compute its reference values.
+
+        Cached values are kept in the shard, under a key of reference weights, tokens, dtype and
+        length limit. A cache is used only if it reproduces the bits of the first batch here: other
+        machines round otherwise, and rewards must start at exactly 0.
+
+        Raises ``PolicyError`` if the tokenizer's ids do not fit the model.
+        """
+        with hub.quiet():
+            tokens = tokenize(
+                shard.pairs(np.arange(shard.num_pairs)),
+                self.tokenizer,
+                shard.prompt_format,
+                self.max_length,
+                self.max_prompt_length,
+            )
+        if len(tokens.ids) and tokens.ids.max() >= self._vocabulary:
+            raise PolicyError(
+                f"agent {shard.agent}: the tokenizer gives id {tokens.ids.max()},"
+                f" but the model has {self._vocabulary} tokens",
+                "use the tokenizer the model was trained with",
+            )
+        notes = (f"agent {shard.agent}: {tokens.truncation}",) if tokens.truncation else ()
+        data = TokenShard(
+            **shard_columns(shard, torch.float32, self.device, notes),
+            tokens=tokens,
+            lengths=torch.from_numpy(tokens.lengths).to(self.device, torch.float32),
+            reference=None,
+        )
+        return self._with_reference(shard, data) if self.cache_reference else data
+
+    def forward(
+        self, params: FlatParams, data: TokenShard, rows: np.ndarray, *, need_grad: bool = True
+    ) -> CausalLMPass:
+        """Evaluate the pairs ``rows`` (B,) of ``data`` at ``params.data`` (P,)."""
+        module = self.bind(params)
+        where = torch.from_numpy(rows).to(self.device)
+        keep = need_grad and len(rows) <= self.pairs_at_once
+        with torch.set_grad_enabled(keep):
+            logps = self._all_logps(module, data, rows)
+        if data.reference is not None:
+            reference = data.reference[:, where]
+        else:
+            assert self._frozen is not None
+            with torch.no_grad():
+                reference = self._all_logps(self._frozen, data, rows)
+        gap = None if data.score_gap is None else data.score_gap[where]
+        chosen, rejected = logps.detach()
+        ref_chosen, ref_rejected = reference
+        length, other = data.lengths[:, where]
+        pairs = PairLogProbs(chosen, rejected, ref_chosen, ref_rejected, length, other, gap)
+        return CausalLMPass(pairs, self, params, data, rows, logps if keep else None)
+
+    def pair_logps(self, module: nn.Module, data: TokenShard, rows: np.ndarray) -> Tensor:
+        """Return (2, B) log-probabilities of the chosen and rejected answers of ``rows`` (B,)."""
+        sequences: list[list[Scored]] = [[], []]
+        for row in rows:
+            prompt, *answers = data.tokens.parts(row)
+            for side, answer in zip(sequences, answers):
+                ids = torch.from_numpy(np.concatenate((prompt, answer)))
+                side.append(Scored(ids.to(self.device, torch.long), len(answer)))
+        flat = sequences[0] + sequences[1]
+        if self.padded:
+            logps = answer_logps(module, flat)
+        else:
+            logps = torch.cat([answer_logps(module, [one]) for one in flat])
+        return logps.view(2, len(rows))
+
+    def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
+        """Write the model with parameters ``x`` (P,) as a Hugging Face folder; returns its path.
+
+        Raises ``PolicyError`` if ``out`` exists and is not an empty folder.
+        """
+        module = self.bind(FlatParams(self.layout, x.detach().to(self._initial).contiguous()))
+        return hub.save(module, self.tokenizer, copy.deepcopy(self._config), out)
+
+    def _all_logps(self, module: nn.Module, data: TokenShard, rows: np.ndarray) -> Tensor:
+        return torch.cat(
+            [self.pair_logps(module, data, rows[part]) for part in self.parts(len(rows))], dim=1
+        )
+
+    def _with_reference(self, shard: PreferenceShard, data: TokenShard) -> TokenShard:
+        """Add the reference log-probabilities, from the shard's cache if it holds their bits."""
+        # Nothing flows back, so the gradient needs no memory.
+        nothing = self._initial.new_zeros(1).expand_as(self._initial)
+        module = self.bind(FlatParams(self.layout, self._initial, nothing))
+
+        def compute(rows: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return self._all_logps(module, data, rows).cpu().double().numpy().T
+
+        batches = np.split(
+            np.arange(data.num_pairs), range(REFERENCE_BATCH, data.num_pairs, REFERENCE_BATCH)
+        )
+        key = f"{self._reference_key}:{data.tokens.digest}"
+        values, first = shard.reference(key), compute(batches[0])
+        if values is None or not np.array_equal(values[: len(first)], first):
+            values = np.concatenate([first, *map(compute, batches[1:])])
+            try:
+                shard.save_reference(key, values)
+            except EnvironmentFault as fault:
+                note = f"agent {data.agent}: reference not kept for the next run: {fault.what}"
+                data = replace(data, notes=(*data.notes, note))
+        reference = torch.from_numpy(values.T.copy()).to(self.device, torch.float32)
+        return replace(data, reference=reference)
+
+    @cached_property
+    def _reference_key(self) -> str:
+        """What the reference's log-probabilities depend on, besides the tokens."""
+        config = self._config.to_dict()
+        config.pop("_name_or_path", None)
+        sha = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for values in (self._initial, *self._module.buffers()):
+            sha.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return f"causal_lm:{sha.hexdigest()}:{self.layout.digest}:{self.max_length}"

@@ -1,0 +1,125 @@
+"""Hugging Face folders: loading and saving a causal language model, quietly and from disk alone."""
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decdpo.data.storage import sync
+from decdpo.errors import EnvironmentFault, PolicyError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress bars and the advice of transformers inside the block."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load(
+    folder: str | os.PathLike[str], dtype: torch.dtype, allow_hub: bool
+) -> tuple[Any, Any, Any]:
+    """Load a causal language model; returns the module, its tokenizer and its configuration.
+
+    Dropout and jitter are off in the module, so that a log-probability depends on nothing but
+    parameters and tokens; the configuration returned is the folder's own. Only safetensors are
+    read, nothing is unpickled, and no code of the folder is run.
+
+    Raises ``EnvironmentFault`` without transformers, ``PolicyError`` for a folder that is missing,
+    incomplete or not a causal language model.
+    """
+    # One thread a process: ranks share the cores of a node.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"a causal language model needs transformers: {error}",
+            "pip install 'decdpo[lm]'",
+        ) from error
+    name, local = os.fspath(folder), not allow_hub
+    if local and not (Path(name) / "config.json").is_file():
+        missing = "is missing" if not Path(name).is_dir() else "has no config.json"
+        raise PolicyError(
+            f"the model folder {name!r} {missing}",
+            "set policy.model to a Hugging Face folder on disk, or allow_hub to download it",
+        )
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(name, local_files_only=local)
+            original = copy.deepcopy(config)
+            _without_noise(config)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                local_files_only=local,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+        # Whatever a foreign folder breaks: transformers raises a dozen kinds of exception.
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise PolicyError(
+                f"the model {name!r} cannot be loaded: {lines[0]}",
+                "check that the folder holds config.json, *.safetensors and the tokenizer's files",
+            ) from error
+    module, info = loaded
+    if info["missing_keys"]:
+        raise PolicyError(
+            f"the model {name!r} lacks weights, first {sorted(info['missing_keys'])[0]!r}",
+            "complete its *.safetensors",
+        )
+    return module, tokenizer, original
+
+
+def _without_noise(config: Any) -> None:
+    """Set every rate of dropout or jitter of a configuration to zero."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(config, name, 0.0)
+
+
+def save(module: Any, tokenizer: Any, config: Any, out: str | os.PathLike[str]) -> Path:
+    """Write a Hugging Face folder that transformers loads; it appears as a whole or not at all.
+
+    Raises ``PolicyError`` if ``out`` exists and is not an empty folder.
+    """
+    path = Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise PolicyError(f"{path} exists already", "give a new folder")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with quiet():
+            module.save_pretrained(partial)
+            config.dtype = module.dtype
+            config.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        for file in partial.iterdir():
+            sync(file)
+        sync(partial)
+        os.replace(partial, path)
+        sync(path.parent)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write {path}: {error.strerror or error}",
+            "check the free space, the quota and the permissions of that folder",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
