@@ -71,6 +71,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(fault: DecdpoError) -> None:
     """Print an error once, on the process that speaks for the job."""
-    if getattr(fault, "silent", False):
-        return
-    print(f"decdpo: error: {fault}", file=sys.stderr, flush=True)
+    if not fault.silent:
+        print(f"decdpo: error: {fault}", file=sys.stderr, flush=True)

@@ -11,6 +11,10 @@ class DecdpoError(Exception):
     """
 
     exit_code = 2
+    collective = False
+    """Whether every process of the job raises the same error, and not only this one."""
+    silent = False
+    """Whether another process prints it."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
         super().__init__(what)

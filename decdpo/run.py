@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from decdpo.algorithms.base import Algorithm
-from decdpo.comm.world import Exchange, World
+from decdpo.comm.world import Exchange, Trace, World
 from decdpo.params.flat import FlatParams
 from decdpo.policies.objective import Objective, Stats
-from decdpo.topology.row import Schedule
+from decdpo.topology import row
 
 
 class Sampler(Protocol):
@@ -19,6 +19,13 @@ class Sampler(Protocol):
     def rows(self, step: int, size: int) -> np.ndarray:
         """Return the (size,) shard rows of local step ``step``."""
         ...
+
+
+class Schedule(row.Schedule, Protocol):
+    """Mixing weights of every round, with a name: equal on runs that mix alike."""
+
+    @property
+    def digest(self) -> str: ...
 
 
 class Monitor(Protocol):
@@ -30,6 +37,10 @@ class Monitor(Protocol):
 
     def sync(self) -> None:
         """Force what was recorded to disk."""
+        ...
+
+    def close(self) -> None:
+        """End the record."""
         ...
 
 
@@ -87,3 +98,4 @@ class Run:
     monitor: Monitor
     store: Store
     next_round: int = 0
+    trace: Trace | None = None

@@ -28,23 +28,21 @@ def train(run: Run) -> Ending:
     hides behind the gradients, at no staleness), after them otherwise (adapt, then combine).
     """
     for t in range(run.next_round, run.num_rounds):
-        began = perf_counter()
         mixing = run.schedule.mixing(t)
         if run.overlap:
             start(run, t, mixing)
-        for agent in run.agents:
-            local_steps(run, agent, t)
-        seconds = perf_counter() - began
+        with span(run, "compute", t) as compute:
+            for agent in run.agents:
+                local_steps(run, agent, t)
         if not run.overlap:
             start(run, t, mixing)
         finish(run, t)
-        run.monitor.observe(t, run, seconds)
+        with span(run, "measure", t):
+            run.monitor.observe(t, run, compute.seconds)
         run.store.poll()
         stop = run.world.stop_due(t)
         if stop or run.store.due(t + 1):
-            check_finite(run, t)
-            run.monitor.sync()
-            run.store.save(t + 1, run.agents)
+            save(run, t)
         if stop and t + 1 < run.num_rounds:
             run.store.flush()
             return Ending.STOPPED
@@ -52,11 +50,40 @@ def train(run: Run) -> Ending:
     return Ending.DONE
 
 
+class span:
+    """Times a part of the loop, and tells the run's trace of it."""
+
+    def __init__(self, run: Run, name: str, round: int) -> None:
+        self.seconds = 0.0
+        self._trace = run.trace
+        self._name = name
+        self._round = round
+
+    def __enter__(self) -> "span":
+        self._began = perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ended = perf_counter()
+        self.seconds = ended - self._began
+        if self._trace is not None:
+            self._trace(self._name, self._began, ended, {"round": self._round})
+
+
+def save(run: Run, t: int) -> None:
+    """Save the state after round ``t``, once it is known to be finite. Collective."""
+    with span(run, "checkpoint", t):
+        check_finite(run, t)
+        run.monitor.sync()
+        run.store.save(t + 1, run.agents)
+
+
 def start(run: Run, t: int, mixing: Mixing) -> None:
     """Send every agent's message of round ``t`` on its way."""
     if run.exchange is not None:
         for agent in run.agents:
-            run.exchange.start(agent.id, t, mixing.row(agent.id), run.algorithm.message(agent.state))
+            message = run.algorithm.message(agent.state)
+            run.exchange.start(agent.id, t, mixing.row(agent.id), message)
 
 
 def local_steps(run: Run, agent: Agent, t: int) -> None:

@@ -23,7 +23,8 @@ def summarize(
     lines += [f"{key:<{width}}  {value}" for key, value in facts.items()]
     if records:
         first, last = records[0], records[-1]
-        lines += ["", f"{'':<36}{'round ' + str(first['round']):>14}{'round ' + str(last['round']):>14}"]
+        ends = [f"round {record['round']}" for record in (first, last)]
+        lines += ["", f"{'':<36}{ends[0]:>14}{ends[1]:>14}"]
         for key, label in LINES:
             if last.get(key) is not None:
                 lines.append(f"{label:<36}{first.get(key, float('nan')):>14.5g}{last[key]:>14.5g}")

@@ -1,0 +1,246 @@
+"""From a configuration to objects: the only module that names concrete classes."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decdpo.algorithms.base import Algorithm
+from decdpo.algorithms.centralized import Centralized
+from decdpo.algorithms.dsgd import Dsgd
+from decdpo.algorithms.local import Local
+from decdpo.comm.server import ServerExchange
+from decdpo.comm.world import Exchange, World
+from decdpo.config import Config
+from decdpo.data.index import ShardIndex
+from decdpo.data.sampling import EpochSampler
+from decdpo.data.shard import PreferenceShard
+from decdpo.errors import ConfigError
+from decdpo.losses.base import PairLoss
+from decdpo.losses.catalogue import LOSS_CLASSES
+from decdpo.losses.names import LOSSES
+from decdpo.metrics import HeldOut, Metrics, Progress
+from decdpo.params.flat import FlatParams, Layout
+from decdpo.params.optim import (
+    SGD,
+    AdamW,
+    Constant,
+    Cosine,
+    InverseSqrt,
+    LearningRate,
+    Optimizer,
+    Warmup,
+)
+from decdpo.policies.base import Policy
+from decdpo.policies.loglinear import LogLinear
+from decdpo.policies.objective import Objective, Stats, check_start
+from decdpo.run import Agent, Run, Schedule, Store
+from decdpo.topology.names import TIME_VARYING
+from decdpo.topology.schedule import (
+    Averaging,
+    Isolated,
+    make_schedule,
+    require_connected_union,
+)
+
+UNION_ROUNDS = 64
+"""Rounds of a time-varying schedule whose links together must connect all agents."""
+
+
+def make_loss(section: Any) -> PairLoss:
+    """Return the loss of the section ``[loss]``."""
+    constants = {f.name: getattr(section, f.name) for f in fields(section) if f.name != "kind"}
+    return LOSS_CLASSES[section.kind](**constants)
+
+
+def make_optimizer(section: Any) -> Optimizer:
+    """Return the optimizer of the section ``[optim]``."""
+    common = {"weight_decay": section.weight_decay, "max_norm": section.clip_norm}
+    if section.kind == "sgd":
+        return SGD(momentum=section.momentum, nesterov=section.nesterov, **common)
+    beta1, beta2 = section.betas
+    return AdamW(beta1=beta1, beta2=beta2, eps=section.eps, **common)
+
+
+def make_learning_rate(section: Any, total_steps: int) -> LearningRate:
+    """Return the step sizes of the section ``[optim]`` over ``total_steps`` local steps."""
+    warmup = section.warmup_steps
+    if section.schedule == "cosine":
+        rate: LearningRate = Cosine(section.lr, total_steps - warmup)
+    elif section.schedule == "inverse_sqrt":
+        rate = InverseSqrt(section.lr)
+    else:
+        rate = Constant(section.lr)
+    return Warmup(warmup, rate) if warmup else rate
+
+
+def make_algorithm(section: Any, optimizer: Optimizer, layout: Layout) -> Algorithm:
+    """Return the algorithm of the section ``[algorithm]``."""
+    if section.kind == "centralized":
+        return Centralized(optimizer)
+    kinds = {"dsgd": Dsgd, "local": Local}
+    return kinds[section.kind](optimizer, layout.num_shared)
+
+
+def make_topology(config: Config, num_agents: int) -> Schedule:
+    """Return the mixing schedule of the algorithm.
+
+    Raises ``TopologyError`` if the graph does not suit ``num_agents``.
+    """
+    if config.algorithm.kind == "centralized":
+        return Averaging(range(num_agents))
+    if config.algorithm.kind == "local":
+        return Isolated()
+    section = config.topology
+    schedule = make_schedule(
+        section.graph,
+        section.weights,
+        num_agents,
+        seed=section.seed,
+        degree=section.degree or None,
+        probability=section.probability or None,
+        file=section.file or None,
+    )
+    if section.graph in TIME_VARYING:
+        require_connected_union(schedule, num_agents, min(config.run.rounds, UNION_ROUNDS))
+    return schedule
+
+
+def make_policy(config: Config, shard: PreferenceShard | None, device: str) -> Policy:
+    """Return the policy of the section ``[policy]``; ``shard`` tells the number of columns."""
+    section = config.policy
+    if section.kind == "causal_lm":
+        from decdpo.policies.causal_lm import CausalLM
+
+        return CausalLM(
+            section.model,
+            dtype=section.dtype,
+            device=device,
+            max_length=section.max_length,
+            gradient_checkpointing=section.activation_checkpointing,
+            cache_reference=section.cache_reference,
+            allow_hub=section.allow_hub,
+        )
+    dimension = section.dimension
+    if section.features == "columns" and shard is not None and shard.features is not None:
+        dimension = shard.features[0].shape[1]
+    return LogLinear(dimension, features=section.features, dtype=section.dtype)
+
+
+def make_exchange(
+    config: Config, world: World, algorithm: Algorithm, layout: Layout, device: str
+) -> Exchange | None:
+    """Return the exchange that the algorithm needs, None if it needs none. Collective."""
+    size = algorithm.message_size(layout.num_shared)
+    if size == 0:
+        return None
+
+    def new() -> Exchange:
+        return world.exchange(size, layout.dtype, digest=layout.digest, device=device)
+
+    return ServerExchange(new(), new()) if config.algorithm.kind == "centralized" else new()
+
+
+def open_index(config: Config) -> ShardIndex:
+    """Read the table of contents of ``data.shards``."""
+    if not config.data.shards:
+        raise ConfigError(
+            "data.shards is empty", "name the folder that `decdpo shard` made, under [data]"
+        )
+    return ShardIndex.load(config.data.shards)
+
+
+def num_agents(config: Config, index: ShardIndex) -> int:
+    """Return the number of agents, checked against the number of shards."""
+    count = config.agents.count or index.num_agents
+    if count > index.num_agents:
+        raise ConfigError(
+            f"agents.count = {count}, but {index.folder} holds {index.num_agents} shards",
+            f"set agents.count = {index.num_agents}, or make more shards",
+        )
+    return count
+
+
+def make_agents(
+    config: Config, world: World, index: ShardIndex, device: str
+) -> tuple[Objective, Algorithm, list[Agent]]:
+    """Load the local agents' shards and make their models and states.
+
+    Opens no other agent's shard. Raises a ``DecdpoError`` naming what does not fit.
+    """
+    shards = {i: index.open(i) for i in world.local_agents}
+    _check_columns(config, shards)
+    policy = make_policy(config, next(iter(shards.values())), device)
+    objective = Objective(policy, make_loss(config.loss))
+    algorithm = make_algorithm(config.algorithm, make_optimizer(config.optim), policy.layout)
+    start = policy.initial()
+    grad = torch.zeros_like(start)
+    agents = []
+    for i, shard in shards.items():
+        data = policy.encode(shard)
+        params = FlatParams(policy.layout, start.clone(), grad)
+        sampler = EpochSampler(config.run.seed, i, data.num_train)
+        agents.append(Agent(i, params, algorithm.init(params.data), data, sampler, Stats.zero()))
+    check_start(policy, agents[0].data)
+    return objective, algorithm, agents
+
+
+def _check_columns(config: Config, shards: Mapping[int, PreferenceShard]) -> None:
+    """Raise ``ConfigError`` if the loss needs a column that a shard lacks."""
+    if LOSSES[config.loss.kind].needs_score:
+        for agent, shard in shards.items():
+            if shard.score_gap is None:
+                raise ConfigError(
+                    f"loss.kind = {config.loss.kind!r} needs a score of each answer, which the "
+                    f"shard of agent {agent} does not have",
+                    "shard a source with scores, or choose another loss",
+                )
+
+
+def local_steps(config: Config) -> int:
+    """Return E, the local steps of one round."""
+    return getattr(config.algorithm, "local_steps", 1)
+
+
+def make_run(
+    config: Config,
+    world: World,
+    schedule: Schedule,
+    exchange: Exchange | None,
+    objective: Objective,
+    algorithm: Algorithm,
+    agents: list[Agent],
+    store: Store,
+    out: Path,
+    next_round: int,
+) -> Run:
+    """Put the pieces of a run together; its metrics continue after ``next_round`` rounds."""
+    steps = local_steps(config)
+    log = config.log
+    monitor = Metrics(
+        out / "metrics.jsonl",
+        HeldOut(agents, config.run.seed, log.heldout_pairs, log.gradient_pairs),
+        every=log.every,
+        rho=getattr(schedule, "rho", None),
+        progress=Progress(next_round, config.run.rounds, enabled=world.is_root),
+        start_round=next_round,
+        is_root=world.is_root,
+    )
+    return Run(
+        world=world,
+        exchange=exchange,
+        algorithm=algorithm,
+        objective=objective,
+        schedule=schedule,
+        agents=agents,
+        lr=make_learning_rate(config.optim, config.run.rounds * steps),
+        local_steps=steps,
+        batch_size=config.data.batch_size,
+        overlap=getattr(config.algorithm, "overlap", False),
+        num_rounds=config.run.rounds,
+        monitor=monitor,
+        store=store,
+        next_round=next_round,
+    )

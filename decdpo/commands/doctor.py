@@ -1,0 +1,117 @@
+"""Check this machine: Python, libraries, MPI, GPUs, memory and disk.
+
+Under mpirun it also checks that the ranks find one another, where each of them is, and which GPU
+each would use.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from decdpo.errors import DecdpoError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``decdpo doctor``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="device that the ranks shall use")
+    parser.add_argument("--share-gpu", action="store_true", help="let several ranks use one GPU")
+
+
+Check = tuple[str, bool, str]
+"""What was checked, whether it is well, and what was found."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found; 2 if something that training needs is missing."""
+    from decdpo.launch import Job, launch
+
+    def body(job: Job) -> int:
+        checks = [_python(), *_libraries(), _attempt("MPI", _mpi), _attempt("disk", _disk),
+                  _attempt("memory", _memory)]
+        checks.append(_attempt("device", lambda: _device(job, args)))
+        places = job.boot.collect({i: [platform.node(), checks[-1][2]] for i in
+                                   job.boot.local_agents})
+        well = all(ok for _, ok, _ in checks)
+        everybody = job.boot.collect({i: well for i in job.boot.local_agents})
+        if job.is_root:
+            _print(checks, places, args.json)
+        return 0 if all(everybody.values()) else 2
+
+    return launch(body)
+
+
+def _print(checks: list[Check], places: dict[int, list[str]], as_json: bool) -> None:
+    if as_json:
+        found = [{"check": name, "ok": ok, "found": text} for name, ok, text in checks]
+        ranks = [{"rank": i, "host": h, "device": d} for i, (h, d) in sorted(places.items())]
+        print(json.dumps({"checks": found, "ranks": ranks}, indent=1))
+        return
+    for name, ok, text in checks:
+        print(f"{'ok  ' if ok else 'FAIL'} {name:<14} {text}")
+    if len(places) > 1:
+        for i, (host, device) in sorted(places.items()):
+            print(f"     rank {i:<9} {host}, {device}")
+
+
+def _attempt(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return name, True, check()
+    except (DecdpoError, OSError, ImportError, RuntimeError) as fault:
+        return name, False, " ".join(str(fault).split())
+
+
+def _python() -> Check:
+    ok = sys.version_info >= (3, 11)
+    return "Python", ok, f"{platform.python_version()} on {platform.platform()}"
+
+
+def _libraries() -> list[Check]:
+    from importlib import metadata
+
+    checks = []
+    for name, needed in (
+        ("torch", True),
+        ("numpy", True),
+        ("scipy", True),
+        ("h5py", True),
+        ("networkx", True),
+        ("mpi4py", True),
+        ("transformers", False),
+        ("matplotlib", False),
+    ):
+        try:
+            checks.append((name, True, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            note = "missing" if needed else "not installed (optional)"
+            checks.append((name, not needed, note))
+    return checks
+
+
+def _mpi() -> str:
+    from decdpo.comm.mpi import library
+
+    version: str = library().Get_library_version()
+    return version.splitlines()[0].split(",")[0]
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(Path.cwd()).free
+    return f"{free / 2**30:.1f} GiB free in {Path.cwd()}"
+
+
+def _memory() -> str:
+    pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return f"{pages * size / 2**30:.1f} GiB free, {os.cpu_count()} CPUs"
+
+
+def _device(job: object, args: argparse.Namespace) -> str:
+    from decdpo.config.schema import Device
+
+    return job.device(Device(kind=args.device, share_gpu=args.share_gpu))  # type: ignore

@@ -1,0 +1,56 @@
+"""Write the average model, or one agent's, for use elsewhere.
+
+A causal language model becomes a Hugging Face folder that transformers loads, a log-linear policy
+an .npz file in the folder.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from decdpo.commands.resume import read_config
+from decdpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from decdpo.launch import Job
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``decdpo export``."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--agent", type=int, help="this agent's model; default: the average")
+    parser.add_argument("--round", type=int, help="checkpoint of this round; default: the newest")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export the model."""
+    from decdpo.launch import launch
+
+    return launch(lambda job: _export(job, args), "local")
+
+
+def _export(job: "Job", args: argparse.Namespace) -> int:
+    from decdpo.experiment import prepare
+    from decdpo.metrics import average_model
+
+    config = read_config(args.folder, [])
+    if args.out.exists() and any(args.out.iterdir()):
+        raise ConfigError(f"{args.out} is not empty", "give a new folder with --out")
+    experiment = prepare(job, config, args.folder, training=False)
+    agents = experiment.agents
+    if args.agent is not None and not 0 <= args.agent < len(agents):
+        raise ConfigError(
+            f"--agent {args.agent}: the run has agents 0 to {len(agents) - 1}", "name one of them"
+        )
+    done = experiment.store.load(experiment.states(), round=args.round, required=True)
+    if args.agent is None:
+        x, which = average_model(experiment.world, agents).data, "the average model"
+    else:
+        x, which = agents[args.agent].params.data, f"the model of agent {args.agent}"
+    # A log-linear policy is one file, a language model a folder of several.
+    target = args.out / "policy.npz" if config.policy.kind == "loglinear" else args.out
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = experiment.objective.policy.export(x, target)
+    job.say(f"{which} after round {done} is in {written}")
+    return 0

@@ -1,0 +1,64 @@
+"""Continue a run from its newest valid checkpoint, on any number of ranks.
+
+The model, the data, the topology and the algorithm must be those of the run; what else may change,
+such as optim.lr, is named with --allow. More rounds are asked for with --set run.rounds=N.
+"""
+
+import argparse
+from pathlib import Path
+
+from decdpo.commands.train import add_launch_arguments, finish
+from decdpo.config import Config, load
+from decdpo.errors import CheckpointError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``decdpo resume``."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a key"
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="let this key differ from the saved run's",
+    )
+    add_launch_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Resume, and return 0, or 85 if stopped early."""
+    from decdpo import __version__
+    from decdpo.experiment import execute, prepare
+    from decdpo.launch import Job, launch
+    from decdpo.train import Ending
+
+    def body(job: Job) -> int:
+        config = job.together(lambda: read_config(args.folder, args.set))
+        job.boot.require_same("the configuration", config.digest)
+        job.boot.require_same("the version of decdpo", __version__)
+        experiment = prepare(job, config, args.folder, trace=args.trace)
+        store, states = experiment.store, experiment.states()
+        done = store.load(states, allow=args.allow, required=True) or 0
+        job.say(f"resuming after round {done} of {config.run.rounds}")
+        ending = execute(job, experiment, next_round=done)
+        experiment.close()
+        return finish(job, args.folder, ending is Ending.STOPPED)
+
+    return launch(body, args.world)
+
+
+def read_config(folder: Path, overrides: list[str]) -> Config:
+    """Return the configuration of a run folder with ``overrides`` applied.
+
+    Raises ``CheckpointError`` if it is not a run folder.
+    """
+    path = folder / "config.toml"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a run folder: it has no config.toml",
+            "give the folder that `decdpo train --out` made",
+        )
+    return load(path, overrides)

@@ -1,0 +1,69 @@
+"""Train the agents of one experiment.
+
+Run it under mpirun or srun to spread the agents over ranks, or without to host all of them in one
+process; the result is the same to the bit. The run folder then holds config.toml, metrics.jsonl,
+checkpoints/, run.json, summary.txt and curves.png. SIGTERM, SIGUSR1 or a file named `halt` in the
+run folder stop it at the next common round end, saved, with exit status 85.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from decdpo.config import load
+from decdpo.errors import STOPPED_EARLY
+
+if TYPE_CHECKING:
+    from decdpo.launch import Job
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``decdpo train``."""
+    parser.add_argument("config", help="TOML file; `decdpo config` prints one to start from")
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="new run folder")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key"
+    )
+    add_launch_arguments(parser)
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `train` and `resume` have in common."""
+    parser.add_argument(
+        "--world",
+        choices=("auto", "local", "mpi"),
+        default="auto",
+        help="one process (local) or MPI; auto looks at how the program was launched",
+    )
+    parser.add_argument(
+        "--trace", action="store_true", help="write a Chrome trace per process into RUN/trace"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and return 0, or 85 if stopped early."""
+    from decdpo import __version__
+    from decdpo.experiment import execute, new_folder, prepare
+    from decdpo.launch import Job, launch
+    from decdpo.train import Ending
+
+    def body(job: Job) -> int:
+        config = job.together(lambda: load(args.config, args.set))
+        job.boot.require_same("the configuration", config.digest)
+        job.boot.require_same("the version of decdpo", __version__)
+        new_folder(job, args.out)
+        experiment = prepare(job, config, args.out, trace=args.trace)
+        ending = execute(job, experiment, next_round=0)
+        experiment.close()
+        return finish(job, args.out, ending is Ending.STOPPED)
+
+    return launch(body, args.world)
+
+
+def finish(job: "Job", out: Path, stopped: bool) -> int:
+    """Say how it ended and return the exit status."""
+    if stopped:
+        job.say(f"stopped early and saved; continue with: decdpo resume {out}")
+        return STOPPED_EARLY
+    job.say(f"done; see {out / 'summary.txt'}")
+    return 0

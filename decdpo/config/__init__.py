@@ -1,0 +1,242 @@
+"""An experiment on one page: TOML in, a frozen and fully checked ``Config``, TOML out."""
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from decdpo.config.options import coerce, nearest
+from decdpo.config.schema import SECTIONS
+from decdpo.errors import ConfigError
+from decdpo.topology.names import RANDOM, options_used, weights_allowed
+
+__all__ = ["Config", "load", "parse", "parse_override"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every section of one experiment; the attributes are the frozen dataclasses of ``schema``."""
+
+    run: Any
+    agents: Any
+    data: Any
+    policy: Any
+    loss: Any
+    algorithm: Any
+    topology: Any
+    optim: Any
+    checkpoint: Any
+    log: Any
+    device: Any
+    comm: Any
+
+    def to_toml(self, *, annotate: bool = False) -> str:
+        """Return the effective configuration as TOML, with every key's meaning if ``annotate``."""
+        return "\n".join(_section_text(f.name, getattr(self, f.name), annotate)
+                         for f in fields(self) if getattr(self, f.name) is not None)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the effective configuration."""
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()
+
+
+def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file (None: all defaults), apply ``section.key=value`` overrides, check it all.
+
+    Raises ``ConfigError`` naming the key, the value, the remedy and the nearest valid key.
+    """
+    text = ""
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as fault:
+            raise ConfigError(
+                f"cannot read the configuration {str(path)!r}: {fault.strerror}",
+                "give the path of a TOML file; `decdpo config` prints one to start from",
+            ) from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path} is not a text file", "give a TOML file") from None
+    return parse(text, overrides, origin=str(path))
+
+
+def parse(text: str, overrides: Iterable[str] = (), origin: str = "the configuration") -> Config:
+    """Check TOML ``text`` with ``overrides`` applied; see ``load``."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as fault:
+        raise ConfigError(f"{origin} is not valid TOML: {fault}", "mend that line") from None
+    for override in overrides:
+        section, key, value = parse_override(override)
+        if not isinstance(tree.setdefault(section, {}), dict):
+            raise ConfigError(f"{section} in {origin} is not a section", f"write [{section}]")
+        tree[section][key] = value
+    unknown = [name for name in tree if name not in SECTIONS]
+    if unknown:
+        raise ConfigError(
+            f"[{unknown[0]}] in {origin} is not a section{nearest(unknown[0], SECTIONS)}",
+            "the sections are " + ", ".join(SECTIONS),
+        )
+    built = {name: _build(name, tree.get(name, {})) for name in SECTIONS}
+    if built["algorithm"].kind in ("local", "centralized"):
+        if tree.get("topology"):
+            raise ConfigError(
+                f"[topology] is given, but algorithm.kind = {built['algorithm'].kind!r} "
+                "has no neighbours",
+                "remove the section, or choose another algorithm",
+            )
+        built["topology"] = None
+    config = Config(**built)
+    _check_combinations(config)
+    if config.topology is not None:
+        _check_topology(config.topology)
+    return config
+
+
+def parse_override(text: str) -> tuple[str, str, Any]:
+    """Split ``section.key=value``; the value is TOML, or else a plain string."""
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {text!r} is not an assignment", "write --set section.key=value")
+    try:
+        return section, key, tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return section, key, value.strip()
+
+
+def _build(section: str, table: Any) -> Any:
+    """Make the dataclass of one section from its TOML table."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{section} = {table!r} is not a section", f"write [{section}]")
+    schema = SECTIONS[section]
+    if isinstance(schema, dict):
+        kind = table.get("kind", next(iter(schema)))
+        if not isinstance(kind, str) or kind not in schema:
+            raise ConfigError(
+                f"{section}.kind = {kind!r} is not known{nearest(str(kind), schema)}",
+                "choose one of " + ", ".join(schema),
+            )
+        cls = schema[kind]
+    else:
+        cls = schema
+    known = {f.name: f for f in fields(cls)}
+    for key in table:
+        if key not in known:
+            raise _unknown_key(section, key, known, schema, cls)
+    values = {key: coerce(f"{section}.{key}", known[key], value) for key, value in table.items()}
+    return cls(**values)
+
+
+def _unknown_key(
+    section: str, key: str, known: Mapping[str, Any], schema: Any, cls: Any
+) -> ConfigError:
+    if isinstance(schema, dict):
+        kind = next(name for name, candidate in schema.items() if candidate is cls)
+        users = [n for n, c in schema.items() if key in {f.name for f in fields(c)}]
+        if users:
+            return ConfigError(
+                f"{section}.{key} is not used by {section}.kind = {kind!r}",
+                f"remove it, or choose {section}.kind = " + " or ".join(map(repr, users)),
+            )
+        where = f"{section} of kind {kind!r}"
+    else:
+        where = f"[{section}]"
+    return ConfigError(
+        f"{section}.{key} is not a key of {where}{nearest(key, known)}",
+        "the keys are " + ", ".join(known),
+    )
+
+
+def _check_combinations(config: Config) -> None:
+    """Refuse combinations of values that cannot mean anything."""
+    policy, optim = config.policy, config.optim
+    if policy.kind == "causal_lm" and not policy.model:
+        raise ConfigError("policy.model is empty", "name the Hugging Face folder of the model")
+    if policy.kind == "loglinear" and policy.features == "columns":
+        default = next(f.default for f in fields(policy) if f.name == "dimension")
+        if policy.dimension != default:
+            raise ConfigError(
+                f"policy.dimension = {policy.dimension} is not used with policy.features = "
+                "'columns': the shard's columns decide",
+                "remove policy.dimension",
+            )
+    if optim.kind == "adamw" and len(optim.betas) != 2:
+        raise ConfigError(f"optim.betas = {list(optim.betas)} has not two values", "give two")
+    if optim.kind == "adamw" and max(optim.betas) >= 1:
+        raise ConfigError(f"optim.betas = {list(optim.betas)} reaches 1", "give values below 1")
+    if optim.kind == "sgd" and optim.nesterov and not optim.momentum:
+        raise ConfigError("optim.nesterov = true is ignored when optim.momentum = 0",
+                          "set a momentum, or remove nesterov")
+    if config.device.kind == "cpu" and config.device.share_gpu:
+        raise ConfigError("device.share_gpu = true is ignored when device.kind = 'cpu'",
+                          "remove it, or use device.kind = 'cuda'")
+
+
+def _check_topology(topology: Any) -> None:
+    """Refuse an option that the chosen graph and weight rule would ignore, or that they lack."""
+    used = options_used(topology.graph, topology.weights)
+    for key in ("degree", "probability", "file"):
+        if getattr(topology, key) and key not in used:
+            raise ConfigError(
+                f"topology.{key} is not used by topology.graph = {topology.graph!r} with "
+                f"weights = {topology.weights!r}",
+                f"remove topology.{key}",
+            )
+    if topology.seed and topology.graph not in RANDOM:
+        raise ConfigError(
+            f"topology.seed is not used by topology.graph = {topology.graph!r}: it is not random",
+            "remove topology.seed",
+        )
+    if "file" in used and not topology.file:
+        raise ConfigError(
+            "topology.file is empty", "name an edge list, or a matrix as .npz or .csv"
+        )
+    if topology.weights not in weights_allowed(topology.graph):
+        raise ConfigError(
+            f"topology.weights = {topology.weights!r} cannot be used on graph {topology.graph!r}",
+            "choose one of " + ", ".join(weights_allowed(topology.graph)),
+        )
+    if topology.weights == "push":
+        raise ConfigError(
+            "topology.weights = 'push' is column-stochastic: these algorithms would not converge "
+            "to the mean with it",
+            "choose doubly stochastic weights, such as uniform",
+        )
+
+
+def _literal(value: Any) -> str:
+    """Write one value as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return repr(value)
+
+
+def _section_text(name: str, section: Any, annotate: bool) -> str:
+    summary = (type(section).__doc__ or "").strip().splitlines()
+    lines = [f"# {summary[0]}"] if annotate and summary else []
+    lines.append(f"[{name}]")
+    ordered = sorted(fields(section), key=lambda f: f.name != "kind")
+    for f in ordered:
+        text = f"{f.name} = {_literal(getattr(section, f.name))}"
+        if annotate:
+            text = f"{text:<34}# {_meaning(name, f)}"
+        lines.append(text)
+    return "\n".join(lines) + "\n"
+
+
+def _meaning(section: str, field: dataclasses.Field) -> str:
+    schema = SECTIONS[section]
+    doc = str(field.metadata["doc"])
+    choices = field.metadata["choices"]
+    if field.name == "kind" and isinstance(schema, dict):
+        choices = tuple(schema)
+    return f"{doc}: {', '.join(choices)}" if choices else doc

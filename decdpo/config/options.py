@@ -1,0 +1,93 @@
+"""Documented, checked fields of the configuration's frozen dataclasses."""
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import Field
+from typing import Any
+
+from decdpo.errors import ConfigError
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    choices: Collection[str] = (),
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Declare a field: its default, its one-line meaning, and the values it may take.
+
+    low, high : inclusive bounds; above : exclusive lower bound. Tuples are bounded element by
+    element.
+    """
+    limits = {"low": low, "above": above, "high": high}
+    return dataclasses.field(
+        default=default, metadata={"doc": doc, "choices": tuple(choices), **limits}
+    )
+
+
+def coerce(key: str, field: Field, value: Any) -> Any:
+    """Return ``value`` as the type of ``field``, or raise ``ConfigError`` naming ``key``.
+
+    An integer may stand for a float, a list for a tuple; nothing else is converted, so that
+    ``rounds = "20"`` is an error and not a surprise.
+    """
+    default: Any = field.default
+    wanted = type(default)
+    if wanted is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise _wrong_type(key, value, "a list")
+        inner = type(default[0]) if default else str
+        value = tuple(_scalar(f"{key}[{i}]", inner, item) for i, item in enumerate(value))
+        for item in value:
+            _check(key, field, item)
+        return value
+    value = _scalar(key, wanted, value)
+    _check(key, field, value)
+    return value
+
+
+_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _wrong_type(key: str, value: Any, wanted: str) -> ConfigError:
+    return ConfigError(
+        f"{key} = {value!r} is {_NAMES.get(type(value), type(value).__name__)}",
+        f"give {wanted}",
+    )
+
+
+def _scalar(key: str, wanted: type, value: Any) -> Any:
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise _wrong_type(key, value, _NAMES[wanted])
+    if wanted is float and value != value:
+        raise ConfigError(f"{key} is not a number (nan)", "give a finite number")
+    return value
+
+
+def _check(key: str, field: Field, value: Any) -> None:
+    meta = field.metadata
+    if meta["choices"] and value not in meta["choices"]:
+        raise ConfigError(
+            f"{key} = {value!r} is not known{nearest(str(value), meta['choices'])}",
+            "choose one of " + ", ".join(meta["choices"]),
+        )
+    low, above, high = meta["low"], meta["above"], meta["high"]
+    if low is not None and value < low:
+        raise ConfigError(f"{key} = {value} is too small", f"give {low} or more")
+    if above is not None and value <= above:
+        raise ConfigError(f"{key} = {value} is too small", f"give more than {above}")
+    if high is not None and value > high:
+        raise ConfigError(f"{key} = {value} is too large", f"give {high} or less")
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the known word most like ``word``, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

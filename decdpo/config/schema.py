@@ -1,0 +1,220 @@
+"""The sections of an experiment: what can be set, what it means, and its default.
+
+A section with a ``kind`` has one dataclass per kind, so that a key which the chosen kind would
+ignore is unknown there and refused.
+"""
+
+from dataclasses import dataclass, make_dataclass
+from typing import Any
+
+from decdpo.config.options import option
+from decdpo.losses.names import LOSSES
+from decdpo.topology.names import GRAPHS, WEIGHTS
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long to train, and from which seed."""
+
+    seed: int = option(0, "seed of every random number of the run", low=0, high=2**63 - 1)
+    rounds: int = option(200, "rounds of communication to train for", low=1)
+
+
+@dataclass(frozen=True)
+class Agents:
+    """How many agents take part."""
+
+    count: int = option(0, "number of agents; 0 is one for every shard in data.shards", low=0)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The preference pairs."""
+
+    shards: str = option("", "folder made by `decdpo shard`; relative paths start where you do")
+    batch_size: int = option(16, "pairs of one local step", low=1)
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    """The log-linear softmax policy of the theory."""
+
+    kind: str = option("loglinear", "which policy")
+    features: str = option(
+        "hashed",
+        "hashed word uni- and bigrams of the answers, or the shard's feature columns",
+        choices=("hashed", "columns"),
+    )
+    dimension: int = option(2**16, "number of hashed features; unused by columns", low=2)
+    dtype: str = option("float32", "parameter type", choices=("float32", "float64"))
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """A causal language model in a Hugging Face folder."""
+
+    kind: str = option("causal_lm", "which policy")
+    model: str = option("", "folder with config, weights and tokenizer")
+    dtype: str = option("float32", "weights and arithmetic", choices=("float32", "bfloat16"))
+    max_length: int = option(512, "tokens of prompt and answer together; longer is cut", low=8)
+    cache_reference: bool = option(
+        True, "compute reference log-probabilities once and keep them in the shard"
+    )
+    activation_checkpointing: bool = option(False, "recompute activations to save memory")
+    allow_hub: bool = option(False, "let transformers download the model from its hub")
+
+
+@dataclass(frozen=True)
+class Dsgd:
+    """DecDPO: decentralized SGD."""
+
+    kind: str = option("dsgd", "which algorithm")
+    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
+    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+
+
+@dataclass(frozen=True)
+class Local:
+    """Every agent alone, no exchange."""
+
+    kind: str = option("local", "which algorithm")
+    local_steps: int = option(1, "E, local steps of one round", low=1)
+
+
+@dataclass(frozen=True)
+class Centralized:
+    """One step per round along the gradient averaged over all agents."""
+
+    kind: str = option("centralized", "which algorithm")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Who talks to whom; algorithms without neighbours (local, centralized) take no section."""
+
+    graph: str = option("ring", "the graph, or `file`", choices=GRAPHS)
+    weights: str = option(
+        "auto",
+        "rule for the mixing weights; auto is metropolis where links are mutual, else uniform",
+        choices=WEIGHTS,
+    )
+    degree: int = option(0, "degree of random_regular, small_world; 0 is their default", low=0)
+    probability: float = option(
+        0.0, "of erdos_renyi's edges, small_world's rewiring; 0 is their default", low=0.0, high=1.0
+    )
+    seed: int = option(0, "seed of a random graph or schedule", low=0, high=2**63 - 1)
+    file: str = option("", "edge list, or matrix as .npz or .csv, for graph = \"file\"")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Step sizes, shared by every optimizer."""
+
+    lr: float = option(0.1, "step size eta", above=0.0)
+    schedule: str = option(
+        "constant", "how eta changes", choices=("constant", "cosine", "inverse_sqrt")
+    )
+    warmup_steps: int = option(0, "local steps of linear warm-up", low=0)
+    clip_norm: float = option(0.0, "largest Euclidean norm of a gradient; 0 is no clipping", low=0)
+    weight_decay: float = option(0.0, "pull towards zero", low=0.0)
+
+
+@dataclass(frozen=True)
+class Sgd(Schedule):
+    """Stochastic gradient descent, with momentum if wanted."""
+
+    kind: str = option("sgd", "which optimizer")
+    momentum: float = option(0.0, "share of the last velocity that is kept", low=0.0, high=1.0)
+    nesterov: bool = option(False, "look ahead along the velocity")
+
+
+@dataclass(frozen=True)
+class AdamW(Schedule):
+    """Adam with decoupled weight decay."""
+
+    kind: str = option("adamw", "which optimizer")
+    lr: float = option(1e-3, "step size eta", above=0.0)
+    betas: tuple[float, ...] = option((0.9, 0.999), "decay of both moments", low=0.0, high=1.0)
+    eps: float = option(1e-8, "added to the root of the second moment", above=0.0)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is saved, and for how long."""
+
+    every: int = option(50, "rounds between checkpoints; 0 is only at the end", low=0)
+    keep: int = option(2, "newest checkpoints kept", low=1)
+    keep_every: int = option(0, "also keep every m-th checkpoint for ever; 0 is none", low=0)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is measured while training."""
+
+    every: int = option(1, "rounds between two records in metrics.jsonl", low=1)
+    gradient_pairs: int = option(
+        64, "training pairs per agent behind the gradient norm of the average model", low=0
+    )
+    heldout_pairs: int = option(
+        0, "held-out pairs per agent behind the accuracies; 0 is all", low=0
+    )
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the arithmetic runs."""
+
+    kind: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    share_gpu: bool = option(False, "let several ranks use one GPU")
+    staging: str = option(
+        "host", "GPU messages through pinned host memory, or straight from the device",
+        choices=("host", "device"),
+    )
+    threads: int = option(1, "CPU threads of each rank", low=1)
+
+
+@dataclass(frozen=True)
+class Comm:
+    """How letters travel."""
+
+    transport: str = option(
+        "auto",
+        "one-node neighbours by shared memory (window), by messages (p2p), or by size (auto)",
+        choices=("auto", "p2p", "window"),
+    )
+    progress: str = option(
+        "thread", "who drives messages during compute", choices=("thread", "none")
+    )
+    chunk_mib: int = option(32, "size of the parts of a message, MiB", low=1)
+    timeout: float = option(600.0, "seconds without an answer before a neighbour counts as lost",
+                            above=0.0)
+
+
+def _loss_sections() -> dict[str, type]:
+    """Make one dataclass per loss from the options that the losses themselves declare."""
+    sections = {}
+    for name, loss in LOSSES.items():
+        if loss.has_state:
+            continue
+        fields: list[Any] = [("kind", str, option(name, "which loss"))]
+        fields += [(o.name, type(o.default), option(o.default, o.doc)) for o in loss.options]
+        sections[name] = make_dataclass(name, fields, frozen=True)
+        sections[name].__doc__ = loss.doc
+    return sections
+
+
+SECTIONS: dict[str, type | dict[str, type]] = {
+    "run": Run,
+    "agents": Agents,
+    "data": Data,
+    "policy": {"loglinear": LogLinear, "causal_lm": CausalLM},
+    "loss": _loss_sections(),
+    "algorithm": {"dsgd": Dsgd, "local": Local, "centralized": Centralized},
+    "topology": Topology,
+    "optim": {"sgd": Sgd, "adamw": AdamW},
+    "checkpoint": Checkpoint,
+    "log": Log,
+    "device": Device,
+    "comm": Comm,
+}
+"""Every section of the TOML file; a dict holds one dataclass per ``kind``, the default first."""

@@ -1,0 +1,321 @@
+"""One experiment in its run folder: prepare it, restore it, train it, leave its page behind."""
+
+import json
+import platform
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from decdpo import __version__, build
+from decdpo.checkpoint.store import CheckpointStore
+from decdpo.comm.world import Exchange, World
+from decdpo.config import Config
+from decdpo.data.index import ShardIndex
+from decdpo.data.storage import replacing
+from decdpo.errors import ConfigError, DecdpoError
+from decdpo.launch import Job
+from decdpo.report.curves import plot_run, read_metrics
+from decdpo.report.summary import summarize
+from decdpo.run import Agent, Schedule
+from decdpo.trace import ChromeTrace
+from decdpo.train import Ending, train
+
+FREE_KEYS = {
+    "run.rounds",
+    "data.shards",
+    "policy.model",
+    "policy.activation_checkpointing",
+    "policy.cache_reference",
+    "policy.allow_hub",
+    "topology.file",
+}
+"""Keys that a resumed run may change freely; what they point to is compared by digest."""
+
+FREE_SECTIONS = {"agents", "checkpoint", "log", "device", "comm"}
+
+
+@dataclass
+class Experiment:
+    """A configuration with its objects, on this process; the loop's ``Run`` is made from it."""
+
+    config: Config
+    world: World
+    out: Path
+    index: ShardIndex
+    schedule: Schedule
+    exchange: Exchange | None
+    objective: Any
+    algorithm: Any
+    agents: list[Agent]
+    store: CheckpointStore
+    device: str
+    identity: Mapping[str, str]
+    trace: ChromeTrace | None = None
+
+    def states(self) -> dict[int, Any]:
+        """Return the local agents' states, which checkpoints hold."""
+        return {agent.id: agent.state for agent in self.agents}
+
+    def close(self) -> None:
+        """Free the exchange and write the trace. Collective."""
+        if self.exchange is not None:
+            self.exchange.close()
+        if self.trace is not None:
+            self.trace.write(self.out / "trace" / f"process_{self.trace.process:04d}.json")
+
+
+def prepare(
+    job: Job, config: Config, out: Path, *, training: bool = True, trace: bool = False
+) -> Experiment:
+    """Make every object of an experiment, or fail on every process alike. Collective.
+
+    training : whether it shall train; otherwise its run folder is only read, and no exchange is
+    made. trace : whether to keep a timeline.
+    """
+    index = job.together(lambda: build.open_index(config))
+    count = job.together(lambda: build.num_agents(config, index))
+    world = job.world(count, config.comm)
+    device = job.together(lambda: job.device(config.device))
+    schedule = job.together(lambda: build.make_topology(config, count))
+    parts = job.together(lambda: build.make_agents(config, world, index, device))
+    objective, algorithm, agents = parts
+    layout = objective.policy.layout
+    start = sha256(objective.policy.initial().float().cpu().numpy().tobytes()).hexdigest()
+    names = {
+        "agents": str(count),
+        "model": f"{layout.digest[:16]} at {start[:16]}",
+        "data": sha256("".join(e.digest for e in index.agents[:count]).encode()).hexdigest()[:16],
+        "topology": schedule.digest[:16],
+        **identity(config),
+    }
+    world.require_same("the model, data and topology", json.dumps(names))
+    exchange = None
+    if training:
+        exchange = build.make_exchange(config, world, algorithm, layout, device)
+    store = CheckpointStore(
+        out / "checkpoints",
+        world=world,
+        keep=config.checkpoint.keep,
+        keep_every=config.checkpoint.keep_every,
+        identity=names,
+        config=config.to_toml(),
+        versions=versions(),
+        warn=job.say,
+        read_only=not training,
+    )
+    timeline = None
+    if trace:
+        timeline = ChromeTrace(job.rank, f"process {job.rank} on {platform.node()}")
+        if exchange is not None:
+            exchange.trace = timeline
+    return Experiment(
+        config,
+        world,
+        out,
+        index,
+        schedule,
+        exchange,
+        objective,
+        algorithm,
+        agents,
+        store,
+        device,
+        names,
+        timeline,
+    )
+
+
+def identity(config: Config) -> dict[str, str]:
+    """Return the configuration keys that a resumed run must not change unasked."""
+    names = {}
+    for section in fields(config):
+        value = getattr(config, section.name)
+        if value is None or section.name in FREE_SECTIONS:
+            continue
+        for key, item in asdict(value).items():
+            name = f"{section.name}.{key}"
+            if name not in FREE_KEYS or (
+                name == "run.rounds" and config.optim.schedule == "cosine"
+            ):
+                names[name] = str(item)
+    return names
+
+
+class Checkpoints:
+    """When the loop saves: every so many rounds, and at the end."""
+
+    def __init__(self, store: CheckpointStore, every: int, last: int) -> None:
+        self.store = store
+        self.every = every
+        self.last = last
+
+    def due(self, done: int) -> bool:
+        """Say whether the state after ``done`` rounds is saved."""
+        return done == self.last or (self.every > 0 and done % self.every == 0)
+
+    def save(self, done: int, agents: list[Agent]) -> None:
+        """Save the state after ``done`` rounds; the writing goes on in the background."""
+        self.store.save(done, {agent.id: agent.state for agent in agents})
+
+    def poll(self) -> None:
+        """Raise if an earlier save has failed in the background."""
+        self.store.poll()
+
+    def flush(self) -> None:
+        """Wait until every save is on disk. Collective."""
+        self.store.flush()
+
+
+def new_folder(job: Job, out: Path) -> None:
+    """Make the run folder, or refuse one that already holds a run. Collective.
+
+    A run has begun once its config.toml is there, which is written after the first checkpoint: what
+    an earlier start was killed too soon to finish is no run, and is written over.
+    """
+
+    def make() -> None:
+        if job.is_root:
+            if (out / "config.toml").exists():
+                raise ConfigError(
+                    f"{out} already holds a run",
+                    f"continue it with `decdpo resume {out}`, or give another folder with --out",
+                )
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                (out / "metrics.jsonl").unlink(missing_ok=True)
+            except OSError as fault:
+                raise ConfigError(
+                    f"cannot use the run folder {out}: {fault.strerror}",
+                    "give a folder that you may write to with --out",
+                ) from None
+
+    job.together(make)
+
+
+def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
+    """Train from ``next_round`` on, and write the run's files. Collective."""
+    config, world, out = experiment.config, experiment.world, experiment.out
+    if next_round == 0:
+        # From here on there is always a checkpoint to resume from.
+        experiment.store.save(0, experiment.states())
+        experiment.store.flush()
+    if world.is_root:
+        with replacing(out / "config.toml", mode=0o644) as path:
+            path.write_text(config.to_toml(), encoding="utf-8")
+    _write_facts(job, experiment, next_round)
+    store = Checkpoints(experiment.store, config.checkpoint.every, config.run.rounds)
+    run = build.make_run(
+        config,
+        world,
+        experiment.schedule,
+        experiment.exchange,
+        experiment.objective,
+        experiment.algorithm,
+        experiment.agents,
+        store,
+        out,
+        next_round,
+    )
+    run.trace = experiment.trace
+    with watch_for_stop(world, out):
+        try:
+            ending = train(run)
+        finally:
+            run.monitor.close()
+    if world.is_root:
+        write_page(out, config, world.num_agents, job.say)
+    return ending
+
+
+class watch_for_stop:
+    """While open, SIGTERM, SIGUSR1 or a file named ``halt`` in the run folder ask for a stop."""
+
+    def __init__(self, world: World, out: Path) -> None:
+        self._world = world
+        self._halt = out / "halt"
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "watch_for_stop":
+        import signal
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._before[number] = signal.signal(
+                    number, lambda *_: self._world.request_stop()
+                )
+        if self._world.is_root:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+
+        self._leave.set()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _poll(self) -> None:
+        while not self._leave.wait(1.0):
+            if self._halt.exists():
+                self._world.request_stop()
+                return
+
+
+def write_page(out: Path, config: Config, agents: int, say: Callable[[str], None]) -> None:
+    """Write ``summary.txt`` and ``curves.png`` from the metrics of the run folder ``out``."""
+    records = read_metrics(out / "metrics.jsonl")
+    algorithm = config.algorithm.kind
+    graph = f" on {config.topology.graph}" if config.topology is not None else ""
+    title = f"{algorithm}{graph}, {agents} agents, {config.policy.kind}, {config.loss.kind}"
+    facts = {
+        "run": str(out),
+        "data": config.data.shards,
+        "rounds": f"{records[-1]['round'] if records else 0} of {config.run.rounds}",
+    }
+    (out / "summary.txt").write_text(summarize(records, facts, title), encoding="utf-8")
+    try:
+        plot_run(records, out / "curves.png", title)
+    except DecdpoError as fault:
+        say(f"no curves.png: {fault.what}")
+
+
+def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
+    """Write ``run.json``: versions, hosts, devices, seed, command. Collective."""
+    here = {"host": platform.node(), "device": experiment.device}
+    places = experiment.world.collect({i: here for i in experiment.world.local_agents})
+    if not experiment.world.is_root:
+        return
+    facts = {
+        "command": shlex.join(sys.argv),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "first_round": next_round,
+        "seed": experiment.config.run.seed,
+        "processes": job.size,
+        "agents": places,
+        "versions": versions(),
+        "names": dict(experiment.identity),
+    }
+    with replacing(experiment.out / "run.json", mode=0o644) as path:
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, decdpo and the libraries it stands on."""
+    found = {"python": platform.python_version(), "decdpo": __version__}
+    for name in ("torch", "numpy", "scipy", "h5py", "mpi4py", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,137 @@
+"""One launch of the program: a single process, or all ranks of an ``mpirun`` or ``srun``.
+
+A job starts together and ends together. A fault that every process knows of is printed once and
+all exit alike; one that a single process meets is printed by it and takes the others along.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from decdpo.comm.launch import launched_by_mpi
+from decdpo.comm.world import World
+from decdpo.errors import DecdpoError
+
+T = TypeVar("T")
+
+
+class Job:
+    """The processes of this launch, before and after the agents are placed on them.
+
+    size : number of processes. rank : this one's number. is_root : whether it speaks for the job.
+    """
+
+    def __init__(self, world: str = "auto") -> None:
+        """Join the processes of this launch; ``world`` is "auto", "local" or "mpi". Collective.
+
+        Raises ``EnvironmentFault`` if several processes were launched but MPI cannot be used.
+        """
+        self._mpi = world == "mpi" or (world == "auto" and launched_by_mpi() is not None)
+        self._worlds: list[World] = []
+        if self._mpi:
+            from decdpo.comm import mpi
+
+            self.size = mpi.start()
+            self.boot = self._open(self.size, {})
+        else:
+            self.size = 1
+            self.boot = self._open(1, {})
+        # The boot world has one agent on every process.
+        (self.rank,) = self.boot.local_agents
+        self.is_root = self.boot.is_root
+
+    def _open(self, num_agents: int, options: dict[str, Any]) -> World:
+        if self._mpi:
+            from decdpo.comm import mpi
+
+            world: World = mpi.connect(num_agents, **options)
+        else:
+            from decdpo.comm.local import LocalWorld
+
+            world = LocalWorld(num_agents)
+        self._worlds.append(world)
+        return world
+
+    def world(self, num_agents: int, comm: Any) -> World:
+        """Place ``num_agents`` agents on the processes, as the section ``[comm]`` says. Collective.
+
+        Raises ``EnvironmentFault`` if there are more processes than agents.
+        """
+        options = {
+            "timeout": comm.timeout,
+            "transport": comm.transport,
+            "progress": comm.progress,
+            "chunk_bytes": comm.chunk_mib << 20,
+        }
+        return self._open(num_agents, options if self._mpi else {})
+
+    def device(self, section: Any) -> str:
+        """Set the number of threads and return this process's device, as ``[device]`` says."""
+        import torch
+
+        from decdpo.comm.device import choose_device
+
+        torch.set_num_threads(section.threads)
+        rank, count = (0, 1)
+        if self._mpi:
+            from decdpo.comm import mpi
+
+            rank, count = mpi.place_on_node()
+        return choose_device(section.kind, rank, count, share_gpu=section.share_gpu)
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Do ``action`` on every process; a fault on any of them is raised on all. Collective."""
+        fault: Exception | None = None
+        result: Any = None
+        try:
+            result = action()
+        except (DecdpoError, OSError) as caught:
+            fault = caught
+        self.boot.require(fault)
+        return result
+
+    def say(self, line: str) -> None:
+        """Print a note once, for all processes."""
+        if self.is_root:
+            print(f"decdpo: {line}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Free the worlds, the last first. Collective."""
+        while self._worlds:
+            self._worlds.pop().close()
+
+
+def launch(body: Callable[[Job], int], world: str = "auto") -> int:
+    """Run ``body`` on every process of this launch and return its exit status.
+
+    What ends the job early is printed once, and every process ends: at once, with the fault's exit
+    status, if only this one knows of it.
+    """
+    job = Job(world)
+    try:
+        code = body(job)
+    except DecdpoError as fault:
+        if job.size > 1 and not fault.collective:
+            _end_all(f"decdpo: error: {fault}", fault.exit_code)
+        fault.silent = not job.is_root
+        job.close()
+        raise
+    except BaseException:
+        if job.size == 1:
+            raise
+        _end_all(traceback.format_exc(), 1)
+        raise
+    job.close()
+    return code
+
+
+def _end_all(message: str, code: int) -> None:
+    """Print ``message`` and end every process of the job at once."""
+    from decdpo.comm import mpi
+
+    sys.stdout.flush()
+    # One write, so that lines of several failing processes do not mix.
+    os.write(2, (message.rstrip() + "\n").encode())
+    mpi.abort(code)

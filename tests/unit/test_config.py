@@ -1,0 +1,114 @@
+"""The configuration: what it accepts, what it refuses and how it says so."""
+
+import subprocess
+import sys
+
+import pytest
+
+from decdpo.config import load, parse
+from decdpo.config.schema import SECTIONS
+from decdpo.errors import ConfigError
+
+
+def test_a_file_with_only_the_shards_gives_a_whole_experiment():
+    config = parse('[data]\nshards = "shards/hh"')
+    assert config.data.shards == "shards/hh"
+    assert config.run.rounds == 200 and config.data.batch_size == 16
+    assert config.algorithm.kind == "dsgd" and config.algorithm.overlap is True
+    assert config.topology.graph == "ring" and config.optim.lr == 0.1
+
+
+def test_toml_out_is_toml_in():
+    config = parse(
+        '[data]\nshards = "a \\"b\\"\\tc"\n[optim]\nkind = "adamw"\nbetas = [0.8, 0.95]\n'
+        "[comm]\ntimeout = 5\n"
+    )
+    assert parse(config.to_toml()) == config
+    assert parse(config.to_toml(annotate=True)) == config
+    assert parse(config.to_toml()).digest == config.digest
+
+
+def test_every_section_survives_the_round_trip_in_every_kind():
+    for name, schema in SECTIONS.items():
+        for kind in schema if isinstance(schema, dict) else ():
+            if kind == "causal_lm":
+                continue
+            config = parse(f'[{name}]\nkind = "{kind}"')
+            assert parse(config.to_toml()) == config
+
+
+def test_every_key_is_documented():
+    from dataclasses import fields
+
+    for schema in SECTIONS.values():
+        for cls in schema.values() if isinstance(schema, dict) else [schema]:
+            assert cls.__doc__
+            for field in fields(cls):
+                assert len(field.metadata["doc"]) > 5, (cls, field.name)
+
+
+def test_overrides_win_and_are_typed():
+    config = parse("[run]\nrounds = 5", ["run.rounds=7", "optim.lr=1", "topology.graph=star"])
+    assert config.run.rounds == 7 and config.optim.lr == 1.0 and config.topology.graph == "star"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("[run]\nround = 3", ["run.round", "did you mean 'rounds'"]),
+        ("[runs]\nrounds = 3", ["[runs]", "did you mean 'run'"]),
+        ('[run]\nrounds = "3"', ["run.rounds = '3'", "a string", "an integer"]),
+        ("[run]\nrounds = true", ["run.rounds", "an integer"]),
+        ("[run]\nrounds = 0", ["run.rounds = 0", "1 or more"]),
+        ("[run]\nseed = -1", ["run.seed = -1", "0 or more"]),
+        ("[optim]\nlr = 0", ["optim.lr", "more than 0"]),
+        ("[optim]\nlr = nan", ["optim.lr", "nan"]),
+        ("[optim]\nmomentum = 1.5", ["optim.momentum = 1.5", "1.0 or less"]),
+        ('[optim]\nkind = "sgd"\nbetas = [0.9, 0.9]', ["optim.betas", "not used", "adamw"]),
+        ('[optim]\nkind = "adam"', ["optim.kind = 'adam'", "did you mean 'adamw'"]),
+        ('[optim]\nkind = "adamw"\nbetas = [0.9]', ["optim.betas", "two"]),
+        ('[optim]\nkind = "adamw"\nbetas = 0.9', ["optim.betas", "a list"]),
+        ("[optim]\nnesterov = true", ["nesterov", "momentum"]),
+        ('[policy]\nkind = "causal_lm"', ["policy.model", "folder"]),
+        ('[policy]\nkind = "loglinear"\nmodel = "x"', ["policy.model", "causal_lm"]),
+        ('[policy]\nfeatures = "columns"\ndimension = 10', ["policy.dimension", "remove"]),
+        ('[algorithm]\nkind = "local"\noverlap = true', ["algorithm.overlap", "dsgd"]),
+        ('[algorithm]\nkind = "local"\n[topology]\ngraph = "ring"', ["[topology]", "neighbours"]),
+        ('[topology]\ngraph = "rng"', ["topology.graph = 'rng'", "did you mean 'ring'"]),
+        ('[topology]\nfile = "g.txt"', ["topology.graph = 'ring'", "file"]),
+        ("[loss]\nlabel_smoothin = 0.1", ["loss.label_smoothin", "label_smoothing"]),
+        ("[run\nrounds = 3", ["not valid TOML"]),
+        ("run = 3", ["run = 3", "section"]),
+        ('[device]\nkind = "cpu"\nshare_gpu = true', ["share_gpu", "ignored"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(text, words):
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("override", ["rounds=3", "run.rounds", "run.=3", "=", ".a=1"])
+def test_a_broken_override_is_refused(override):
+    with pytest.raises(ConfigError, match="section.key=value"):
+        parse("", [override])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere.toml"):
+        load(tmp_path / "nowhere.toml")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not a text file"):
+        load(tmp_path / "binary")
+
+
+def test_the_command_line_starts_without_heavy_imports():
+    code = (
+        "import sys, decdpo, decdpo.config, decdpo.cli as c; c.build_parser();"
+        "heavy = ('torch', 'mpi4py', 'transformers', 'h5py', 'numpy');"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
