@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,8 @@ def make_shards(
 ) -> ShardIndex:
     """Read preference data and write one shard per agent, with their index, into ``out``.
 
-    The folder appears as a whole or not at all. The same sources and plan give the same bytes.
+    The folder (mode 0700) appears as a whole or not at all; a killed process leaves a hidden one
+    beside it, which may be deleted. The same sources and plan give the same bytes.
 
     Parameters
     ----------
@@ -283,9 +285,10 @@ def _require_room(out: Path, force: bool) -> None:
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
     """Yield a new folder beside ``out``; it is removed if it was not renamed."""
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    folder = None
     try:
-        folder.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
         yield folder
     except OSError as error:
         raise EnvironmentFault(
@@ -293,7 +296,8 @@ def _staging(out: Path) -> Iterator[Path]:
             "check the free space, the quota and the permissions of that folder",
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _commit(folder: Path, out: Path) -> None:

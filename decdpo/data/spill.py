@@ -37,7 +37,7 @@ class Names:
 
 
 class PairStore:
-    """Append pairs once, then read any of them back.
+    """Append all pairs, then read any of them back.
 
     Texts go to a nameless temporary file that vanishes with the process; about 100 bytes a pair
     (and its explicit features) stay in memory.
@@ -97,12 +97,12 @@ class PairStore:
     @property
     def edges(self) -> np.ndarray:
         """(n, 4) int64 places in the temporary file: prompt, chosen and rejected between them."""
-        return np.array(self._edges, dtype=np.int64).reshape(-1, 4)
+        return np.frombuffer(self._edges, dtype=np.int64).reshape(-1, 4)
 
     @property
     def source_rows(self) -> np.ndarray:
         """(n,) int64 source row of each pair."""
-        return np.array(self._rows, dtype=np.int64)
+        return np.frombuffer(self._rows, dtype=np.int64)
 
     @property
     def second(self) -> np.ndarray:

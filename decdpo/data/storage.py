@@ -1,8 +1,10 @@
 """The HDF5 file of one shard: its schema, its checksums, and writing that no kill can damage."""
 
+import glob
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,6 +38,7 @@ REQUIRED = ("text", "spans", "source_row")
 
 # Large datasets start on a 1 MiB boundary; small shards (a thousand agents) must not be padded.
 _ALIGNMENT = {"alignment_threshold": 1 << 20, "alignment_interval": 1 << 20}
+_LEFTOVER_SECONDS = 3600
 _REMAKE = "make the shards again with `decdpo shard`, or restore the file from a copy"
 
 
@@ -79,6 +82,7 @@ def replacing(path: Path, mode: int = 0o600) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        _remove_leftovers(path)
         os.close(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, mode))
         try:
             yield temporary
@@ -93,6 +97,14 @@ def replacing(path: Path, mode: int = 0o600) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}",
             "check the free space, the quota and the permissions of that folder",
         ) from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files that processes killed while writing ``path`` left behind."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        # A younger one may belong to another process that is still writing.
+        if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+            leftover.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -215,9 +227,8 @@ def add_reference(path: Path, key: str, logps: np.ndarray) -> None:
                 target.write(part)
         with h5py.File(temporary, "r+", libver="latest", locking=False, **_ALIGNMENT) as file:
             name = _reference_name(key)
-            if name in file:
-                del file[name]
-            dataset = file.create_dataset(name, data=logps)
+            dataset = file.require_dataset(name, logps.shape, logps.dtype, exact=True)
+            dataset[...] = logps
             dataset.attrs.update(key=key, sha256=checksum(logps))
 
 

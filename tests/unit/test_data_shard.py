@@ -269,3 +269,25 @@ def test_a_broken_index_is_refused(tmp_path):
         ShardIndex.load(tmp_path / "s")
     with pytest.raises(DataError, match="there is no folder"):
         ShardIndex.load(tmp_path / "none")
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(path):
+    old, young, other = (path.with_name(f".{name}.tmp") for name in (
+        "agent_0003.h5.11", "agent_0003.h5.12", "agent_0004.h5.11"
+    ))  # fmt: skip
+    for leftover in (old, young, other):
+        leftover.write_text("half")
+    for leftover in (old, other):
+        os.utime(leftover, (0, 0))
+    PreferenceShard.open(path).save_reference("key", np.zeros((4, 2)))
+    assert not old.exists() and young.exists() and other.exists()
+
+
+def test_a_reference_written_again_takes_no_more_room(tmp_path):
+    PreferenceShard.from_pairs(PAIRS * 1000).save(tmp_path / "a.h5")
+    shard, values = PreferenceShard.open(tmp_path / "a.h5"), np.zeros((4000, 2))
+    shard.save_reference("key", values)
+    size = shard.path.stat().st_size
+    for value in (1.0, 2.0, 3.0):
+        shard.save_reference("key", values + value)
+    assert shard.path.stat().st_size - size < values.nbytes
