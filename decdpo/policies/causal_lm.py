@@ -48,7 +48,7 @@ class TokenShard(EncodedShard):
 
 @dataclass(frozen=True)
 class Scored:
-    """A prompt with one answer: ids (T,), of which the last ``answer`` are scored."""
+    """A prompt with one answer: ids (T,) int64 on the CPU, the last ``answer`` of them scored."""
 
     ids: Tensor
     answer: int
@@ -62,19 +62,21 @@ def answer_logps(module: nn.Module, sequences: Sequence[Scored]) -> Tensor:
     Logits are computed from the first scored position on, if the model can; the log-softmax is
     taken in float32 whatever the model's type.
     """
-    lengths = [len(s.ids) for s in sequences]
-    longest = max(lengths)
-    first = min(n - s.answer for n, s in zip(lengths, sequences)) - 1
-    ids = sequences[0].ids.new_zeros(len(sequences), longest)
+    device = next(module.parameters()).device
+    ends = torch.tensor([len(s.ids) for s in sequences])[:, None]
+    begins = ends - torch.tensor([s.answer for s in sequences])[:, None]
+    position = torch.arange(int(ends.max()))
+    first = int(begins.min()) - 1
+    ids = torch.zeros(len(sequences), len(position), dtype=torch.long)
     for row, s in zip(ids, sequences):
         row[: len(s.ids)] = s.ids
+    ids = ids.to(device)
+    scored = ((position >= begins) & (position < ends))[:, first + 1 :].to(device)
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-    position = torch.arange(longest, device=ids.device)
-    ends = torch.tensor(lengths, device=ids.device)[:, None]
-    if min(lengths) < longest:
-        arguments["attention_mask"] = (position < ends).long()
+    if int(ends.min()) < len(position):
+        arguments["attention_mask"] = (position < ends).long().to(device)
     if _keeps_logits(type(module).forward):
-        logits = module(**arguments, logits_to_keep=position[first:-1]).logits
+        logits = module(**arguments, logits_to_keep=position[first:-1].to(device)).logits
     else:
         logits = module(**arguments).logits[:, first:-1]
     targets = ids[:, first + 1 :]
@@ -82,9 +84,7 @@ def answer_logps(module: nn.Module, sequences: Sequence[Scored]) -> Tensor:
     each = -nn.functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), reduction="none"
     ).view_as(targets)
-    begins = ends - torch.tensor([s.answer for s in sequences], device=ids.device)[:, None]
-    scored = (position >= begins) & (position < ends)
-    return each.mul(scored[:, first + 1 :]).sum(dim=1)
+    return each.mul(scored).sum(dim=1)
 
 
 @lru_cache
@@ -160,7 +160,8 @@ class CausalLM:
     ) -> None:
         if dtype not in DTYPES:
             raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'bfloat16'")
-        if max_length < 2 or not 0 < (max_prompt_length or 1) < max_length or pairs_at_once < 1:
+        least = 1 if max_prompt_length is None else max_prompt_length
+        if not 0 < least < max_length or pairs_at_once < 1:
             raise PolicyError(
                 f"max_length = {max_length}, max_prompt_length = {max_prompt_length},"
                 f" pairs_at_once = {pairs_at_once} leave no room for an answer",
@@ -274,7 +275,7 @@ class CausalLM:
             prompt, *answers = data.tokens.parts(row)
             for side, answer in zip(sequences, answers):
                 ids = torch.from_numpy(np.concatenate((prompt, answer)))
-                side.append(Scored(ids.to(self.device, torch.long), len(answer)))
+                side.append(Scored(ids.long(), len(answer)))
         flat = sequences[0] + sequences[1]
         if self.padded:
             logps = answer_logps(module, flat)
@@ -291,9 +292,8 @@ class CausalLM:
         return hub.save(module, self.tokenizer, copy.deepcopy(self._config), out)
 
     def _all_logps(self, module: nn.Module, data: TokenShard, rows: np.ndarray) -> Tensor:
-        return torch.cat(
-            [self.pair_logps(module, data, rows[part]) for part in self.parts(len(rows))], dim=1
-        )
+        parts = [self.pair_logps(module, data, rows[part]) for part in self.parts(len(rows))]
+        return torch.cat(parts, dim=1) if parts else torch.zeros(2, 0, device=self.device)
 
     def _with_reference(self, shard: PreferenceShard, data: TokenShard) -> TokenShard:
         """Add the reference log-probabilities, from the shard's cache if it holds their bits."""

@@ -58,20 +58,21 @@ def load(
             f"the model folder {name!r} {missing}",
             "set policy.model to a Hugging Face folder on disk, or allow_hub to download it",
         )
+    where: Any = {"local_files_only": local, "trust_remote_code": False}
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(name, local_files_only=local)
+            config = AutoConfig.from_pretrained(name, **where)
             original = copy.deepcopy(config)
             _without_noise(config)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 config=config,
                 dtype=dtype,
-                local_files_only=local,
+                **where,
                 use_safetensors=True,
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+            tokenizer = AutoTokenizer.from_pretrained(name, **where)
         # Whatever a foreign folder breaks: transformers raises a dozen kinds of exception.
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]

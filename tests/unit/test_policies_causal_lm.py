@@ -235,6 +235,14 @@ def test_masks_come_from_lengths_and_not_from_ids(policy):
     assert pair.numpy() == pytest.approx(alone.numpy(), rel=1e-5)
 
 
+def test_a_model_that_cannot_limit_its_logits_gives_the_same(policy, monkeypatch):
+    params, data = start(policy, 0.02), policy.encode(shard())
+    expected = policy.forward(params, data, ROWS, need_grad=False).logps
+    monkeypatch.setattr("decdpo.policies.causal_lm._keeps_logits", lambda forward: False)
+    found = policy.forward(params, data, ROWS, need_grad=False).logps
+    assert stacked(found).numpy() == pytest.approx(stacked(expected).numpy(), rel=1e-5)
+
+
 def test_large_batches_are_evaluated_in_parts(policy):
     small = CausalLM(MODEL, max_length=64, pairs_at_once=2)
     found = []
@@ -377,6 +385,12 @@ def test_a_chat_template_of_the_folder_is_used(policy, tmp_path):
     assert chosen.strip() == "Yes.</s>"
 
 
+def test_an_empty_shard_is_encoded(policy):
+    data = policy.encode(shard([]))
+    assert data.num_pairs == 0 and data.reference.shape == (2, 0)
+    check_start(policy, data)
+
+
 def test_truncation_is_reported(policy):
     long = Pair("word " * 100, " yes", " no")
     data = policy.encode(shard([long, PAIRS[0]]))
@@ -392,6 +406,7 @@ def test_truncation_is_reported(policy):
         ({"max_length": 1024}, "made for 512 tokens"),
         ({"max_length": 1}, "no room"),
         ({"max_length": 8, "max_prompt_length": 8}, "no room"),
+        ({"max_prompt_length": 0}, "no room"),
         ({"pairs_at_once": 0}, "no room"),
     ],
 )

@@ -1,5 +1,6 @@
 """The log-linear policy against dense double-precision arithmetic and autograd."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from decdpo.params.flat import FlatParams
 from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Objective
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "loglinear.json"
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "loglinear.json"
+HH = ROOT.parent / "shared" / "data" / "hh_rlhf" / "harmless-base_test.jsonl.gz"
 WORDS = "yes no please sorry maybe the a you I can not help with that sure never".split()
 
 
@@ -149,6 +152,28 @@ def test_losses_of_a_short_training_are_the_committed_ones():
 
 def test_training_is_repeatable_to_the_bit():
     assert train(LogLinear(2**10), text_shard()) == train(LogLinear(2**10), text_shard())
+
+
+@pytest.mark.skipif(not HH.is_file(), reason=f"no data set {HH}")
+def test_it_learns_human_preferences_on_held_out_pairs():
+    with gzip.open(HH, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    split = [[r[k].rpartition("\n\nAssistant:") for k in ("chosen", "rejected")] for r in rows]
+    pairs = [(c[0], c[2], r[2]) for c, r in split if c[0] == r[0]]
+    order = np.random.default_rng(0).permutation(len(pairs))
+    shard = PreferenceShard.from_pairs([pairs[i] for i in order], num_train=len(pairs) * 3 // 4)
+    policy = LogLinear()
+    objective, data = Objective(policy, DPO(beta=0.1)), policy.encode(shard)
+    params = FlatParams(policy.layout, policy.initial())
+    rng = np.random.default_rng(1)
+    for _ in range(1000):
+        objective.gradient(params, data, rng.integers(0, shard.num_train, 16))
+        params.data.add_(params.grad, alpha=-2.0)
+    held_out = objective.evaluate(params, data, data.heldout_rows, batch_size=256).means()
+    trained = objective.evaluate(params, data, data.train_rows, batch_size=256).means()
+    # One standard deviation of the held-out accuracy is 0.02; guessing gives 0.5.
+    assert held_out["rewards/accuracies"] > 0.57 and held_out["loss"] < np.log(2)
+    assert trained["rewards/accuracies"] > 0.8
 
 
 def test_export_is_read_without_unpickling(tmp_path):
