@@ -52,7 +52,7 @@ class PreferenceShard:
         self.header = header
         self.digest = digest
         self.path = path
-        self._columns = dict(columns)
+        self._columns = {name: values for name, values in columns.items() if name != "text"}
         self._text = columns["text"].tobytes()
         self._spans = columns["spans"]
         self._memory: dict[str, np.ndarray] = {}
@@ -145,8 +145,7 @@ class PreferenceShard:
 
     def save(self, path: Path | str) -> None:
         """Write the shard to a file (mode 0600), replacing it as a whole."""
-        columns = {name: values for name, values in self._columns.items() if name != "text"}
-        write_shard(Path(path), self.header, columns, [self._text], len(self._text))
+        write_shard(Path(path), self.header, self._columns, [self._text], len(self._text))
 
     @property
     def agent(self) -> int:
@@ -273,7 +272,7 @@ class PreferenceShard:
                 f"use one of {', '.join(PROMPT_FORMATS)}",
             )
         for name, values in self._columns.items():
-            if name not in ("text", "user_names") and len(values) != n:
+            if name != "user_names" and len(values) != n:
                 raise DataError(f"{where}{name} has {len(values)} rows for {n} pairs", remedy)
         both = (("score_chosen", "score_rejected"), ("user", "user_names"))
         for one, other in (*both, ("chosen_features", "rejected_features")):

@@ -39,6 +39,7 @@ REQUIRED = ("text", "spans", "source_row")
 # Large datasets start on a 1 MiB boundary; small shards (a thousand agents) must not be padded.
 _ALIGNMENT = {"alignment_threshold": 1 << 20, "alignment_interval": 1 << 20}
 _LEFTOVER_SECONDS = 3600
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError)
 _REMAKE = "make the shards again with `decdpo shard`, or restore the file from a copy"
 
 
@@ -247,7 +248,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except DataError:
         raise
     # A damaged HDF5 file can fail in any of these ways, wherever the damage is first met.
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "truncated" in reason or path.stat().st_size == 0:
             raise DataError(f"{path} is truncated", _REMAKE) from error

@@ -183,6 +183,14 @@ def test_an_edited_attribute_is_refused(path, attribute, value, message):
         PreferenceShard.open(path)
 
 
+def test_a_dataset_turned_into_a_group_is_refused(path):
+    with h5py.File(path, "r+", libver="latest") as file:
+        del file["spans"]
+        file.create_group("spans")
+    with pytest.raises(DataError, match="is damaged"):
+        PreferenceShard.open(path)
+
+
 def test_foreign_files_are_refused(tmp_path):
     text, foreign = tmp_path / "a.h5", tmp_path / "b.h5"
     text.write_text("prompt,chosen,rejected\n")
