@@ -175,10 +175,13 @@ def test_statistics_add_up_over_batches(policy, params):
     assert Stats.zero().means() == {} and Stats.zero().count == 0
 
 
-def test_a_value_that_is_not_finite_names_agent_and_rows(policy, params):
+@pytest.mark.parametrize(
+    "value, named", [(np.nan, r"log pi\(chosen\) is nan"), (np.inf, r"log pi\(rejected\) is -inf")]
+)
+def test_a_value_that_is_not_finite_names_agent_and_rows(policy, params, value, named):
     data, objective = policy.encode(shard()), Objective(policy, DPO())
-    data.differences.values[4 * 6] = np.nan
-    with pytest.raises(NumericalError, match=r"agent 5: log pi\(chosen\) is nan") as caught:
+    data.differences.values[4 * 6] = value
+    with pytest.raises(NumericalError, match=f"agent 5: {named}") as caught:
         objective.gradient(params, data, np.array([1, 6, 3]))
     assert "shard row 6 (source row 7)" in str(caught.value)
     with pytest.raises(NumericalError, match="agent 5"):
