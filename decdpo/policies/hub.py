@@ -52,8 +52,8 @@ def load(
             "pip install 'decdpo[lm]'",
         ) from error
     name, local = os.fspath(folder), not allow_hub
-    if local and not (Path(name) / "config.json").is_file():
-        missing = "is missing" if not Path(name).is_dir() else "has no config.json"
+    if not name or local and not (Path(name) / "config.json").is_file():
+        missing = "is missing" if not name or not Path(name).is_dir() else "has no config.json"
         raise PolicyError(
             f"the model folder {name!r} {missing}",
             "set policy.model to a Hugging Face folder on disk, or allow_hub to download it",

@@ -418,6 +418,8 @@ def test_arguments_that_make_no_policy_are_refused(arguments, words):
 def test_folders_that_hold_no_model_are_refused(tmp_path):
     with pytest.raises(PolicyError, match="is missing"):
         CausalLM(tmp_path / "nowhere")
+    with pytest.raises(PolicyError, match="'' is missing"):
+        CausalLM("", allow_hub=True)
     with pytest.raises(PolicyError, match="has no config.json"):
         CausalLM(tmp_path)
     (tmp_path / "config.json").write_text((MODEL / "config.json").read_text())
