@@ -180,9 +180,10 @@ def make_agents(
     agents = []
     for i, shard in shards.items():
         data = policy.encode(shard)
-        params = FlatParams(policy.layout, start.clone(), grad)
+        state = algorithm.init(start.clone())
+        params = FlatParams(policy.layout, state.x, grad)
         sampler = EpochSampler(config.run.seed, i, data.num_train)
-        agents.append(Agent(i, params, algorithm.init(params.data), data, sampler, Stats.zero()))
+        agents.append(Agent(i, params, state, data, sampler, Stats.zero()))
     check_start(policy, agents[0].data)
     return objective, algorithm, agents
 

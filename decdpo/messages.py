@@ -1,6 +1,6 @@
 """Letters and inboxes: what one agent hears in one round, whatever carried it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -34,21 +34,23 @@ class Inbox:
     letters : from the in-neighbours, in ascending source id, so that sums keep their bits.
     arrivals : slices that cover [0, M) in ascending order, cut at multiples of ``BLOCK``; a slice
         is yielded once every letter's body holds that part, so that mixing one part overlaps the
-        arrival of the next. One pass only; a body may be read outside ``displace`` only after
-        ``settle``.
+        arrival of the next. One pass only; a body may be read outside ``displace`` and ``combine``
+        only after ``settle``.
+    own : w_ii of agent i's row; not a number in an inbox that was made without it.
     """
 
     sent: Tensor
     letters: tuple[Letter, ...]
     arrivals: Iterable[slice] = field(default=(slice(0, None),))
+    own: float = float("nan")
 
     def settle(self) -> None:
         """Wait until every letter has arrived in full."""
         for _ in self.arrivals:
             pass
 
-    def displace(self, x: Tensor) -> None:
-        """Add the displacement in place: x <- x + sum_j w_ij (m_j - m_i).
+    def displace(self, x: Tensor, scale: float = 1.0) -> None:
+        """Add the displacement in place: x <- x + scale sum_j w_ij (m_j - m_i).
 
         x : (M,). One formula serves synchronous, overlapped, stale and compressed mixing. Letters
         are added in ascending source id, block by block as they arrive, so the result has the same
@@ -56,17 +58,30 @@ class Inbox:
         """
         if not self.letters:
             return self.settle()
-        total = -sum(letter.weight for letter in self.letters)
+        weights = [scale * letter.weight for letter in self.letters]
+        self._add(x, -sum(weights), weights)
+
+    def combine(self, x: Tensor) -> None:
+        """Exchange what was sent for what is heard: x <- x - m_i + w_ii m_i + sum_j w_ij m_j.
+
+        x : (M,). The same as ``displace`` where the row sums to one, and right where it does not,
+        as with column-stochastic weights.
+        """
+        if not self.letters and self.own == 1.0:
+            return self.settle()
+        self._add(x, self.own - 1.0, [letter.weight for letter in self.letters])
+
+    def _add(self, x: Tensor, own: float, others: Sequence[float]) -> None:
+        """Add own m_i + sum_j others_j m_j to ``x``, part by part."""
         if x.numel() <= BLOCK:
             self.settle()
-            x.add_(self.sent, alpha=total)
-            for letter in self.letters:
-                x.add_(letter.body, alpha=letter.weight)
-            return None
-        weights = (total, *(letter.weight for letter in self.letters))
+            x.add_(self.sent, alpha=own)
+            for weight, letter in zip(others, self.letters):
+                x.add_(letter.body, alpha=weight)
+            return
+        weights = (own, *others)
         vectors = (x, self.sent, *(letter.body for letter in self.letters))
         for part in self.arrivals:
             for target, *terms in zip(*(vector[part].split(BLOCK) for vector in vectors)):
                 for weight, term in zip(weights, terms):
                     target.add_(term, alpha=weight)
-        return None

@@ -25,7 +25,8 @@ def train(run: Run) -> Ending:
     one exchange           x_i <- x_i + sum_j w_ij (m_j - m_i)
 
     Messages leave before the local steps if ``run.overlap`` (combine while adapting: the exchange
-    hides behind the gradients, at no staleness), after them otherwise (adapt, then combine).
+    hides behind the gradients, at no staleness), after them otherwise (adapt, then combine). An
+    agent whose row is not active takes no local step and sends nothing.
     """
     for t in range(run.next_round, run.num_rounds):
         mixing = run.schedule.mixing(t)
@@ -33,7 +34,10 @@ def train(run: Run) -> Ending:
             start(run, t, mixing)
         with span(run, "compute", t) as compute:
             for agent in run.agents:
-                local_steps(run, agent, t)
+                if mixing.row(agent.id).active:
+                    local_steps(run, agent, t)
+                else:
+                    agent.stats = Stats.zero()
         if not run.overlap:
             start(run, t, mixing)
         finish(run, t)
@@ -79,11 +83,12 @@ def save(run: Run, t: int) -> None:
 
 
 def start(run: Run, t: int, mixing: Mixing) -> None:
-    """Send every agent's message of round ``t`` on its way."""
+    """Send every active agent's message of round ``t`` on its way; the others listen."""
     if run.exchange is not None:
         for agent in run.agents:
-            message = run.algorithm.message(agent.state)
-            run.exchange.start(agent.id, t, mixing.row(agent.id), message)
+            row = mixing.row(agent.id)
+            message = run.algorithm.message(agent.state) if row.active else None
+            run.exchange.start(agent.id, t, row, message)
 
 
 def local_steps(run: Run, agent: Agent, t: int) -> None:

@@ -13,11 +13,15 @@ class Algorithm(Protocol[S]):
     """What agent i does with its gradient and its letters.
 
     ``S`` is a dataclass of tensors and numbers (nested dataclasses allowed) that is checkpointed as
-    it is; its field ``x`` is the agent's (P,) parameter vector itself, updated in place.
+    it is; its field ``x`` is the agent's (P,) parameter vector, the model that is trained, measured
+    and exported, updated in place and always at the same address.
     """
 
     def init(self, x: Tensor) -> S:
-        """Return the state of an agent that starts at ``x`` (P,), which it keeps and updates."""
+        """Return the state of an agent that starts at ``x`` (P,).
+
+        The state keeps ``x`` as its own, or holds a contiguous copy in a larger buffer.
+        """
         ...
 
     def message_size(self, num_shared: int) -> int:
@@ -25,7 +29,7 @@ class Algorithm(Protocol[S]):
         ...
 
     def local_step(self, state: S, grad: Tensor, lr: float) -> None:
-        """Take one local step with ``grad`` (P,), which is only lent and must not be kept."""
+        """Take one local step with ``grad`` (P,), which is lent as scratch and must not be kept."""
         ...
 
     def message(self, state: S) -> Tensor:

@@ -13,6 +13,7 @@ themselves.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,8 +27,12 @@ from decdpo.comm.slots import Format, Slot
 from decdpo.comm.waiting import Patience
 from decdpo.comm.window import ReadInPlace, Window, WindowEdge, announce
 from decdpo.comm.world import Counters, Trace
+from decdpo.errors import StallError
 from decdpo.messages import Inbox, Letter
 from decdpo.topology.row import Row
+
+GRACE = 5.0
+"""Seconds that a closing exchange waits for its last messages to be taken."""
 
 
 class Claim(Protocol):
@@ -45,7 +50,8 @@ class Wiring(NamedTuple):
 
     comm : a communicator for this exchange alone. placement : of agents on ranks. rank : this one.
     node_ranks : rank on this node by rank, for the neighbours to be reached through ``window``.
-    window : shared memory, or None. progress : drives messages during compute, or None.
+    window : shared memory, or None. progress : drives messages during compute, or None. barrier :
+    of all ranks.
     """
 
     comm: Any
@@ -54,6 +60,7 @@ class Wiring(NamedTuple):
     node_ranks: dict[int, int]
     window: Window | None
     progress: Progress | None
+    barrier: Callable[[], None]
 
 
 class _Plan(NamedTuple):
@@ -102,6 +109,7 @@ class MpiExchange:
         self._edges: dict[int, Edge | WindowEdge] = {}
         self._claims: dict[int, Claim] = {}
         self._empty = torch.empty(0, dtype=format.dtype)
+        self.abandoned: list[Route] = []
 
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
         """Copy ``message`` (M,), post its sends and the receives for ``row``, and return at once.
@@ -145,23 +153,34 @@ class MpiExchange:
             letters.append(Letter(source, weight, 0, body))
         sent = self._empty if outbox.sent is None else outbox.sent.body
         if not plan.remote and not self.trace:
-            return Inbox(sent, tuple(letters))
-        return Inbox(sent, tuple(letters), self._arrivals(agent, round, plan.remote))
+            return Inbox(sent, tuple(letters), own=plan.row.own)
+        arrivals = self._arrivals(agent, round, plan.remote)
+        return Inbox(sent, tuple(letters), arrivals, plan.row.own)
 
     def close(self) -> None:
-        """Complete the sends, cancel the receives, free requests and buffers. Collective."""
-        for outbox in self._outboxes.values():
-            for parity in range(2):
-                # Nobody has to finish reading in place: the last slots are never used again.
-                sends = [r for r in outbox.routes[parity].values() if isinstance(r, Route)]
-                outbox.active[parity] = [r for r in outbox.active[parity] if r in sends]
-                self._reclaim(outbox, parity)
-                for route in sends:
-                    route.close()
-        for source, claim in self._claims.items():
-            self._complete(source, claim)
+        """Complete the sends, cancel the receives, free requests and buffers. Collective.
+
+        Works after a failure, too: what nobody takes within a few seconds is abandoned.
+        """
+        routes = [
+            route
+            for outbox in self._outboxes.values()
+            for by_rank in outbox.routes
+            for route in by_rank.values()
+            if isinstance(route, Route)
+        ]
+        with suppress(StallError):
+            brief = Patience(min(self._patience.timeout, GRACE), self._patience.poll)
+            brief.until(lambda: all(route.done() for route in routes), lambda waited: "")
+        # Others may still be sending what we must not cancel.
+        self._wiring.barrier()
         for edge in self._edges.values():
             edge.close()
+        for route in routes:
+            if route.done():
+                route.close()
+            else:
+                self.abandoned.append(route)
         self._outboxes.clear()
         self._claims.clear()
         self._edges.clear()
@@ -193,7 +212,7 @@ class MpiExchange:
     def _edge(self, source: int) -> Edge | WindowEdge:
         edge = self._edges.get(source)
         if edge is None:
-            comm, placement, _, node_ranks, window, _ = self._wiring
+            comm, placement, _, node_ranks, window, *_ = self._wiring
             rank = placement.rank_of(source)
             if window is not None and rank in node_ranks:
                 edge = WindowEdge(window, self._format, node_ranks[rank], rank, source)
@@ -205,7 +224,7 @@ class MpiExchange:
     def _route(self, outbox: _Outbox, parity: int, rank: int, listener: int) -> Route | ReadInPlace:
         route = outbox.routes[parity].get(rank)
         if route is None:
-            comm, _, _, node_ranks, window, _ = self._wiring
+            comm, _, _, node_ranks, window, *_ = self._wiring
             slot = outbox.slots[parity]
             assert slot is not None
             if window is not None and rank in node_ranks:

@@ -68,9 +68,10 @@ class LocalExchange:
                 for source, weight in zip(row.sources, row.weights)
             )
             mine = self._bodies[agent] if sent.get(agent) == round else self._empty
-            inbox = self._inboxes[agent] = Inbox(mine, letters)
+            inbox = self._inboxes[agent] = Inbox(mine, letters, own=row.own)
         if self.trace:
-            return Inbox(inbox.sent, inbox.letters, self._traced(self.trace, agent, round))
+            arrivals = self._traced(self.trace, agent, round)
+            return Inbox(inbox.sent, inbox.letters, arrivals, row.own)
         return inbox
 
     def _traced(self, trace: Trace, agent: int, round: int) -> Iterator[slice]:

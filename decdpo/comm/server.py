@@ -72,14 +72,16 @@ class ServerExchange:
         heard = self._up.finish(agent, round)
         if agent != self._server:
             answer = self._down.finish(agent, round)
-            return Inbox(heard.sent, answer.letters, answer.arrivals)
+            own = 0.0 if answer.letters else 1.0
+            return Inbox(heard.sent, answer.letters, answer.arrivals, own)
         own = row.weights[bisect_left(row.sources, agent)] if _contains(row.sources, agent) else 0.0
         mean = self._average(agent, own, heard)
         listeners = self._everybody or row.sources
         targets = tuple(j for j in listeners if j != agent)
         self._down.start(agent, round, Row(0.0, (), (), targets), mean)
         hears = own != 0.0 or bool(self._everybody)
-        return Inbox(heard.sent, (Letter(agent, 1.0, 0, mean),) if hears else ())
+        letters = (Letter(agent, 1.0, 0, mean),) if hears else ()
+        return Inbox(heard.sent, letters, own=0.0 if hears else 1.0)
 
     def close(self) -> None:
         """Free both exchanges. Collective."""

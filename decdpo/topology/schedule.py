@@ -1,7 +1,9 @@
 """Schedules: which mixing weights apply in which round, the same on every rank."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -143,9 +145,9 @@ class Static:
 class Averaging:
     """Everybody hears the weighted mean of the participants: what a server computes. O(n) memory.
 
-    Its row is the same for every agent, also for one that did not take part: own weight 0, all
-    participants as sources, no targets. It is its own schedule. McMahan et al., "Communication-
-    efficient learning of deep networks from decentralized data", 2017.
+    Its row is the same for every agent: own weight 0, all participants as sources, no targets; only
+    that an agent which does not participate is not ``active``. It is its own schedule. McMahan et
+    al., "Communication-efficient learning of deep networks from decentralized data", 2017.
 
     participants : agent ids, ascending. weights : their weights, summing to 1; None for equal ones.
     Raises ``TopologyError`` if one of these does not hold.
@@ -167,11 +169,18 @@ class Averaging:
                 "give every participant a weight of at least 0, with sum 1",
             )
         self._row = Row(0.0, ids, tuple(given), ())
-        self.digest = text_digest(f"averaging of {ids} with weights {given!r}")
+        self._others = replace(self._row, active=False)
+        self._members = frozenset(ids)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of participants and weights."""
+        ids, given = self._row.sources, list(self._row.weights)
+        return text_digest(f"averaging of {ids} with weights {given!r}")
 
     def row(self, agent: int) -> Row:
-        """Return the one row, which does not depend on ``agent``."""
-        return self._row
+        """Return the row of all participants, or that of all others."""
+        return self._row if agent in self._members else self._others
 
     def mixing(self, round: int) -> "Averaging":
         """Return itself: the same in every round."""

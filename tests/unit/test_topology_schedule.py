@@ -1,5 +1,6 @@
 """Schedules: exact averages, matchings, and combinations that are refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +108,9 @@ def test_union_of_rounds_must_connect() -> None:
 
 def test_averaging_gives_everybody_the_same_row() -> None:
     mean = Averaging([1, 4, 5], [0.5, 0.25, 0.25])
-    row = mean.mixing(9).row(0)
-    assert row is mean.row(4)
+    row = mean.mixing(9).row(1)
+    assert row is mean.row(4) and row.active
+    assert mean.row(0) == replace(row, active=False) == mean.row(7)
     assert (row.own, row.sources, row.weights, row.targets) == (0, (1, 4, 5), (0.5, 0.25, 0.25), ())
     assert Averaging(range(4)).row(2).weights == (0.25,) * 4
     assert Averaging(range(4)).digest != Averaging(range(5)).digest
