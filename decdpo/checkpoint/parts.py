@@ -13,6 +13,7 @@ import io
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from decdpo.errors import CheckpointError
 
 LARGE = 1 << 20
 _CHUNK = 4 << 20
+_PUSH = 32 << 20
 _STRUCTURE = "state structure"  # with a space: never the path of a field
 _NATIVE: dict[torch.dtype, np.dtype] = {
     torch.float16: np.dtype("<f2"),
@@ -58,16 +60,19 @@ def write_part(
 
     Returns its size in bytes and the CRC-32 of all of them. Raises ``OSError`` if it cannot.
     """
-    with open(path, "wb+", buffering=0) as file:
-        sink = _Sink(file)
+    # The helpers checksum one tensor while it is written, and push what is written to the disk.
+    with (
+        open(path, "wb+", buffering=0) as file,
+        ThreadPoolExecutor(1) as checker,
+        ThreadPoolExecutor(1) as pusher,
+    ):
+        sink = _Sink(file, pusher)
         try:
-            large = _fill(sink, records, header)
+            large = _fill(sink, records, header, checker)
         except _UNREADABLE:
             if sink.fault is None:
                 raise
-        if sink.fault is not None:
-            raise sink.fault
-        os.fsync(file.fileno())
+        sink.finish()
         return os.fstat(file.fileno()).st_size, _checksum(file.fileno(), sorted(large))
 
 
@@ -78,15 +83,22 @@ class _Sink:
     hold the file open for ever.
     """
 
-    def __init__(self, file: io.FileIO) -> None:
+    def __init__(self, file: io.FileIO, pusher: Executor) -> None:
         self.fault: OSError | None = None
         self._file = file
+        self._pusher = pusher
+        self._pushes: list[Future[None]] = []
+        self._waiting = 0
         self.seek, self.tell, self.flush = file.seek, file.tell, file.flush
         self.read, self.readinto = file.read, file.readinto
 
     def write(self, content: memoryview) -> int:
         if self.fault is None:
             try:
+                self._waiting += len(content)
+                if self._waiting >= _PUSH:
+                    self._waiting = 0
+                    self._pushes.append(self._pusher.submit(os.fdatasync, self._file.fileno()))
                 return self._file.write(content)
             except OSError as fault:
                 self.fault = fault
@@ -100,9 +112,17 @@ class _Sink:
                 self.fault = fault
         return size
 
+    def finish(self) -> None:
+        """Force all to disk; raise what failed. A failed push is told to nobody but its caller."""
+        if self.fault is not None:
+            raise self.fault
+        for push in self._pushes:
+            push.result()
+        os.fsync(self._file.fileno())
+
 
 def _fill(
-    sink: _Sink, records: Sequence[Record], header: Mapping[str, str | int]
+    sink: _Sink, records: Sequence[Record], header: Mapping[str, str | int], checker: Executor
 ) -> list[tuple[int, int, int]]:
     """Write the HDF5 file; return place, bytes and CRC-32 of every large dataset."""
     large: list[tuple[int, int, int]] = []
@@ -121,24 +141,25 @@ def _fill(
             for name, scalar in record.scalars.items():
                 group.attrs[name] = h5py.Empty("f8") if scalar is None else scalar
             for name, tensor in record.tensors.items():
-                extent = _write_tensor(group, name, tensor, creation)
+                extent = _write_tensor(group, name, tensor, creation, checker)
                 if extent[1] >= LARGE:
                     large.append(extent)
     return large
 
 
 def _write_tensor(
-    group: h5py.Group, name: str, tensor: Tensor, creation: h5p.PropDCID
+    group: h5py.Group, name: str, tensor: Tensor, creation: h5p.PropDCID, checker: Executor
 ) -> tuple[int, int, int]:
     """Write one tensor; return its place in the file, its bytes and their CRC-32."""
     raw = raw_bytes(tensor)
     dtype: np.dtype = _NATIVE.get(tensor.dtype, _BYTES)
-    crc = zlib.crc32(raw.data)
+    checked = checker.submit(zlib.crc32, raw.data) if raw.nbytes >= LARGE else None
     # The low-level interface: a thousand agents have thousands of small tensors.
     space = h5s.create_simple((raw.nbytes // dtype.itemsize,))
     dataset = h5d.create(group.id, name.encode(), h5t.py_create(dtype), space, creation)
     if raw.nbytes:
         dataset.write(h5s.ALL, h5s.ALL, raw.view(dtype))
+    crc = checked.result() if checked else zlib.crc32(raw.data)
     attribute = h5a.create(dataset, b"crc32", h5t.STD_U32LE, h5s.create(h5s.SCALAR))
     attribute.write(np.array(crc, dtype="<u4"))
     if tensor.dim() != 1:

@@ -138,7 +138,8 @@ class CheckpointStore:
     def poll(self) -> None:
         """Raise what the write in the background failed of, once; costs nothing otherwise.
 
-        All processes learn of a failure of any of them, each at the end of the round it is in.
+        A failure of any process fails them all, but each hears of it at the end of the round it
+        is in, so the error is not ``collective``: the first to raise it must end the job.
         """
         self._writer.poll()
 
@@ -173,7 +174,7 @@ class CheckpointStore:
         listing = self._tell(json.dumps(self._rounds()) if self._world.is_root else "")
         rounds = json.loads("".join(listing))
         if isinstance(rounds, str):
-            raise EnvironmentFault(rounds, "make the folder readable")
+            self._world.require(EnvironmentFault(rounds, "make the folder readable"))
         wanted = [found for found in rounds if round in (None, found)]
         for candidate in reversed(wanted):
             if self._load_one(candidate, states, allow):
@@ -181,9 +182,11 @@ class CheckpointStore:
         if wanted or required or round is not None:
             kind = "checkpoint" if round is None else f"checkpoint of round {round}"
             what = f"no {kind} is whole" if wanted else f"there is no {kind}"
-            raise CheckpointError(
-                f"{self.folder}: {what}",
-                "name a folder with a whole checkpoint, or start the run anew in another folder",
+            self._world.require(
+                CheckpointError(
+                    f"{self.folder}: {what}",
+                    "name a run folder with a whole checkpoint, or start anew in another one",
+                )
             )
         return None
 

@@ -24,9 +24,9 @@ from decdpo.checkpoint.format import (
 )
 from decdpo.checkpoint.parts import write_part
 from decdpo.checkpoint.state import Record
+from decdpo.comm.faults import pack, unpack
 from decdpo.errors import CheckpointError, DecdpoError, EnvironmentFault
 
-_LONGEST = 400
 _REMEDIES = {
     errno.ENOSPC: "free some space there, or lower checkpoint.keep",
     errno.EDQUOT: "free some of your quota, or lower checkpoint.keep",
@@ -93,8 +93,14 @@ class Writer:
 
     def poll(self) -> None:
         """Raise the failure of a finished write, once."""
-        if self._thread is None or not self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
+            return
+        try:
             self.wait()
+        except DecdpoError as fault:
+            # The others learn of it in the round that they are in, which may wait for this process.
+            fault.collective = False
+            raise
 
     def wait(self) -> None:
         """Wait for the write in flight; raise its failure, once."""
@@ -121,8 +127,7 @@ class Writer:
             verdict = self._finish(temporary, final, job.manifest, written)
         for outcome in [*written, *map(json.loads, self._agree(verdict))]:
             if "fault" in outcome:
-                kind = EnvironmentFault if outcome["environment"] else CheckpointError
-                raise kind(outcome["fault"], outcome["remedy"])
+                raise unpack(outcome["fault"])
         if self._is_root:
             self._prune(job.manifest)
 
@@ -191,19 +196,13 @@ def _commit(temporary: Path, final: Path, manifest: Manifest, written: Sequence[
 
 
 def _failure(path: Path, fault: Exception) -> str:
-    """Describe a failed write as JSON, short enough for every side channel."""
+    """Describe a failed write as JSON, so that all processes raise the same."""
     if isinstance(fault, OSError):
         named: DecdpoError = os_fault("the checkpoint was not written", path, fault)
     else:
         what = f"the checkpoint was not written: {path}: {type(fault).__name__}: {fault}"
         named = CheckpointError(what, "the earlier checkpoints are intact")
-    return json.dumps(
-        {
-            "fault": named.what[:_LONGEST],
-            "remedy": named.remedy,
-            "environment": isinstance(named, EnvironmentFault),
-        }
-    )
+    return json.dumps({"fault": pack(named)})
 
 
 def os_fault(what: str, path: Path, fault: OSError) -> EnvironmentFault:

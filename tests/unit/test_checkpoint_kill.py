@@ -163,6 +163,9 @@ def test_no_step_of_a_save_is_a_bad_moment(tmp_path, monkeypatch, round):
         found = open_store(folder).load(states)
         assert (found, states[0].steps) in {(2, 2), (round, 9)}, f"lost at step {steps}"
         assert all(entry.name.startswith("round_") for entry in folder.iterdir())
+        assert [verify(checkpoint) for checkpoint in committed(folder).values()] == [[]] * len(
+            committed(folder)
+        )
         outcomes.add(states[0].steps)
         steps += 1
     assert steps > 8 and outcomes == {2, 9}

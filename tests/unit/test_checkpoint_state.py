@@ -262,6 +262,7 @@ def test_a_file_that_cannot_grow_is_an_os_error(tmp_path, limit):
             write(tmp_path / "p.h5", states)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE) == 0, "a file stays open"
     write(tmp_path / "q.h5", states)
     with open_part(tmp_path / "q.h5") as part:
         assert part.agents == (0, 1, 2, 3) and part.round == 3
