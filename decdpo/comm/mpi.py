@@ -151,6 +151,7 @@ class MpiWorld:
         self._node = self._make_node(ranks_per_node)
         self._exchanges: list[_OwnedExchange] = []
         self._channels: list[Any] = []
+        self._abandoned: list[Any] = []
         self._progress: Progress | None = None
         self._probed: Any = None
         threads = self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE
@@ -175,7 +176,10 @@ class MpiWorld:
         # Progress has nothing to drive where every neighbour is read in place.
         alone = len(node_ranks) == self._comm.Get_size()
         progress = None if alone else self._progress
-        wiring = Wiring(comm, self._placement, self.rank, node_ranks, window, progress)
+        barrier = self._collectives.barrier
+        wiring = Wiring(
+            comm, self._placement, self.rank, node_ranks, window, progress, barrier
+        )
         exchange = _OwnedExchange(format, wiring, self._patience, self._stop.enter, self)
         self._exchanges.append(exchange)
         return exchange
@@ -199,7 +203,7 @@ class MpiWorld:
             raise unpack(next(text for text in texts if text)) from fault
 
     def require_same(self, what: str, value: str) -> None:
-        """Raise ``ConfigError`` everywhere, naming the odd one out unless all agree. Collective."""
+        """Raise ``ConfigError`` everywhere, unless all agree, naming the odd one. Collective."""
         values = self._collectives.texts(value)
         (usual, _), *others = Counter(values).most_common()
         if others:
@@ -291,6 +295,8 @@ class MpiWorld:
     def release(self, exchange: "_OwnedExchange", comm: Any, window: Window | None) -> None:
         """Free what ``exchange`` was given. Collective."""
         self._exchanges.remove(exchange)
+        # A send that nobody took still reads its buffer: keep it.
+        self._abandoned += exchange.abandoned
         self._collectives.barrier()
         if window is not None:
             window.close()

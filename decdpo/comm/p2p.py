@@ -20,6 +20,7 @@ class Route:
     def __init__(self, comm: Any, slot: Slot, source: int, rank: int, agent: int) -> None:
         self.rank = rank
         self.agent = agent
+        self.slot = slot
         self._requests = [
             comm.Send_init(slot.bytes[cut], rank, source) for cut in slot.format.cuts
         ]
@@ -79,8 +80,9 @@ class ReceiveSlot(Slot):
     def close(self) -> None:
         """Cancel what is still posted and free the requests."""
         for request in self._requests[self._arrived :]:
-            request.Cancel()
-            request.Wait()
+            if not request.Test():
+                request.Cancel()
+                request.Wait()
         for request in self._requests:
             request.Free()
         self._requests = []

@@ -74,7 +74,8 @@ class ServerExchange:
             answer = self._down.finish(agent, round)
             own = 0.0 if answer.letters else 1.0
             return Inbox(heard.sent, answer.letters, answer.arrivals, own)
-        own = row.weights[bisect_left(row.sources, agent)] if _contains(row.sources, agent) else 0.0
+        place = bisect_left(row.sources, agent)
+        own = row.weights[place] if _contains(row.sources, agent) else 0.0
         mean = self._average(agent, own, heard)
         listeners = self._everybody or row.sources
         targets = tuple(j for j in listeners if j != agent)

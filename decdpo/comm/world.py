@@ -117,7 +117,7 @@ class World(Protocol):
         ...
 
     def require_same(self, what: str, value: str) -> None:
-        """Raise ``ConfigError`` everywhere, naming the odd one out unless all agree. Collective."""
+        """Raise ``ConfigError`` everywhere, unless all agree, naming the odd one. Collective."""
         ...
 
     def request_stop(self) -> None:

@@ -1,0 +1,256 @@
+"""The exchange between ranks: what is sent, how far ranks may drift, what goes wrong and how."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from decdpo.comm.slots import HEADER
+from decdpo.errors import ConfigError, EnvironmentFault, StallError
+from decdpo.messages import BLOCK
+from decdpo.topology.row import Row
+
+pytestmark = pytest.mark.mpi
+N = 8
+
+
+@pytest.fixture
+def connect() -> Iterator[Any]:
+    """Return ``mpi.connect`` with a short patience; what it made is closed in the end."""
+    from decdpo.comm import mpi
+
+    made = []
+
+    def make(**options: Any) -> Any:
+        made.append(mpi.connect(N, **{"timeout": 20.0, **options}))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
+
+
+def ring_row(i: int) -> Row:
+    sources = tuple(sorted({(i - 1) % N, (i + 1) % N}))
+    return Row(0.4, sources, (0.3, 0.3), sources)
+
+
+def one_round(world: Any, exchange: Any, xs: dict[int, torch.Tensor], t: int) -> None:
+    for i in world.local_agents:
+        exchange.start(i, t, ring_row(i), xs[i])
+    for i in world.local_agents:
+        exchange.finish(i, t).displace(xs[i])
+
+
+class Spy:
+    """A communicator that writes down every call of it and every start of its requests."""
+
+    def __init__(self, comm: Any, calls: Counter[str], sizes: list[int]) -> None:
+        self._comm = comm
+        self._calls = calls
+        self._sizes = sizes
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._comm, name)
+        if not callable(found):
+            return found
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self._calls[name] += 1
+            made = found(*args, **kwargs)
+            if name in ("Send_init", "Recv_init"):
+                return SpiedRequest(made, name, args[0].nbytes, self)
+            return made
+
+        return called
+
+
+class SpiedRequest:
+    def __init__(self, request: Any, kind: str, nbytes: int, spy: Spy) -> None:
+        self._request, self._kind, self._nbytes, self._spy = request, kind, nbytes, spy
+
+    def Start(self) -> None:
+        self._spy._calls[f"{self._kind}.Start"] += 1
+        if self._kind == "Send_init":
+            self._spy._sizes.append(self._nbytes)
+        self._request.Start()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+
+def test_a_training_round_is_messages_to_neighbours_and_nothing_else(
+    connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from decdpo.comm import mpi
+
+    calls: Counter[str] = Counter()
+    sizes: list[int] = []
+    plain = mpi.MpiWorld._duplicate
+    monkeypatch.setattr(
+        mpi.MpiWorld,
+        "_duplicate",
+        lambda self, comm: Spy(plain(self, getattr(comm, "_comm", comm)), calls, sizes),
+    )
+    world = connect(transport="p2p", progress="none", chunk_bytes=1)
+    size = 2 * BLOCK
+    exchange = world.exchange(size, torch.float32)
+    xs = {i: torch.ones(size) for i in world.local_agents}
+    one_round(world, exchange, xs, 0)
+    one_round(world, exchange, xs, 1)
+    calls.clear()
+    sizes.clear()
+    before = exchange.counters.messages_sent, exchange.counters.bytes_sent
+    for t in range(2, 6):
+        one_round(world, exchange, xs, t)
+        assert not world.stop_due(t)
+    here = set(world.local_agents)
+    # One message per agent and destination rank: with two ranks both ends of a block may go there.
+    rank_of = world._placement.rank_of
+    out = sum(
+        len({rank_of(j) for j in ring_row(i).targets if j not in here}) for i in world.local_agents
+    )
+    chunks = len(exchange._format.parts)
+    assert chunks == 2
+    # Recv_init.Start gives slots back; Iprobe looks for a request to stop and moves no data.
+    assert set(calls) <= {"Send_init.Start", "Recv_init.Start", "Iprobe"}
+    assert calls["Send_init.Start"] == len(sizes) == 4 * chunks * out
+    assert sum(sizes) == 4 * out * (HEADER + 4 * size)
+    assert exchange.counters.messages_sent - before[0] == 4 * out
+    assert exchange.counters.bytes_sent - before[1] == sum(sizes)
+
+
+@pytest.mark.parametrize("transport", ["p2p", "window"])
+def test_ranks_may_drift_apart(connect: Any, transport: str) -> None:
+    world = connect(transport=transport, chunk_bytes=1)
+    size = 2 * BLOCK + 1
+    exchange = world.exchange(size, torch.float64)
+    xs = {i: torch.full((size,), float(i), dtype=torch.float64) for i in world.local_agents}
+    pauses = np.random.default_rng(world.rank)
+    w = np.zeros((N, N))
+    for i in range(N):
+        row = ring_row(i)
+        w[i, i], w[i, list(row.sources)] = row.own, row.weights
+    for t in range(25):
+        for i in world.local_agents:
+            exchange.start(i, t, ring_row(i), xs[i])
+            if pauses.random() < 0.1:
+                time.sleep(0.02)
+        for i in world.local_agents:
+            exchange.finish(i, t).displace(xs[i])
+    expected = np.linalg.matrix_power(w, 25) @ np.arange(N)
+    for i, x in xs.items():
+        np.testing.assert_allclose(x.numpy(), np.full(size, expected[i]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("transport", ["p2p", "window"])
+def test_a_speaker_cannot_overrun_its_listeners(connect: Any, transport: str) -> None:
+    """Agent 0 speaks, all others only listen, and are slow: every letter is still the right one."""
+    world = connect(transport=transport)
+    exchange = world.exchange(1000, torch.float32)
+    tells, hears = Row(1.0, (), (), tuple(range(1, N))), Row(0.0, (0,), (1.0,), ())
+    heard = []
+    for t in range(12):
+        for i in world.local_agents:
+            message = torch.full((1000,), float(t)) if i == 0 else None
+            exchange.start(i, t, tells if i == 0 else hears, message)
+        for i in world.local_agents:
+            inbox = exchange.finish(i, t)
+            inbox.settle()
+            if i:
+                if not world.is_root:
+                    time.sleep(0.003)
+                heard.append(set(inbox.letters[0].body.tolist()) == {float(t)})
+    assert all(heard) and len(heard) == 12 * len([i for i in world.local_agents if i])
+
+
+def test_another_layout_is_refused_at_once(connect: Any, agree: Any) -> None:
+    world = connect()
+    digest = "a" * 64 if world.is_root else "b" * 64
+    if len(world.local_agents) == N:
+        pytest.skip("one rank")
+    with pytest.raises(ConfigError, match="the vector to exchange differs: process"):
+        world.exchange(10, torch.float32, digest=digest)
+
+
+@pytest.mark.parametrize("transport", ["p2p", "window"])
+def test_a_letter_of_another_round_is_an_error(connect: Any, transport: str) -> None:
+    world = connect(transport=transport)
+    if len(world.local_agents) == N:
+        pytest.skip("one rank")
+    exchange = world.exchange(10, torch.float32)
+    first, second = 0, N - 1
+    # Agent 0 lives on the first rank, agent 7 on the last: they disagree on the round by two.
+    for me, other, t in ((first, second, 4), (second, first, 6)):
+        if me in world.local_agents:
+            row = Row(0.5, (other,), (0.5,), (other,))
+            exchange.start(me, t, row, torch.zeros(10))
+    for me, other, t, theirs in ((first, second, 4, 6), (second, first, 6, 4)):
+        if me in world.local_agents:
+            inbox = exchange.finish(me, t)
+            # In place, a reader that is ahead sees the writer's slot as one not yet written.
+            if transport == "p2p" or t < theirs:
+                with pytest.raises(EnvironmentFault, match=f"of round {theirs} where round {t}"):
+                    inbox.settle()
+
+
+def test_a_silent_neighbour_is_named(connect: Any) -> None:
+    world = connect(timeout=0.3)
+    if len(world.local_agents) == N:
+        pytest.skip("one rank")
+    exchange = world.exchange(10, torch.float32)
+    if world.is_root:
+        exchange.start(0, 9, Row(0.5, (N - 1,), (0.5,), ()), torch.zeros(10))
+        inbox = exchange.finish(0, 9)
+        began = time.perf_counter()
+        with pytest.raises(StallError, match=rf"agent 0 waited 0\.\d s for agent {N - 1} \("):
+            inbox.settle()
+        assert time.perf_counter() - began < 5
+        assert exchange.counters.wait_by_neighbour == {}
+    else:
+        time.sleep(0.6)
+
+
+def test_waiting_is_booked_on_the_neighbour(connect: Any) -> None:
+    world = connect()
+    if len(world.local_agents) == N:
+        pytest.skip("one rank")
+    exchange = world.exchange(10, torch.float32)
+    last = N - 1
+    if world.is_root:
+        exchange.start(0, 0, Row(0.5, (last,), (0.5,), ()), torch.zeros(10))
+        exchange.finish(0, 0).settle()
+        waited = exchange.counters.wait_by_neighbour
+        assert set(waited) == {last} and 0.1 < waited[last] < 5
+        assert exchange.counters.wait_seconds == waited[last]
+    elif last in world.local_agents:
+        time.sleep(0.3)
+        exchange.start(last, 0, Row(1.0, (), (), (0,)), torch.zeros(10))
+
+
+def test_more_processes_than_agents_is_refused_on_all() -> None:
+    from decdpo.comm import mpi
+
+    size = mpi.start()
+    if size == 1:
+        pytest.skip("one rank")
+    with pytest.raises(EnvironmentFault, match=f"{size} processes for {size - 1} agents"):
+        mpi.connect(size - 1)
+
+
+def test_sums_of_large_arrays_go_in_shares(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from decdpo.comm import collectives
+
+    monkeypatch.setattr(collectives, "SMALL", 10)
+    monkeypatch.setattr(collectives, "BLOCK_VALUES", 64)
+    world = connect()
+    values = {i: np.random.default_rng(i).standard_normal(1001) for i in range(N)}
+    found = world.sum({i: values[i] for i in world.local_agents})
+    expected = np.zeros(1001)
+    for i in range(N):
+        expected = expected + values[i]
+    assert found.tobytes() == expected.tobytes()

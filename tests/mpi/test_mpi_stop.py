@@ -1,0 +1,103 @@
+"""Stopping at a common round, whoever asks and whenever."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from decdpo.topology.row import Row
+
+pytestmark = pytest.mark.mpi
+N, ROUNDS = 8, 60
+
+
+@pytest.fixture
+def on_signal() -> Iterator[Any]:
+    """Install a handler of SIGUSR1 for one test."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield lambda handler: signal.signal(signal.SIGUSR1, lambda *_: handler())
+    signal.signal(signal.SIGUSR1, before)
+
+
+def graph_row(i: int, kind: int) -> Row:
+    """A ring, a star, or nobody hears anybody: then nothing but the agreement couples the ranks."""
+    if kind == 0:
+        others = tuple(sorted({(i - 1) % N, (i + 1) % N}))
+    elif kind == 1:
+        others = tuple(range(1, N)) if i == 0 else (0,)
+    else:
+        others = ()
+    return Row(0.0, others, (0.1,) * len(others), others)
+
+
+@pytest.mark.parametrize("trial", range(12))
+def test_all_stop_at_the_end_of_one_round(on_signal: Any, trial: int) -> None:
+    from decdpo.comm import mpi
+
+    world = mpi.connect(N, timeout=20.0, transport="p2p" if trial % 2 else "auto")
+    on_signal(world.request_stop)
+    common = np.random.default_rng(trial)
+    size = mpi.start()
+    askers = common.permutation(size)[: 1 + trial % size]
+    rounds = common.integers(0, ROUNDS, size)
+    kind = trial % 3
+    mine = np.random.default_rng([trial, world.rank])
+    exchange = world.exchange(50, torch.float32)
+    xs = {i: torch.zeros(50) for i in world.local_agents}
+    stopped = ROUNDS - 1
+    for t in range(ROUNDS):
+        for i, x in xs.items():
+            exchange.start(i, t, graph_row(i, kind), x)
+        if mine.random() < 0.2:
+            time.sleep(0.004 * mine.random())
+        if world.rank in askers and t == rounds[world.rank]:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        for i, x in xs.items():
+            exchange.finish(i, t).displace(x)
+        if world.stop_due(t):
+            stopped = t
+            break
+    ends = set(world.collect({i: stopped for i in world.local_agents}).values())
+    exchange.close()
+    world.close()
+    assert len(ends) == 1
+    assert ends.pop() >= min(rounds[rank] for rank in askers)
+
+
+def test_a_request_that_comes_too_late_leaves_nothing_behind(on_signal: Any) -> None:
+    """One rank asks after its last round, when the others may be closing already."""
+    from decdpo.comm import mpi
+
+    for asker in range(mpi.start()):
+        world = mpi.connect(N, timeout=20.0)
+        on_signal(world.request_stop)
+        assert not world.stop_due(0)
+        if world.rank == asker:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.001)
+        world.collect({i: 0 for i in world.local_agents})
+        world.close()
+
+
+def test_a_request_before_the_first_round_stops_soon_after_it(on_signal: Any) -> None:
+    from decdpo.comm import mpi
+
+    world = mpi.connect(N, timeout=20.0)
+    if world.is_root:
+        world.request_stop()
+    exchange = world.exchange(10, torch.float32)
+    for t in range(40, 80):
+        for i in world.local_agents:
+            exchange.start(i, t, graph_row(i, 1), torch.zeros(10))
+        for i in world.local_agents:
+            exchange.finish(i, t).settle()
+        if world.stop_due(t):
+            break
+    ends = set(world.collect({i: t for i in world.local_agents}).values())
+    world.close()
+    assert len(ends) == 1 and 40 <= ends.pop() <= 44
