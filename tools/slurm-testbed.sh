@@ -109,6 +109,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/filetxt
 JobCompLoc=$ROOT/jobs.log
+KillWait=10
 MinJobAge=3600
 ReturnToService=2
 SlurmdParameters=config_overrides
@@ -183,12 +184,11 @@ down() {
     exec 9>"$ROOT/lock"
     flock -w 600 9 || die "another 'up' or 'down' has held $ROOT/lock for 10 minutes"
     if alive slurmctld; then
-        timeout 10 scancel --signal=KILL --full --user=root,"${SUDO_USER:-root}" 2>/dev/null || true
         local job second
         for job in $(timeout 10 squeue -h -o %A 2>/dev/null); do
             timeout 10 scancel "$job" 2>/dev/null || true
         done
-        for ((second = 0; second < 10; second++)); do
+        for ((second = 0; second < 30; second++)); do # longer than KillWait
             [ -n "$(timeout 10 squeue -h 2>/dev/null)" ] || break
             sleep 1
         done
@@ -210,8 +210,7 @@ status() {
     for name in munged slurmctld slurmd; do
         alive "$name" || { say "$name is not running"; return 3; }
     done
-    timeout 10 sinfo
-    timeout 10 squeue
+    { timeout 10 sinfo && timeout 10 squeue; } || return 3
     idle
 }
 

@@ -39,7 +39,7 @@ def test_to_the_end(slurm, bench, launch):
 
 @pytest.mark.parametrize("launch", ["srun", "mpirun"])
 def test_stopped_requeued_and_done(slurm, bench, wait_for, launch):
-    bench.write_plan(rounds=150, seconds=0.1)
+    bench.write_plan(rounds=60, seconds=0.1)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     job = submit(slurm, bench, DECDPO_LAUNCH=launch, PATH=path)
     wait_for(lambda: bench.newest_round() >= 1)
@@ -47,7 +47,7 @@ def test_stopped_requeued_and_done(slurm, bench, wait_for, launch):
     known = slurm.wait(job, 300)
     output = (bench.folder / "out").read_text()
     assert known["JobState"] == "COMPLETED" and known["Restarts"] == "1", output
-    assert bench.newest_round() == 150
+    assert bench.newest_round() == 60
     assert [line.split()[0] for line in bench.starts()] == ["train", "resume"]
     assert "back into the queue" in output
 

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAIRS = REPOSITORY / "data" / "preferences.jsonl.gz"
 CONFIG = """
 [run]
-rounds = 1500
+rounds = 1000
 [data]
 shards = "shards"
 batch_size = 8
@@ -64,7 +64,7 @@ class Real:
     def digests(self, run: str) -> list[object]:
         """Return the fingerprints of the run's agents, whatever else is printed with them."""
         found = json.loads(self.decdpo("checkpoint", "digest", run, "--json"))
-        assert found["round"] == 1500
+        assert found["round"] == 1000
         return found["agents"]
 
     def rounds(self, run: str) -> list[int]:
