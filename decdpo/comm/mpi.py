@@ -27,8 +27,8 @@ from decdpo.errors import ConfigError, EnvironmentFault
 
 TIMEOUT = 600.0
 CHUNK_BYTES = 32 << 20
-WINDOW_FROM = 0
-"""Smallest message, in bytes, that ``transport = "auto"`` lets neighbours read in place."""
+PROGRESS_FROM = 1 << 20
+"""Smallest message, in bytes, for which the progress thread is worth the 70 us a round it costs."""
 SHARED_MEMORY = "/dev/shm"
 _PR_SET_TIMERSLACK = 29
 
@@ -174,8 +174,8 @@ class MpiWorld:
         comm = self._duplicate(self._comm)
         node_ranks = self._node_ranks if window is not None else {}
         # Progress has nothing to drive where every neighbour is read in place.
-        alone = len(node_ranks) == self._comm.Get_size()
-        progress = None if alone else self._progress
+        remote = len(node_ranks) < self._comm.Get_size()
+        progress = self._progress if remote and format.nbytes >= PROGRESS_FROM else None
         barrier = self._collectives.barrier
         wiring = Wiring(
             comm, self._placement, self.rank, node_ranks, window, progress, barrier
@@ -262,8 +262,7 @@ class MpiWorld:
     def _make_window(self, format: Format) -> Window | None:
         """Allocate this node's shared send slots, if they are wanted and fit. Collective."""
         places = len(self._node_ranks)
-        wanted = self._transport == "window" or format.nbytes >= WINDOW_FROM
-        if self._transport == "p2p" or places < 2 or not wanted:
+        if self._transport == "p2p" or places < 2:
             fault = None
             needed = 0
         else:
