@@ -1,17 +1,19 @@
 """One experiment in its run folder: prepare it, restore it, train it, leave its page behind."""
 
+import fcntl
 import json
 import platform
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from decdpo import __version__, build
 from decdpo.checkpoint.store import CheckpointStore
@@ -19,7 +21,7 @@ from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
 from decdpo.data.storage import replacing
-from decdpo.errors import ConfigError, DecdpoError
+from decdpo.errors import ConfigError, DecdpoError, EnvironmentFault
 from decdpo.launch import Job
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
@@ -83,9 +85,14 @@ def prepare(
     count = job.together(lambda: build.num_agents(config, index))
     world = job.world(count, config.comm)
     device = job.together(lambda: job.device(config.device))
-    schedule = job.together(lambda: build.make_topology(config, count))
+    pairs = [entry.num_train for entry in index.agents[:count]]
+    schedule = job.together(lambda: build.make_topology(config, pairs))
     parts = job.together(lambda: build.make_agents(config, world, index, device))
     objective, algorithm, agents = parts
+    notes = world.collect({agent.id: list(agent.data.notes) for agent in agents})
+    for agent_id, lines in notes.items():
+        for line in lines:
+            job.say(f"agent {agent_id}: {line}")
     layout = objective.policy.layout
     start = sha256(objective.policy.initial().float().cpu().numpy().tobytes()).hexdigest()
     names = {
@@ -197,6 +204,29 @@ def new_folder(job: Job, out: Path) -> None:
                 ) from None
 
     job.together(make)
+
+
+@contextmanager
+def locked(job: Job, out: Path) -> Iterator[None]:
+    """Keep every other job out of the run folder while open; a kill opens it. Collective."""
+    files: list[TextIO] = []
+
+    def lock() -> None:
+        if job.is_root:
+            files.append((out / ".lock").open("w"))
+            try:
+                fcntl.flock(files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise EnvironmentFault(
+                    f"another job is training in {out}", "wait for it, or stop it first"
+                ) from None
+
+    try:
+        job.together(lock)
+        yield
+    finally:
+        for file in files:
+            file.close()
 
 
 def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from decdpo.comm.launch import launched_by_mpi
+from decdpo.comm.placement import Placement
 from decdpo.comm.world import World
 from decdpo.errors import DecdpoError
 
@@ -59,6 +60,8 @@ class Job:
 
         Raises ``EnvironmentFault`` if there are more processes than agents.
         """
+        # Every process sees this fault before it waits for another one.
+        self.together(lambda: Placement(num_agents, self.size))
         options = {
             "timeout": comm.timeout,
             "transport": comm.transport,

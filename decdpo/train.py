@@ -1,8 +1,10 @@
 """The training loop: local steps, one exchange, the next round."""
 
+import math
 from enum import Enum
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from decdpo.errors import NumericalError
@@ -75,9 +77,8 @@ class span:
 
 
 def save(run: Run, t: int) -> None:
-    """Save the state after round ``t``, once it is known to be finite. Collective."""
+    """Save the state after round ``t``, and the metrics up to it. Collective."""
     with span(run, "checkpoint", t):
-        check_finite(run, t)
         run.monitor.sync()
         run.store.save(t + 1, run.agents)
 
@@ -102,6 +103,7 @@ def local_steps(run: Run, agent: Agent, t: int) -> None:
         except NumericalError as fault:
             raise NumericalError(f"round {t}, local step {h}: {fault.what}", fault.remedy) from None
         run.algorithm.local_step(agent.state, agent.params.grad, run.lr(step))
+    check_finite(agent, t, rows)
 
 
 def finish(run: Run, t: int) -> None:
@@ -111,12 +113,17 @@ def finish(run: Run, t: int) -> None:
             run.algorithm.mix(agent.state, run.exchange.finish(agent.id, t))
 
 
-def check_finite(run: Run, t: int) -> None:
-    """Raise ``NumericalError`` naming the agent if a parameter is NaN or infinite."""
-    for agent in run.agents:
-        if not bool(torch.isfinite(agent.params.data).all()):
-            bad = int((~torch.isfinite(agent.params.data)).sum())
-            raise NumericalError(
-                f"agent {agent.id} has {bad} NaN or infinite parameters after round {t}",
-                "lower optim.lr or set optim.clip_norm; the last checkpoint is intact",
-            )
+def check_finite(agent: Agent, t: int, rows: np.ndarray) -> None:
+    """Raise ``NumericalError`` if a parameter is NaN or infinite, before a neighbour hears of it.
+
+    rows : (B,) shard rows of the last local step.
+    """
+    # One pass and no temporary: a sum is finite only if every term is.
+    if not math.isfinite(float(agent.params.data.sum())):
+        bad = int((~torch.isfinite(agent.params.data)).sum())
+        source = ", ".join(str(row) for row in agent.data.source_rows[rows][:8])
+        raise NumericalError(
+            f"agent {agent.id} has {bad} NaN or infinite parameters after its local steps of "
+            f"round {t}, the last of them on source rows {source}",
+            "lower optim.lr or set optim.clip_norm; what was saved before is intact",
+        )

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resume, and return 0, or 85 if stopped early."""
     from decdpo import __version__
-    from decdpo.experiment import execute, prepare
+    from decdpo.experiment import execute, locked, prepare
     from decdpo.launch import Job, launch
     from decdpo.train import Ending
 
@@ -39,12 +39,13 @@ def run(args: argparse.Namespace) -> int:
         config = job.together(lambda: read_config(args.folder, args.set))
         job.boot.require_same("the configuration", config.digest)
         job.boot.require_same("the version of decdpo", __version__)
-        experiment = prepare(job, config, args.folder, trace=args.trace)
-        store, states = experiment.store, experiment.states()
-        done = store.load(states, allow=args.allow, required=True) or 0
-        job.say(f"resuming after round {done} of {config.run.rounds}")
-        ending = execute(job, experiment, next_round=done)
-        experiment.close()
+        with locked(job, args.folder):
+            experiment = prepare(job, config, args.folder, trace=args.trace)
+            store, states = experiment.store, experiment.states()
+            done = store.load(states, allow=args.allow, required=True) or 0
+            job.say(f"resuming after round {done} of {config.run.rounds}")
+            ending = execute(job, experiment, next_round=done)
+            experiment.close()
         return finish(job, args.folder, ending is Ending.STOPPED)
 
     return launch(body, args.world)

@@ -43,7 +43,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and return 0, or 85 if stopped early."""
     from decdpo import __version__
-    from decdpo.experiment import execute, new_folder, prepare
+    from decdpo.experiment import execute, locked, new_folder, prepare
     from decdpo.launch import Job, launch
     from decdpo.train import Ending
 
@@ -52,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
         job.boot.require_same("the configuration", config.digest)
         job.boot.require_same("the version of decdpo", __version__)
         new_folder(job, args.out)
-        experiment = prepare(job, config, args.out, trace=args.trace)
-        ending = execute(job, experiment, next_round=0)
-        experiment.close()
+        with locked(job, args.out):
+            experiment = prepare(job, config, args.out, trace=args.trace)
+            ending = execute(job, experiment, next_round=0)
+            experiment.close()
         return finish(job, args.out, ending is Ending.STOPPED)
 
     return launch(body, args.world)

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from decdpo.config.options import coerce, nearest
-from decdpo.config.schema import SECTIONS
+from decdpo.config.schema import SECTIONS, WITHOUT_TOPOLOGY
 from decdpo.errors import ConfigError
-from decdpo.topology.names import RANDOM, options_used, weights_allowed
+from decdpo.topology.names import DIRECTED, RANDOM, options_used, weights_allowed
 
 __all__ = ["Config", "load", "parse", "parse_override"]
+
+PRECISE = ("gradient_tracking", "exact_diffusion", "push_sum")
+"""Algorithms that need float32 or better."""
+
+ONE_WAY = (*DIRECTED, "one_peer_exponential")
+"""Graphs on which agents hear others that do not hear them."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def parse(text: str, overrides: Iterable[str] = (), origin: str = "the configura
             "the sections are " + ", ".join(SECTIONS),
         )
     built = {name: _build(name, tree.get(name, {})) for name in SECTIONS}
-    if built["algorithm"].kind in ("local", "centralized"):
+    if built["algorithm"].kind in WITHOUT_TOPOLOGY:
         if tree.get("topology"):
             raise ConfigError(
                 f"[topology] is given, but algorithm.kind = {built['algorithm'].kind!r} "
@@ -92,6 +98,7 @@ def parse(text: str, overrides: Iterable[str] = (), origin: str = "the configura
         built["topology"] = None
     config = Config(**built)
     _check_combinations(config)
+    _check_algorithm(config)
     if config.topology is not None:
         _check_topology(config.topology)
     return config
@@ -201,11 +208,46 @@ def _check_topology(topology: Any) -> None:
             f"topology.weights = {topology.weights!r} cannot be used on graph {topology.graph!r}",
             "choose one of " + ", ".join(weights_allowed(topology.graph)),
         )
-    if topology.weights == "push":
+
+
+def _check_algorithm(config: Config) -> None:
+    """Refuse what the chosen algorithm would ignore, or what makes it unsound."""
+    kind, optim, topology = config.algorithm.kind, config.optim, config.topology
+    name = f"algorithm.kind = {kind!r}"
+    if kind == "exact_diffusion" and optim.kind == "adamw":
         raise ConfigError(
-            "topology.weights = 'push' is column-stochastic: these algorithms would not converge "
-            "to the mean with it",
-            "choose doubly stochastic weights, such as uniform",
+            f"{name} is not exact with optim.kind = 'adamw': every agent rescales its gradient by "
+            "its own history, so that the fixed point is not the optimum of the average loss",
+            "use optim.kind = 'sgd', or algorithm.kind = 'gradient_tracking'",
+        )
+    if kind == "quasi_global_momentum" and (optim.kind != "sgd" or optim.momentum):
+        raise ConfigError(
+            f"{name} brings its own momentum, and has no place for that of optim",
+            "use optim.kind = 'sgd' with optim.momentum = 0, and set algorithm.beta",
+        )
+    outer = config.algorithm
+    if kind == "outer_momentum" and outer.nesterov and not outer.outer_momentum:
+        raise ConfigError(
+            "algorithm.nesterov = true is ignored when algorithm.outer_momentum = 0",
+            "set algorithm.outer_momentum, or algorithm.nesterov = false",
+        )
+    if kind in PRECISE and config.policy.dtype == "bfloat16":
+        raise ConfigError(
+            f"{name} carries sums of small differences from round to round, which "
+            "policy.dtype = 'bfloat16' would round away",
+            "use policy.dtype = 'float32'",
+        )
+    if topology is not None and topology.weights == "push" and kind != "push_sum":
+        raise ConfigError(
+            "topology.weights = 'push' is only column-stochastic: with "
+            f"{name} the agents would not converge to the mean",
+            "choose doubly stochastic weights, such as uniform, or algorithm.kind = 'push_sum'",
+        )
+    if kind == "exact_diffusion" and topology.graph in ONE_WAY:
+        raise ConfigError(
+            f"topology.graph = {topology.graph!r} is directed: {name} is known to converge with "
+            "symmetric weights only",
+            "use an undirected graph, or algorithm.kind = 'gradient_tracking'",
         )
 
 

@@ -1,6 +1,7 @@
 """Documented, checked fields of the configuration's frozen dataclasses."""
 
 import dataclasses
+import math
 from collections.abc import Collection
 from dataclasses import Field
 from typing import Any
@@ -64,8 +65,8 @@ def _scalar(key: str, wanted: type, value: Any) -> Any:
         return float(value)
     if type(value) is not wanted:
         raise _wrong_type(key, value, _NAMES[wanted])
-    if wanted is float and value != value:
-        raise ConfigError(f"{key} is not a number (nan)", "give a finite number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} = {value} is not finite", "give a finite number")
     return value
 
 

@@ -89,13 +89,79 @@ class Centralized:
 
 
 @dataclass(frozen=True)
+class FedAvg:
+    """FedDPO: local steps of sampled participants, averaged by a server."""
+
+    kind: str = option("fedavg", "which algorithm")
+    local_steps: int = option(1, "E, local steps of a participant in one round", low=1)
+    participants: int = option(0, "S, agents drawn for a round; 0 is all of them", low=0)
+    weighting: str = option(
+        "equal", "a participant's weight: equal, or its number of pairs", choices=("equal", "pairs")
+    )
+    server_momentum: float = option(
+        0.0, "heavy-ball momentum of the server; 0 is none", low=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True)
+class OuterMomentum:
+    """SlowMo, DiLoCo: local steps, then an outer momentum step along the averaged change."""
+
+    kind: str = option("outer_momentum", "which algorithm")
+    local_steps: int = option(10, "E, local steps of one round", low=1)
+    outer_lr: float = option(0.7, "step size of the outer step", above=0.0)
+    outer_momentum: float = option(0.9, "momentum of the outer step", low=0.0, high=1.0)
+    nesterov: bool = option(True, "Nesterov's outer step (DiLoCo); else heavy ball (SlowMo)")
+
+
+@dataclass(frozen=True)
+class GradientTracking:
+    """Gradient tracking: steps along the tracked average gradient; twice the bytes."""
+
+    kind: str = option("gradient_tracking", "which algorithm")
+    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+
+
+@dataclass(frozen=True)
+class ExactDiffusion:
+    """Exact diffusion, D2: decentralized SGD with its bias removed; symmetric weights."""
+
+    kind: str = option("exact_diffusion", "which algorithm")
+
+
+@dataclass(frozen=True)
+class QuasiGlobalMomentum:
+    """Quasi-global momentum: momentum from the change of the model across a round."""
+
+    kind: str = option("quasi_global_momentum", "which algorithm")
+    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
+    beta: float = option(0.9, "weight of the momentum in a step", low=0.0, high=1.0)
+    mu: float = option(0.9, "share of the momentum that a round keeps", low=0.0, high=1.0)
+    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+
+
+@dataclass(frozen=True)
+class PushSum:
+    """Stochastic gradient push: column-stochastic weights, for directed graphs."""
+
+    kind: str = option("push_sum", "which algorithm")
+    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
+    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+
+
+WITHOUT_TOPOLOGY = ("local", "centralized", "fedavg", "outer_momentum")
+"""Algorithms whose agents have no neighbours: nobody, or a server."""
+
+
+@dataclass(frozen=True)
 class Topology:
-    """Who talks to whom; algorithms without neighbours (local, centralized) take no section."""
+    """Who talks to whom; algorithms without neighbours, or with a server, take no section."""
 
     graph: str = option("ring", "the graph, or `file`", choices=GRAPHS)
     weights: str = option(
         "auto",
-        "rule for the mixing weights; auto is metropolis where links are mutual, else uniform",
+        "rule for the mixing weights; auto is push for push_sum, else metropolis where links are "
+        "mutual, else uniform",
         choices=WEIGHTS,
     )
     degree: int = option(0, "degree of random_regular, small_world; 0 is their default", low=0)
@@ -209,7 +275,17 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "data": Data,
     "policy": {"loglinear": LogLinear, "causal_lm": CausalLM},
     "loss": _loss_sections(),
-    "algorithm": {"dsgd": Dsgd, "local": Local, "centralized": Centralized},
+    "algorithm": {
+        "dsgd": Dsgd,
+        "local": Local,
+        "centralized": Centralized,
+        "fedavg": FedAvg,
+        "outer_momentum": OuterMomentum,
+        "gradient_tracking": GradientTracking,
+        "exact_diffusion": ExactDiffusion,
+        "quasi_global_momentum": QuasiGlobalMomentum,
+        "push_sum": PushSum,
+    },
     "topology": Topology,
     "optim": {"sgd": Sgd, "adamw": AdamW},
     "checkpoint": Checkpoint,

@@ -1,0 +1,127 @@
+"""Whole commands in processes of their own, with and without mpirun."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from decdpo.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 120
+"""Seconds after which a command counts as hanging."""
+
+
+class Shell:
+    """Runs decdpo in a folder of its own; ``said`` is what the last command printed.
+
+    Without ``ranks`` a command runs in this process, which saves the time to import torch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.said = ""
+
+    def command(self, words, ranks):
+        program = [sys.executable, "-m", "decdpo", *map(str, words)]
+        if ranks is None:
+            return program
+        mpirun = Path(sys.executable).with_name("mpirun")
+        launcher = str(mpirun) if mpirun.exists() else "mpirun"
+        return [launcher, "--oversubscribe", "-n", str(ranks), *program]
+
+    def environment(self):
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        }
+
+    def __call__(self, *words, ranks=None, status=0):
+        """Run a command to its end, check its status, return its standard output."""
+        if ranks is None:
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.chdir(self.folder):
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    code = main([str(word) for word in words])
+            self.said = out.getvalue() + err.getvalue()
+            assert code == status, f"status {code}\n{self.said}"
+            return out.getvalue()
+        done = subprocess.run(
+            self.command(words, ranks),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+        self.said = done.stdout + done.stderr
+        assert done.returncode == status, f"status {done.returncode}\n{self.said}"
+        return done.stdout
+
+    def start(self, *words, ranks=None):
+        """Start a command and return its process."""
+        return subprocess.Popen(
+            self.command(words, ranks),
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    def digests(self, run):
+        """Return one digest per agent."""
+        return json.loads(self("checkpoint", "digest", run, "--json"))["agents"]
+
+    def metrics(self, run):
+        """Return the records without times and traffic."""
+        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        for record in records:
+            del record["system"]
+        return records
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """Return a folder with the embedded data set, one shard for each of 8 users."""
+    folder = tmp_path_factory.mktemp("data")
+    source = ROOT / "data" / "preferences.jsonl.gz"
+    Shell(folder)("shard", source, "--partition", "by:user", "--out", "users")
+    return folder / "users"
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Return a shell in an empty folder."""
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def config(shell, shards):
+    """Write run.toml, a short run on the embedded data set."""
+    text = f"""[run]
+rounds = 12
+[data]
+shards = "{shards}"
+[policy]
+dimension = 4096
+[checkpoint]
+every = 4
+[comm]
+timeout = 60.0
+"""
+    return shell.write("run.toml", text)

@@ -1,0 +1,248 @@
+"""Training as its users run it: any number of ranks, stopped, killed, resumed, always the same."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MODELS = Path(__file__).resolve().parents[3] / "shared" / "models"
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+def test_the_same_bits_on_any_number_of_ranks(shell, config, overlap):
+    found = []
+    for ranks in (None, 2, 3, 8):
+        run = f"on-{ranks}"
+        shell("train", config, "--out", run, "--set", f"algorithm.overlap={overlap}", ranks=ranks)
+        found.append((shell.digests(run), shell.metrics(run)))
+    assert all(other == found[0] for other in found[1:])
+    assert len(found[0][0]) == 8 and len(found[0][1]) == 12
+
+
+@pytest.mark.parametrize("transport", ["p2p", "window"])
+@pytest.mark.parametrize(
+    "graph", ["exponential", "one_peer_exponential", "random_matching", "star"]
+)
+def test_every_kind_of_graph_and_transport_gives_the_bits_of_one_process(
+    shell, config, graph, transport
+):
+    options = ["--set", f"topology.graph={graph}", "--set", f"comm.transport={transport}"]
+    options += ["--set", "log.every=6"]
+    shell("train", config, "--out", "alone", *options)
+    shell("train", config, "--out", "spread", *options, ranks=3)
+    assert shell.digests("spread") == shell.digests("alone")
+    assert shell.metrics("spread") == shell.metrics("alone")
+
+
+@pytest.mark.parametrize("kind", ["centralized", "local"])
+def test_the_baselines_give_the_same_bits_on_three_ranks(shell, config, kind):
+    options = ["--set", f"algorithm.kind={kind}", "--set", "optim.momentum=0.9"]
+    shell("train", config, "--out", "alone", *options)
+    shell("train", config, "--out", "spread", *options, ranks=3)
+    assert shell.digests("spread") == shell.digests("alone")
+    digests = {agent["x"] for agent in shell.digests("alone")}
+    assert len(digests) == (1 if kind == "centralized" else 8)
+
+
+def test_stopped_by_a_signal_and_resumed_elsewhere_it_ends_the_same(shell, config):
+    options = ["--set", "run.rounds=400", "--set", "log.every=20", "--set", "optim.momentum=0.5"]
+    shell("train", config, "--out", "whole", *options)
+    process = shell.start("train", config, "--out", "stopped", *options, ranks=3)
+    metrics = shell.folder / "stopped" / "metrics.jsonl"
+    until = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.02)
+    # mpirun passes USR1 on to all ranks.
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 85, said
+    assert said.count("stopped early") == 1
+    saved = shell("checkpoint", "show", "stopped", "--json")
+    assert 0 < json.loads(saved)["round"] < 400
+    shell("resume", "stopped", ranks=2)
+    assert shell.digests("stopped") == shell.digests("whole")
+    assert shell.metrics("stopped") == shell.metrics("whole")
+
+
+def test_a_halt_file_stops_a_run(shell, config):
+    process = shell.start(
+        "train", config, "--out", "run", "--set", "run.rounds=100000", "--set", "log.every=50"
+    )
+    until = time.monotonic() + 60
+    while not (shell.folder / "run" / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    (shell.folder / "run" / "halt").touch()
+    process.communicate(timeout=60)
+    assert process.returncode == 85
+
+
+def test_killed_while_it_runs_and_resumed_it_ends_the_same(shell, config):
+    options = ["--set", "run.rounds=100", "--set", "checkpoint.every=2"]
+    shell("train", config, "--out", "whole", *options)
+    for number, rounds in enumerate((3, 20, 61)):
+        run = f"killed-{number}"
+        process = shell.start("train", config, "--out", run, *options)
+        path = shell.folder / run / "metrics.jsonl"
+        until = time.monotonic() + 60
+        while time.monotonic() < until and process.poll() is None:
+            if path.exists() and path.read_text().count("\n") >= rounds:
+                break
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+        shell("resume", run, ranks=(None, 2, 3)[number])
+        assert shell.digests(run) == shell.digests("whole")
+        assert shell.metrics(run) == shell.metrics("whole")
+
+
+def test_more_rounds_continue_a_finished_run(shell, config):
+    shell("train", config, "--out", "long", "--set", "run.rounds=20")
+    shell("train", config, "--out", "short")
+    shell("resume", "short", "--set", "run.rounds=20", ranks=2)
+    assert shell.digests("short") == shell.digests("long")
+    assert shell.metrics("short") == shell.metrics("long")
+
+
+def test_a_changed_key_needs_leave(shell, config):
+    shell("train", config, "--out", "run")
+    shell("resume", "run", "--set", "run.rounds=14", "--set", "optim.lr=0.01", status=3)
+    assert "optim.lr: saved 0.1, now 0.01" in shell.said and "--allow optim.lr" in shell.said
+    words = ["--set", "run.rounds=14", "--set", "optim.lr=0.01", "--allow", "optim.lr"]
+    shell("resume", "run", *words)
+    assert [r["lr"] for r in shell.metrics("run")][-3:] == [0.1, 0.01, 0.01]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("topology.graph", "star"), ("policy.dimension", "2048"), ("agents.count", "7")],
+)
+def test_another_model_data_or_topology_is_refused(shell, config, key, value):
+    shell("train", config, "--out", "run")
+    shell("resume", "run", "--set", f"{key}={value}", status=3)
+    assert key.split(".")[0] in shell.said and "saved" in shell.said
+    assert "Traceback" not in shell.said
+
+
+def test_what_the_run_folder_holds(shell, config):
+    shell("train", config, "--out", "run", "--trace", ranks=2)
+    run, optional = shell.folder / "run", (".lock", "curves.png")
+    assert sorted(p.name for p in run.iterdir() if p.name not in optional) == [
+        "checkpoints",
+        "config.toml",
+        "metrics.jsonl",
+        "run.json",
+        "summary.txt",
+        "trace",
+    ]
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["processes"] == 2 and facts["seed"] == 0 and len(facts["agents"]) == 8
+    assert facts["versions"]["torch"]
+    traces = [json.loads(p.read_text()) for p in sorted((run / "trace").iterdir())]
+    assert [{e["pid"] for e in t["traceEvents"]} for t in traces] == [{0}, {1}]
+    names = {e["name"] for e in traces[0]["traceEvents"]}
+    assert {"compute", "post", "mix", "measure", "checkpoint"} <= names
+    rounds = [path.name for path in sorted((run / "checkpoints").iterdir())]
+    assert rounds == ["round_000008", "round_000012"]
+
+
+def test_evaluate_and_export(shell, config):
+    shell("train", config, "--out", "run", "--set", "optim.lr=10", "--set", "run.rounds=60")
+    alone = json.loads(shell("evaluate", "run", "--json"))
+    spread = json.loads(shell("evaluate", "run", "--json", ranks=3))
+    assert alone == spread and len(alone["agents"]) == 8
+    last = shell.metrics("run")[-1]
+    assert alone["average"]["accuracy"] == last["heldout/average/accuracy"]
+    assert alone["own"]["accuracy"] == last["heldout/accuracy"] > 0.55
+    shell("evaluate", "run")
+    assert "ada" in shell.said
+    shell("export", "run", "--out", "mean")
+    shell("export", "run", "--out", "third", "--agent", "3")
+    with np.load(shell.folder / "mean" / "policy.npz", allow_pickle=False) as mean:
+        with np.load(shell.folder / "third" / "policy.npz", allow_pickle=False) as third:
+            assert mean["theta"].shape == third["theta"].shape == (4096,)
+            assert 0 < np.abs(mean["theta"] - third["theta"]).max() < np.abs(mean["theta"]).max()
+
+
+@pytest.mark.skipif(not MODELS.exists(), reason="no language model in ../shared/models")
+def test_a_language_model_trains_resumes_and_exports(shell, config):
+    pytest.importorskip("transformers")
+    options = ["--set", "policy.kind=causal_lm", "--set", "agents.count=4"]
+    options += ["--set", f"policy.model={MODELS / 'stories260K-hf'}", "--set", "optim.kind=adamw"]
+    options += ["--set", "data.batch_size=2", "--set", "policy.max_length=64"]
+    options += ["--set", "log.gradient_pairs=2", "--set", "log.heldout_pairs=2"]
+    config.write_text(config.read_text().replace("dimension = 4096", ""))
+    shell("train", config, "--out", "one", *options, "--set", "run.rounds=4")
+    shell("train", config, "--out", "two", *options, "--set", "run.rounds=2", ranks=2)
+    shell("resume", "two", "--set", "run.rounds=4", ranks=4)
+    assert shell.digests("two") == shell.digests("one")
+    assert shell.metrics("two") == shell.metrics("one")
+    assert shell.metrics("one")[0]["rewards/margins"] == 0
+    shell("export", "one", "--out", "model")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(shell.folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(shell.folder / "model")
+    assert sum(p.numel() for p in model.parameters()) == 260_032
+
+
+def test_two_jobs_cannot_train_in_one_folder(shell, config):
+    shell("train", config, "--out", "run")
+    with open(shell.folder / "run" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        shell("resume", "run", "--set", "run.rounds=14", status=2)
+    assert "another job is training in run" in shell.said
+
+
+@pytest.mark.parametrize("ranks", [None, 3])
+def test_a_fault_on_one_rank_is_told_once_and_ends_all(shell, config, shards, ranks):
+    copy = shell.folder / "shards"
+    shutil.copytree(shards, copy)
+    (copy / "agent_0006.h5").unlink()
+    words = ["train", config, "--out", "run", "--set", f"data.shards={copy}"]
+    shell(*words, ranks=ranks, status=2)
+    assert shell.said.count("agent_0006.h5") == 1 and "Traceback" not in shell.said
+
+
+@pytest.mark.parametrize("words", [["--set", "run.round=3"], ["--set", "agents.count=2"]])
+def test_a_mistake_is_told_once_however_many_ranks_meet_it(shell, config, words):
+    shell("train", config, "--out", "run", *words, ranks=3, status=2)
+    assert shell.said.count("decdpo: error:") == 1 and "Traceback" not in shell.said
+
+
+def test_a_rank_that_diverges_ends_the_job_with_its_own_message(shell, config):
+    options = ["--set", "optim.lr=1e38", "--set", "loss.beta=1e30", "--set", "comm.timeout=20"]
+    shell("train", config, "--out", "run", *options, ranks=3, status=1)
+    assert "NaN or infinite parameters" in shell.said and "Traceback" not in shell.said
+
+
+def test_one_lost_rank_ends_the_job(shell, config):
+    process = shell.start(
+        "train", config, "--out", "run", "--set", "run.rounds=100000", ranks=3
+    )
+    path = shell.folder / "run" / "metrics.jsonl"
+    until = time.monotonic() + 60
+    while not (path.exists() and path.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.02)
+    children = [
+        int(folder.name)
+        for folder in Path("/proc").glob("[0-9]*")
+        if _parent(folder) == process.pid
+    ]
+    assert len(children) == 3
+    began = time.monotonic()
+    os.kill(children[1], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - began < 20
+
+
+def _parent(folder):
+    try:
+        return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
