@@ -1,0 +1,76 @@
+"""Exact diffusion, also known as D2: DSGD with a correction that removes its bias.
+
+In matrix form, a row per agent, with W~ = (I + W) / 2 and psi_-1 = x_0:
+
+    psi_t = x_t - eta g_t                                       adapt                    (1)
+    phi_t = psi_t + x_t - psi_t-1                               correct                  (2)
+    x_t+1 = W~ phi_t                                            combine                  (3)
+
+Let d_t = x_t - psi_t-1. Then phi_t = psi_t + d_t, and by (2), (3)
+
+    d_t+1 = x_t+1 - psi_t = d_t + (x_t+1 - phi_t),                                       (4)
+
+the sum of all displacements so far. At a fixed point nothing is displaced, all x_i agree and
+d_i = eta g_i, hence sum_i g_i = 0 as sum_i d_i = 0: the optimum of the mean objective, with a
+constant step and however unlike the agents are. We keep d, which costs the same memory as psi.
+
+W must be symmetric, for the proofs need it, and agents that do not share the step size or rescale
+their gradients by their own history (Adam) would share another fixed point. Random matchings are
+symmetric in every round and leave the same fixed point, but the sources treat a constant W. The
+message is what the local step and the correction make, so there is no overlap; one gradient per
+round: E = 1. Personal parameters follow their own gradient. d is a sum of small differences, which
+needs float32 or better.
+
+References: Yuan, Ying, Zhao and Sayed, "Exact diffusion for distributed optimization and learning",
+2019, Part I, Algorithm 1; Tang et al., "D2: decentralized training over decentralized data", 2018,
+Algorithm 1; Li, Shi and Yan, "A decentralized proximal-gradient method with network independent
+step-sizes", 2019, for NIDS, the same recursion for smooth objectives.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decdpo.messages import Inbox
+from decdpo.params.optim import Optimizer, OptimState
+
+
+@dataclass
+class ExactDiffusionState:
+    """x : (P,) the parameters x_i. drift : (M,) d_i. optim : what the optimizer remembers."""
+
+    x: Tensor
+    drift: Tensor
+    optim: OptimState
+
+
+@dataclass(frozen=True)
+class ExactDiffusion:
+    """Exact diffusion, eqs. (1) to (4); ``optimizer`` takes the step (1). num_shared : M."""
+
+    optimizer: Optimizer
+    num_shared: int
+
+    def init(self, x: Tensor) -> ExactDiffusionState:
+        """Return the state of an agent that starts at ``x`` (P,)."""
+        return ExactDiffusionState(x, x.new_zeros(self.num_shared), self.optimizer.init(x))
+
+    def message_size(self, num_shared: int) -> int:
+        """Return M: the shared parameters travel."""
+        return num_shared
+
+    def local_step(self, state: ExactDiffusionState, grad: Tensor, lr: float) -> None:
+        """x_i <- phi_i = x_i - eta g_i + d_i."""
+        self.optimizer.step(state.x, state.optim, grad, lr)
+        state.x[: self.num_shared].add_(state.drift)
+
+    def message(self, state: ExactDiffusionState) -> Tensor:
+        """Return phi_i, the shared part (M,)."""
+        return state.x[: self.num_shared]
+
+    def mix(self, state: ExactDiffusionState, inbox: Inbox) -> None:
+        """x_i <- phi_i + 1/2 sum_j w_ij (phi_j - phi_i), and d_i moves by the same."""
+        shared = state.x[: self.num_shared]
+        state.drift.sub_(shared)
+        inbox.displace(shared, 0.5)
+        state.drift.add_(shared)

@@ -1,0 +1,89 @@
+"""Gradient tracking: every agent steps along its estimate of the average gradient.
+
+y_i tracks the mean of all g_j, so that a constant step size leads to the optimum of the mean
+objective however unlike the agents are; DSGD with a constant step stops at a bias. In matrix form,
+a row per agent, g_t the gradients at x_t, y_-1 = g_-1 = 0:
+
+    y_t   = W y_t-1 + g_t - g_t-1                                                        (1)
+    x_t+1 = W x_t - eta y_t                                                              (2)
+
+That is ``overlap = true``: the letters of a round, y_t-1 and x_t, are known before the gradient is,
+so that the exchange hides behind it and nothing is stale. With ``overlap = false`` the tracker
+adapts before it combines,
+
+    y_t   = W (y_t-1 + g_t - g_t-1).                                                     (3)
+
+Either way sum_i y_i = sum_i g_i, by doubly stochastic W, which may change from round to round and
+need not be symmetric. One gradient per round: E = 1. An optimizer with memory is given y_i in
+place of the gradient. Twice the bytes of DSGD: a message is (y_i, x_i), and both lie side by side
+in one buffer, so that it needs no concatenation. Personal parameters follow their own gradient.
+The tracker sums differences of gradients, which needs float32 or better.
+
+References: Nedic, Olshevsky and Shi, "Achieving geometric convergence for distributed optimization
+over time-varying graphs", 2017, Algorithm 1 (DIGing) for (1), (2); Pu and Nedic, "Distributed
+stochastic gradient tracking methods", 2021, for stochastic gradients (DSGT).
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decdpo.messages import Inbox
+from decdpo.params.optim import Optimizer, OptimState
+
+
+@dataclass
+class TrackingState:
+    """What an agent remembers.
+
+    x : (P,) the parameters, and y : (M,) the tracked gradient, which lies right before x in the
+    same memory. grad : (P,) the last gradient g_i. lr : its step size. optim : of the optimizer.
+    """
+
+    x: Tensor
+    y: Tensor
+    grad: Tensor
+    optim: OptimState
+    lr: float = 0.0
+
+    @property
+    def both(self) -> Tensor:
+        """(2 M,) y and the shared part of x, a view."""
+        return self.y.as_strided((2 * self.y.numel(),), (1,))
+
+
+@dataclass(frozen=True)
+class GradientTracking:
+    """Gradient tracking, eqs. (1) to (3); ``optimizer`` steps along y. num_shared : M."""
+
+    optimizer: Optimizer
+    num_shared: int
+
+    def init(self, x: Tensor) -> TrackingState:
+        """Return the state of an agent that starts at ``x`` (P,), which is copied."""
+        buffer = x.new_zeros(self.num_shared + x.numel())
+        y, own = buffer[: self.num_shared], buffer[self.num_shared :]
+        own.copy_(x)
+        return TrackingState(own, y, x.new_zeros(x.shape), self.optimizer.init(x))
+
+    def message_size(self, num_shared: int) -> int:
+        """Return 2 M: tracker and parameters travel."""
+        return 2 * num_shared
+
+    def local_step(self, state: TrackingState, grad: Tensor, lr: float) -> None:
+        """y_i <- y_i + g_new - g_old; x waits for W x, in ``mix``."""
+        shared = slice(0, self.num_shared)
+        state.y.add_(grad[shared]).sub_(state.grad[shared])
+        state.grad.copy_(grad)
+        state.lr = lr
+
+    def message(self, state: TrackingState) -> Tensor:
+        """Return (y_i, x_i), (2 M,)."""
+        return state.both
+
+    def mix(self, state: TrackingState, inbox: Inbox) -> None:
+        """Combine y and x with the neighbours', then x_i <- x_i - eta y_i."""
+        inbox.displace(state.both)
+        direction = state.grad.clone()
+        direction[: self.num_shared] = state.y
+        self.optimizer.step(state.x, state.optim, direction, state.lr)
