@@ -1,0 +1,77 @@
+"""Stochastic gradient push: decentralized SGD where senders, not listeners, set the weights.
+
+On a directed graph an agent may not know how many hear it weigh its message, and rows of the mixing
+matrix need not sum to one. P is column-stochastic: agent j splits what it has among those that hear
+it, itself included. Sums are preserved, but every agent ends with its own multiple of the average;
+a scalar w_i that is pushed along shows which, and z_i = n_i / w_i is free of it. With n_i,0 = x_0
+and w_i,0 = 1, one round of E = 1 local step is
+
+    n_i <- n_i - eta g_i(z_i)                                                            (1)
+    n_i <- sum_j p_ij n_j,    w_i <- sum_j p_ij w_j,    z_i <- n_i / w_i.                 (2)
+
+E local steps repeat (1), with z_i renewed after each. With ``overlap = true`` the letters hold n_j
+as it was before the local steps, and (2) adds their sum over E to what arrives: nothing is stale.
+The model that is trained, measured and exported is z_i. We keep z_i and w_i, and step by eta / w_i,
+which is (1) divided by w_i; personal parameters take the same step. sum_i n_i moves by the
+gradients alone, whatever P is. If P is doubly stochastic w_i stays 1, and this is DSGD; one-peer
+exponential schedules are of that kind. The weight travels as the last value of the message and
+needs float32 or better.
+
+Reference: Assran, Loizou, Ballas and Rabbat, "Stochastic gradient push for distributed deep
+learning", 2019, Algorithm 1 and, overlapped, OSGP; momentum acts on n along g(z), as there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decdpo.messages import Inbox
+from decdpo.params.optim import Optimizer, OptimState
+
+
+@dataclass
+class PushSumState:
+    """What an agent remembers.
+
+    x : (P,) the de-biased parameters z_i. weight : w_i. mass : (M + 1,) room for n_i and w_i.
+    optim : what the optimizer remembers.
+    """
+
+    x: Tensor
+    mass: Tensor
+    optim: OptimState
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PushSum:
+    """Stochastic gradient push, eqs. (1), (2); ``optimizer`` takes the local steps."""
+
+    optimizer: Optimizer
+    num_shared: int
+
+    def init(self, x: Tensor) -> PushSumState:
+        """Return the state of an agent that starts at ``x`` (P,)."""
+        return PushSumState(x, x.new_zeros(self.num_shared + 1), self.optimizer.init(x))
+
+    def message_size(self, num_shared: int) -> int:
+        """Return M + 1: the shared parameters and the weight travel."""
+        return num_shared + 1
+
+    def local_step(self, state: PushSumState, grad: Tensor, lr: float) -> None:
+        """z_i <- z_i - (eta / w_i) g_i(z_i), or the optimizer's version of it."""
+        self.optimizer.step(state.x, state.optim, grad, lr / state.weight)
+
+    def message(self, state: PushSumState) -> Tensor:
+        """Return (n_i, w_i), (M + 1,)."""
+        torch.mul(state.x[: self.num_shared], state.weight, out=state.mass[: self.num_shared])
+        state.mass[self.num_shared] = state.weight
+        return state.mass
+
+    def mix(self, state: PushSumState, inbox: Inbox) -> None:
+        """Combine n_i and w_i, and divide."""
+        mass = self.message(state)
+        inbox.combine(mass)
+        state.weight = float(mass[self.num_shared])
+        torch.div(mass[: self.num_shared], state.weight, out=state.x[: self.num_shared])
