@@ -1,6 +1,6 @@
 """From a configuration to objects: the only module that names concrete classes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,20 @@ import torch
 from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.centralized import Centralized
 from decdpo.algorithms.dsgd import Dsgd
+from decdpo.algorithms.exact_diffusion import ExactDiffusion
+from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.local import Local
+from decdpo.algorithms.outer_momentum import OuterMomentum
+from decdpo.algorithms.push_sum import PushSum
+from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
 from decdpo.comm.server import ServerExchange
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
 from decdpo.data.sampling import EpochSampler
 from decdpo.data.shard import PreferenceShard
-from decdpo.errors import ConfigError
+from decdpo.errors import ConfigError, TopologyError
 from decdpo.losses.base import PairLoss
 from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.names import LOSSES
@@ -38,12 +44,16 @@ from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Objective, Stats, check_start
 from decdpo.run import Agent, Run, Schedule, Store
 from decdpo.topology.names import TIME_VARYING
+from decdpo.topology.participation import Participation
 from decdpo.topology.schedule import (
     Averaging,
     Isolated,
     make_schedule,
     require_connected_union,
 )
+
+WITH_SERVER = ("centralized", "fedavg", "outer_momentum")
+"""Algorithms whose letters travel through a server."""
 
 UNION_ROUNDS = 64
 """Rounds of a time-varying schedule whose links together must connect all agents."""
@@ -78,21 +88,49 @@ def make_learning_rate(section: Any, total_steps: int) -> LearningRate:
 
 def make_algorithm(section: Any, optimizer: Optimizer, layout: Layout) -> Algorithm:
     """Return the algorithm of the section ``[algorithm]``."""
+    shared = layout.num_shared
     if section.kind == "centralized":
         return Centralized(optimizer)
-    kinds = {"dsgd": Dsgd, "local": Local}
-    return kinds[section.kind](optimizer, layout.num_shared)
+    if section.kind == "fedavg" and section.server_momentum:
+        return OuterMomentum(optimizer, shared, SGD(momentum=section.server_momentum))
+    if section.kind == "outer_momentum":
+        outer = SGD(momentum=section.outer_momentum, nesterov=section.nesterov)
+        return OuterMomentum(optimizer, shared, outer, section.outer_lr)
+    if section.kind == "quasi_global_momentum":
+        assert isinstance(optimizer, SGD)
+        return QuasiGlobalMomentum(optimizer, shared, section.beta, section.mu)
+    kinds: dict[str, Callable[[Optimizer, int], Algorithm]] = {
+        "dsgd": Dsgd,
+        "local": Local,
+        "fedavg": FedAvg,
+        "gradient_tracking": GradientTracking,
+        "exact_diffusion": ExactDiffusion,
+        "push_sum": PushSum,
+    }
+    return kinds[section.kind](optimizer, shared)
 
 
-def make_topology(config: Config, num_agents: int) -> Schedule:
+def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
     """Return the mixing schedule of the algorithm.
 
-    Raises ``TopologyError`` if the graph does not suit ``num_agents``.
+    pairs : the number of training pairs of every agent, (n,).
+
+    Raises a ``DecdpoError`` if the graph or the participants do not suit n agents.
     """
-    if config.algorithm.kind == "centralized":
+    num_agents, algorithm = len(pairs), config.algorithm
+    if algorithm.kind in ("centralized", "outer_momentum"):
         return Averaging(range(num_agents))
-    if config.algorithm.kind == "local":
+    if algorithm.kind == "local":
         return Isolated()
+    if algorithm.kind == "fedavg":
+        chosen = algorithm.participants or num_agents
+        if chosen > num_agents:
+            raise ConfigError(
+                f"algorithm.participants = {chosen}, but there are {num_agents} agents",
+                f"set algorithm.participants to {num_agents} or less",
+            )
+        weights = pairs if algorithm.weighting == "pairs" else None
+        return Participation(num_agents, chosen, config.run.seed, weights)
     section = config.topology
     schedule = make_schedule(
         section.graph,
@@ -102,7 +140,14 @@ def make_topology(config: Config, num_agents: int) -> Schedule:
         degree=section.degree or None,
         probability=section.probability or None,
         file=section.file or None,
+        push_sum=algorithm.kind == "push_sum",
     )
+    if algorithm.kind == "exact_diffusion" and not schedule.symmetric:
+        raise TopologyError(
+            f"the weights of topology.file = {section.file!r} are not symmetric: exact diffusion "
+            "is known to converge with symmetric ones only",
+            "symmetrize them, or use algorithm.kind = 'gradient_tracking'",
+        )
     if section.graph in TIME_VARYING:
         require_connected_union(schedule, num_agents, min(config.run.rounds, UNION_ROUNDS))
     return schedule
@@ -140,7 +185,10 @@ def make_exchange(
     def new() -> Exchange:
         return world.exchange(size, layout.dtype, digest=layout.digest, device=device)
 
-    return ServerExchange(new(), new()) if config.algorithm.kind == "centralized" else new()
+    if config.algorithm.kind not in WITH_SERVER:
+        return new()
+    # All agents hear the average, so that each begins the next round at the same model.
+    return ServerExchange(new(), new(), all_hear=world.num_agents)
 
 
 def open_index(config: Config) -> ShardIndex:

@@ -28,7 +28,8 @@ WEIGHTS = ("auto", "metropolis", "max_degree", "lazy", "uniform", "push", "file"
 """Every value of the key ``weights``.
 
 auto : metropolis on undirected graphs, uniform on directed and time-varying ones, and on a graph
-from a file the weights that the file holds, metropolis if it holds none.
+from a file the weights that the file holds, metropolis if it holds none. An algorithm with push-sum
+takes push in place of metropolis, and on directed graphs.
 """
 
 _OPTIONS = {

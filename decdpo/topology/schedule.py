@@ -260,7 +260,7 @@ def make_schedule(
         return OnePeerExponential(num_agents)
     if graph == "random_matching":
         return RandomMatching(num_agents, seed)
-    weights = chosen_rule(graph, weights, file)
+    weights = chosen_rule(graph, weights, file, push_sum)
     if graph == "complete" and weights != "file":
         own = 1 / num_agents
         return Static(CompleteMatrix(num_agents, (1 + own) / 2 if weights == "lazy" else own))
@@ -273,13 +273,17 @@ def make_schedule(
     return Static(RULES[weights](links))
 
 
-def chosen_rule(graph: str, weights: str, file: str | Path | None = None) -> str:
+def chosen_rule(
+    graph: str, weights: str, file: str | Path | None = None, push_sum: bool = False
+) -> str:
     """Return the rule that ``weights`` stands for: what ``auto`` means for ``graph``."""
     if weights != "auto":
         return weights
-    if graph in (*DIRECTED, *TIME_VARYING):
+    if graph == "file" and file and holds_weights(file):
+        return "file"
+    if graph in TIME_VARYING or (graph in DIRECTED and not push_sum):
         return "uniform"
-    return "file" if graph == "file" and file and holds_weights(file) else "metropolis"
+    return "push" if push_sum else "metropolis"
 
 
 def _check_names(graph: str, weights: str, num_agents: int) -> None:

@@ -74,6 +74,25 @@ def test_overrides_win_and_are_typed():
         ('[policy]\nfeatures = "columns"\ndimension = 10', ["policy.dimension", "remove"]),
         ('[algorithm]\nkind = "local"\noverlap = true', ["algorithm.overlap", "dsgd"]),
         ('[algorithm]\nkind = "local"\n[topology]\ngraph = "ring"', ["[topology]", "neighbours"]),
+        ('[algorithm]\nkind = "fedavg"\n[topology]\ngraph = "ring"', ["[topology]", "neighbours"]),
+        ('[algorithm]\nkind = "fedavg"\nweighting = "size"', ["algorithm.weighting", "pairs"]),
+        ('[algorithm]\nkind = "exact_diffusion"\n[topology]\ngraph = "exponential"',
+         ["directed", "symmetric", "gradient_tracking"]),
+        ('[algorithm]\nkind = "exact_diffusion"\n[topology]\ngraph = "one_peer_exponential"',
+         ["directed", "symmetric"]),
+        ('[algorithm]\nkind = "exact_diffusion"\n[optim]\nkind = "adamw"', ["exact", "sgd"]),
+        ('[algorithm]\nkind = "exact_diffusion"\noverlap = true', ["algorithm.overlap", "dsgd"]),
+        ('[algorithm]\nkind = "gradient_tracking"\nlocal_steps = 2', ["algorithm.local_steps"]),
+        ('[algorithm]\nkind = "gradient_tracking"\n[topology]\nweights = "push"',
+         ["column-stochastic", "push_sum"]),
+        ('[topology]\ngraph = "exponential"\nweights = "push"', ["column-stochastic", "push_sum"]),
+        ('[algorithm]\nkind = "quasi_global_momentum"\n[optim]\nmomentum = 0.9',
+         ["own momentum", "algorithm.beta"]),
+        ('[algorithm]\nkind = "quasi_global_momentum"\n[optim]\nkind = "adamw"',
+         ["own momentum", "sgd"]),
+        ('[algorithm]\nkind = "outer_momentum"\nouter_momentum = 0', ["nesterov", "ignored"]),
+        ('[algorithm]\nkind = "push_sum"\n[policy]\nkind = "causal_lm"\nmodel = "m"\n'
+         'dtype = "bfloat16"', ["bfloat16", "float32"]),
         ('[topology]\ngraph = "rng"', ["topology.graph = 'rng'", "did you mean 'ring'"]),
         ('[topology]\nfile = "g.txt"', ["topology.graph = 'ring'", "file"]),
         ("[loss]\nlabel_smoothin = 0.1", ["loss.label_smoothin", "label_smoothing"]),
@@ -88,6 +107,22 @@ def test_a_mistake_is_named_with_its_remedy(text, words):
     for word in words:
         assert word in str(caught.value), str(caught.value)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[algorithm]\nkind = "push_sum"\n[topology]\ngraph = "exponential"\nweights = "push"',
+        '[algorithm]\nkind = "push_sum"\n[topology]\ngraph = "one_peer_exponential"',
+        '[algorithm]\nkind = "gradient_tracking"\n[topology]\ngraph = "random_matching"',
+        '[algorithm]\nkind = "exact_diffusion"\n[topology]\ngraph = "random_matching"',
+        '[algorithm]\nkind = "gradient_tracking"\n[optim]\nkind = "adamw"',
+        '[algorithm]\nkind = "fedavg"\nparticipants = 3\nserver_momentum = 0.9',
+        '[algorithm]\nkind = "outer_momentum"\nouter_momentum = 0\nnesterov = false',
+    ],
+)
+def test_a_sound_combination_is_accepted(text):
+    assert parse(parse(text).to_toml()) == parse(text)
 
 
 @pytest.mark.parametrize("override", ["rounds=3", "run.rounds", "run.=3", "=", ".a=1"])

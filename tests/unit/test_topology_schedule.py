@@ -147,7 +147,7 @@ def test_every_combination_mixes_or_is_refused(graph: str, weights: str, n: int)
         with pytest.raises(TopologyError, match="regular"):
             make_schedule(graph, weights, n)
         return
-    schedule = make_schedule(graph, weights, n, push_sum=True)
+    schedule = make_schedule(graph, weights, n, push_sum=weights == "push")
     dense = round_weights(schedule.mixing(0), n).toarray()
     np.testing.assert_allclose(dense.sum(axis=0), 1, atol=1e-12)
     assert schedule.doubly_stochastic == (weights != "push" or graph == "complete")
@@ -160,6 +160,8 @@ def test_every_combination_mixes_or_is_refused(graph: str, weights: str, n: int)
     assert schedule.symmetric == bool(np.allclose(dense, dense.T, atol=1e-13))
     assert 0 <= schedule.rho < 1
     assert chosen_rule(graph, "auto") in weights_allowed(graph)
+    assert chosen_rule(graph, "auto", push_sum=True) in weights_allowed(graph)
+    assert (chosen_rule(graph, "auto", push_sum=True) == "push") == (graph not in TIME_VARYING)
 
 
 def test_unsound_requests_are_refused_with_the_reason(tmp_path: Path) -> None:
