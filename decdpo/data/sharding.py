@@ -3,12 +3,9 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +15,15 @@ import numpy as np
 from decdpo.data import partition as deal
 from decdpo.data import report as reporting
 from decdpo.data.columns import Columns
-from decdpo.data.index import FILE_NAME, FORMAT, ShardEntry, ShardIndex
+from decdpo.data.folder import commit, require_room, staging
+from decdpo.data.index import ShardEntry, ShardIndex
 from decdpo.data.partition import Partition, parse_partition
 from decdpo.data.reading import read_sources
 from decdpo.data.shard import encode_names
 from decdpo.data.spill import PairStore
-from decdpo.data.storage import ShardHeader, sync, write_shard
+from decdpo.data.storage import ShardHeader, write_shard
 from decdpo.data.topics import Topics
-from decdpo.errors import DataError, EnvironmentFault
+from decdpo.errors import DataError
 from decdpo.rng import Stream, generator
 
 _SAMPLE = 5_000
@@ -77,8 +75,8 @@ def make_shards(
         raise DataError(f"partition {plan.partition} needs a number of agents", "add --agents 8")
     if plan.agents is not None and plan.agents < 1:
         raise DataError(f"{plan.agents} agents", "use --agents 1 or more")
-    _require_room(out, force)
-    with _staging(out) as folder:
+    require_room(out, force)
+    with staging(out) as folder:
         store = PairStore(folder)
         try:
             report, prompt_format = read_sources(
@@ -100,7 +98,7 @@ def make_shards(
         finally:
             store.close()
         index.save()
-        _commit(folder, out)
+        commit(folder, out)
     return ShardIndex.load(out)
 
 
@@ -257,53 +255,3 @@ def _identity(
     for part in store.text(np.arange(len(store))):
         sha.update(part)
     return str(uuid.UUID(bytes=sha.digest()[:16], version=5))
-
-
-def _require_room(out: Path, force: bool) -> None:
-    """Raise ``DataError`` unless ``out`` is free, or holds nothing but shards that may go."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise DataError(f"{out} is a file", "give another folder to --out")
-    present = set(os.listdir(out))
-    if not present:
-        return
-    if not force:
-        raise DataError(
-            f"{out} is not empty", "give another folder, or replace its shards with --force"
-        )
-    foreign = sorted(
-        n for n in present if n != FILE_NAME and not (n.startswith("agent_") and n.endswith(".h5"))
-    )
-    if foreign or FILE_NAME not in present or FORMAT not in (out / FILE_NAME).read_text("utf-8"):
-        raise DataError(
-            f"{out} holds more than shards{': ' + foreign[0] if foreign else ''}",
-            "give another folder: --force replaces shards only",
-        )
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``out``; it is removed if it was not renamed."""
-    folder = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-        yield folder
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write shards to {out}: {error.strerror or error}",
-            "check the free space, the quota and the permissions of that folder",
-        ) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _commit(folder: Path, out: Path) -> None:
-    old = folder.with_suffix(".old")
-    if out.exists():
-        os.rename(out, old)
-    os.rename(folder, out)
-    sync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -45,7 +45,7 @@ class FeatureShard(EncodedShard):
 
 @dataclass
 class LogLinearPass:
-    """One batch: its log-probabilities, and the gradient in closed form."""
+    """One batch: its log-probabilities, and their derivatives in closed form (``CurvedPass``)."""
 
     logps: PairLogProbs
     params: FlatParams
@@ -56,6 +56,31 @@ class LogLinearPass:
         chosen, rejected = self.logps.chosen, self.logps.rejected
         slope = d_chosen * rejected.exp() - d_rejected * chosen.exp()
         self.batch.add_combination(slope.numpy(), self.params.grad.numpy())
+
+    def along(self, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the derivatives (B,) of both log-probabilities along ``direction`` (P,)."""
+        chosen, rejected = self.logps.chosen.exp().numpy(), self.logps.rejected.exp().numpy()
+        margins = self.batch.matrix @ direction
+        return rejected * margins, -chosen * margins
+
+    def back(self, d_chosen: np.ndarray, d_rejected: np.ndarray) -> np.ndarray:
+        """Return sum_b (d_w pi_l - d_l pi_w) dphi_b, (P,)."""
+        chosen, rejected = self.logps.chosen.exp().numpy(), self.logps.rejected.exp().numpy()
+        return self.batch.matrix.T @ (d_chosen * rejected - d_rejected * chosen)
+
+    def bend(
+        self, d_chosen: np.ndarray, d_rejected: np.ndarray, direction: np.ndarray
+    ) -> np.ndarray:
+        """Return -sum_b (d_w + d_l) pi_w pi_l dphi_b (dphi_b . v), (P,)."""
+        variance = (self.logps.chosen + self.logps.rejected).exp().numpy()
+        matrix = self.batch.matrix
+        return -matrix.T @ ((d_chosen + d_rejected) * variance * (matrix @ direction))
+
+    def squared_norms(self, d_chosen: Tensor, d_rejected: Tensor) -> np.ndarray:
+        """Return (B,) the squared norm of every pair's own gradient."""
+        slope = d_chosen * self.logps.rejected.exp() - d_rejected * self.logps.chosen.exp()
+        squares = np.add.reduceat(np.square(self.batch.values), self.batch.starts[:-1])
+        return np.square(slope.numpy()) * squares
 
 
 class LogLinear:

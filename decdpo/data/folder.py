@@ -1,0 +1,68 @@
+"""The folder of a sharding: it appears as a whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from decdpo.data.index import FILE_NAME, FORMAT
+from decdpo.data.storage import sync
+from decdpo.data.trajectories import FEATURES_FILE
+from decdpo.errors import DataError, EnvironmentFault
+
+
+def require_room(out: Path, force: bool) -> None:
+    """Raise ``DataError`` unless ``out`` is free, or holds nothing but shards that may go."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"{out} is a file", "give another folder to --out")
+    present = set(os.listdir(out))
+    if not present:
+        return
+    if not force:
+        raise DataError(
+            f"{out} is not empty", "give another folder, or replace its shards with --force"
+        )
+    ours = (FILE_NAME, FEATURES_FILE)
+    foreign = sorted(
+        n for n in present if n not in ours and not (n.startswith("agent_") and n.endswith(".h5"))
+    )
+    if foreign or FILE_NAME not in present or FORMAT not in (out / FILE_NAME).read_text("utf-8"):
+        raise DataError(
+            f"{out} holds more than shards{': ' + foreign[0] if foreign else ''}",
+            "give another folder: --force replaces shards only",
+        )
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``out`` (mode 0700); it is removed if it was not renamed.
+
+    Raises ``EnvironmentFault`` if it cannot be written.
+    """
+    folder = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+        yield folder
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write shards to {out}: {error.strerror or error}",
+            "check the free space, the quota and the permissions of that folder",
+        ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def commit(folder: Path, out: Path) -> None:
+    """Give a staged ``folder`` the name ``out``, in place of what was there."""
+    old = folder.with_suffix(".old")
+    if out.exists():
+        os.rename(out, old)
+    os.rename(folder, out)
+    sync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
