@@ -1,0 +1,127 @@
+"""Every algorithm gives the bits of one process on any number of ranks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from decdpo.algorithms.centralized import Centralized
+from decdpo.algorithms.dsgd import Dsgd
+from decdpo.algorithms.exact_diffusion import ExactDiffusion
+from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.gradient_tracking import GradientTracking
+from decdpo.algorithms.outer_momentum import OuterMomentum
+from decdpo.algorithms.push_sum import PushSum
+from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+from decdpo.comm.local import LocalWorld
+from decdpo.comm.server import ServerExchange
+from decdpo.params.optim import SGD, AdamW
+from decdpo.topology.participation import Participation
+from decdpo.topology.schedule import Averaging, make_schedule
+
+pytestmark = pytest.mark.mpi
+N, P, ROUNDS = 8, 300, 9
+SERVER = (FedAvg, OuterMomentum, Centralized)
+CASES = {
+    "dsgd": (Dsgd(SGD(momentum=0.9), P), "ring"),
+    "centralized": (Centralized(SGD()), Averaging(range(N))),
+    "fedavg": (FedAvg(SGD(momentum=0.9), P), Participation(N, 3, seed=2)),
+    "fedavg by pairs": (FedAvg(SGD(), P), Participation(N, 5, seed=2, weights=range(1, N + 1))),
+    "fedavg with momentum": (
+        OuterMomentum(SGD(), P, SGD(momentum=0.9)),
+        Participation(N, 1, seed=3),
+    ),
+    "outer momentum": (
+        OuterMomentum(AdamW(), P, SGD(momentum=0.9, nesterov=True), 0.7),
+        Averaging(range(N)),
+    ),
+    "gradient tracking": (GradientTracking(SGD(momentum=0.9), P), "one_peer_exponential"),
+    "gradient tracking, pairs": (GradientTracking(AdamW(), P), "random_matching"),
+    "exact diffusion": (ExactDiffusion(SGD(), P), "ring"),
+    "exact diffusion, pairs": (ExactDiffusion(SGD(), P), "random_matching"),
+    "quasi-global momentum": (QuasiGlobalMomentum(SGD(), P), "exponential"),
+    "push-sum": (PushSum(SGD(momentum=0.9), P), "star"),
+    "push-sum, one peer": (PushSum(SGD(), P), "one_peer_exponential"),
+}
+ADAPT_FIRST = (*SERVER, ExactDiffusion)
+"""Algorithms without overlap."""
+
+
+@pytest.fixture
+def world() -> Iterator[Any]:
+    """Return N agents on the ranks of this job."""
+    from decdpo.comm import mpi
+
+    made = mpi.connect(N, timeout=20.0)
+    yield made
+    made.close()
+
+
+def gradient(agent: int, step: int, x: torch.Tensor) -> torch.Tensor:
+    """Return a noisy gradient of 1/2 a (x - c)^2, element by element, of its agent's a and c."""
+    rng = np.random.default_rng([agent, 7])
+    slope, centre = (torch.from_numpy(rng.random(P, dtype=np.float32)) for _ in range(2))
+    noise = np.random.default_rng([agent, step]).random(P, dtype=np.float32)
+    return (slope + 0.5) * (x - centre) + torch.from_numpy(noise) - 0.5
+
+
+def train(world: Any, name: str, overlap: bool) -> tuple[dict[int, torch.Tensor], list[int]]:
+    """Return the local agents' parameters after all rounds, and the messages and bytes sent."""
+    algorithm, schedule = CASES[name]
+    if isinstance(schedule, str):
+        push = isinstance(algorithm, PushSum)
+        schedule = make_schedule(schedule, "auto", N, seed=5, push_sum=push)
+
+    def new() -> Any:
+        return world.exchange(algorithm.message_size(P), torch.float32, digest=name)
+
+    server = isinstance(algorithm, SERVER)
+    exchange = ServerExchange(new(), new(), all_hear=N) if server else new()
+    states = {i: algorithm.init(torch.zeros(P)) for i in world.local_agents}
+
+    def start(t: int) -> None:
+        for i, state in states.items():
+            row = schedule.mixing(t).row(i)
+            exchange.start(i, t, row, algorithm.message(state) if row.active else None)
+
+    for t in range(ROUNDS):
+        if overlap:
+            start(t)
+        for i, state in states.items():
+            for step in range(2 * t, 2 * t + 2):
+                if schedule.mixing(t).row(i).active:
+                    algorithm.local_step(state, gradient(i, step, state.x), 0.05)
+        if not overlap:
+            start(t)
+        for i, state in states.items():
+            algorithm.mix(state, exchange.finish(i, t))
+    sent = [exchange.counters.messages_sent, exchange.counters.bytes_sent]
+    exchange.close()
+    return {i: state.x for i, state in states.items()}, sent
+
+
+@pytest.mark.parametrize(
+    "name, overlap",
+    [(name, False) for name in CASES]
+    + [(name, True) for name, (a, _) in CASES.items() if not isinstance(a, ADAPT_FIRST)],
+)
+def test_the_bits_do_not_depend_on_the_ranks(world: Any, name: str, overlap: bool) -> None:
+    found, _ = train(world, name, overlap)
+    alone, _ = train(LocalWorld(N), name, overlap)
+    assert sorted(found) == list(world.local_agents)
+    for i, x in found.items():
+        assert torch.equal(x.view(torch.int32), alone[i].view(torch.int32))
+        assert 0.01 < float(x.abs().max()) < 10
+
+
+def test_only_participants_send_and_one_letter_a_process_comes_back(world: Any) -> None:
+    _, sent = train(world, "fedavg", overlap=False)
+    first = world.local_agents[0]
+    counted = {i: sent if i == first else [0, 0] for i in world.local_agents}
+    messages = int(world.sum({i: np.array(pair) for i, pair in counted.items()})[0])
+    homes = world.collect({i: first for i in world.local_agents})
+    schedule = CASES["fedavg"][1]
+    up = sum(homes[i] != homes[0] for t in range(ROUNDS) for i in schedule.mixing(t).row(0).sources)
+    assert messages == up + ROUNDS * (len(set(homes.values())) - 1)
