@@ -1,0 +1,1 @@
+"""Codecs: vectors as fewer bytes, one way per file."""
