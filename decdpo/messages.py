@@ -81,7 +81,9 @@ class Inbox:
             return
         weights = (own, *others)
         vectors = (x, self.sent, *(letter.body for letter in self.letters))
+        # A GPU has no cache to spare and rounds every value alike: a part at a time is best there.
+        block = BLOCK if x.device.type == "cpu" else x.numel()
         for part in self.arrivals:
-            for target, *terms in zip(*(vector[part].split(BLOCK) for vector in vectors)):
+            for target, *terms in zip(*(vector[part].split(block) for vector in vectors)):
                 for weight, term in zip(weights, terms):
                     target.add_(term, alpha=weight)

@@ -1,9 +1,11 @@
-"""Which device a process computes on, and how vectors get from there to the wire and back."""
+"""Which device a process computes on."""
 
 import os
+import socket
 
 import torch
 
+from decdpo.comm.world import World
 from decdpo.errors import EnvironmentFault
 
 
@@ -40,6 +42,29 @@ def choose_device(
             "start one process per GPU, or set device.share_gpu = true",
         )
     return f"cuda:{local_rank % count}"
+
+
+def check_devices(world: World, device: str, *, share_gpu: bool = False) -> None:
+    """Raise ``EnvironmentFault`` on all processes if two of them compute on one GPU. Collective.
+
+    Looks at the GPUs' own ids, which tell them apart however a launcher numbers them.
+    """
+    identity = ""
+    if device != "cpu":
+        properties = torch.cuda.get_device_properties(torch.device(device))
+        identity = f"{socket.gethostname()} {getattr(properties, 'uuid', device)}"
+    found = world.collect({agent: identity for agent in world.local_agents[:1]})
+    seen: dict[str, int] = {}
+    fault = None
+    for agent, gpu in found.items():
+        if gpu and gpu in seen and not share_gpu:
+            fault = EnvironmentFault(
+                f"the processes of agents {seen[gpu]} and {agent} would share one GPU ({gpu})",
+                "start one process per GPU, or set device.share_gpu = true",
+            )
+            break
+        seen.setdefault(gpu, agent)
+    world.require(fault)
 
 
 def _isolated() -> bool:

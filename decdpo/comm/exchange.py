@@ -14,6 +14,7 @@ themselves.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -86,8 +87,13 @@ class _Outbox:
 class MpiExchange:
     """Carries vectors between agents on different ranks of a communicator, and within a rank.
 
+    Vectors live on the CPU; ``StagedExchange`` adds the way from and to a device.
+
     format : of the messages. patience : how to wait. on_round : told every round that begins.
+    on_close : called when everything has been freed.
     """
+
+    _pinned = False
 
     def __init__(
         self,
@@ -110,6 +116,7 @@ class MpiExchange:
         self._claims: dict[int, Claim] = {}
         self._empty = torch.empty(0, dtype=format.dtype)
         self.abandoned: list[Route] = []
+        self.on_close: Callable[[], None] | None = None
 
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
         """Copy ``message`` (M,), post its sends and the receives for ``row``, and return at once.
@@ -147,11 +154,11 @@ class MpiExchange:
                 slot = self._outboxes[source].sent
                 if slot is None or slot.round != round:
                     raise never_sent(source, agent, round)
-                body = slot.body
+                body = self._spoken(source, slot)
             else:
-                body = self._claims[source].body
+                body = self._heard(source)
             letters.append(Letter(source, weight, 0, body))
-        sent = self._empty if outbox.sent is None else outbox.sent.body
+        sent = self._empty if outbox.sent is None else self._spoken(agent, outbox.sent)
         if not plan.remote and not self.trace:
             return Inbox(sent, tuple(letters), own=plan.row.own)
         arrivals = self._arrivals(agent, round, plan.remote)
@@ -160,8 +167,11 @@ class MpiExchange:
     def close(self) -> None:
         """Complete the sends, cancel the receives, free requests and buffers. Collective.
 
-        Works after a failure, too: what nobody takes within a few seconds is abandoned.
+        Works after a failure, too: what nobody takes within a few seconds is abandoned. A second
+        call does nothing.
         """
+        if not self._outboxes:
+            return
         routes = [
             route
             for outbox in self._outboxes.values()
@@ -184,6 +194,8 @@ class MpiExchange:
         self._outboxes.clear()
         self._claims.clear()
         self._edges.clear()
+        if self.on_close is not None:
+            self.on_close()
 
     def _turn(self, round: int) -> None:
         """Give back what the earlier round has used."""
@@ -217,7 +229,7 @@ class MpiExchange:
             if window is not None and rank in node_ranks:
                 edge = WindowEdge(window, self._format, node_ranks[rank], rank, source)
             else:
-                edge = Edge(comm, self._format, source, rank)
+                edge = Edge(comm, self._format, source, rank, self._pinned)
             self._edges[source] = edge
         return edge
 
@@ -240,12 +252,23 @@ class MpiExchange:
         if slot is None:
             window = self._wiring.window
             if window is None:
-                slot = Slot(self._format)
+                slot = Slot(self._format, pinned=self._pinned)
             else:
                 slot = window.slot(self._format, window.me, outbox.agent, parity)
             slot.label(outbox.agent)
             outbox.slots[parity] = slot
         return slot
+
+    def _spoken(self, agent: int, slot: Slot) -> Tensor:
+        """Return what ``agent`` sent this round, where it can be mixed."""
+        return slot.body
+
+    def _heard(self, source: int) -> Tensor:
+        """Return what a remote agent sent this round, where it can be mixed."""
+        return self._claims[source].body
+
+    def _landed(self, chunk: int, remote: tuple[int, ...]) -> None:
+        """Do what is left to do once all ``remote`` letters hold ``chunk``."""
 
     def _reclaim(self, outbox: _Outbox, parity: int) -> None:
         """Wait until the slot's last message has been taken by all its readers."""
@@ -270,19 +293,25 @@ class MpiExchange:
             active.append(route)
             if isinstance(route, Route):
                 by_message.append(route)
+        self.counters.messages_sent += len(active)
+        self.counters.bytes_sent += len(active) * self._format.nbytes
         in_place = len(by_message) < len(active)
+        self._fill(outbox, slot, message, partial(self._post, slot, by_message, in_place))
+
+    def _fill(
+        self, outbox: _Outbox, slot: Slot, message: Tensor, post: Callable[[int], None]
+    ) -> None:
+        """Copy ``message`` into ``slot``, posting every chunk as soon as it lies there."""
         parts = self._format.parts
         if len(parts) == 1:
             slot.body.copy_(message)
-            self._post(slot, 0, by_message, in_place)
-        else:
-            for chunk, part in enumerate(parts):
-                slot.body[part].copy_(message[part])
-                self._post(slot, chunk, by_message, in_place)
-        self.counters.messages_sent += len(active)
-        self.counters.bytes_sent += len(active) * self._format.nbytes
+            post(0)
+            return
+        for chunk, part in enumerate(parts):
+            slot.body[part].copy_(message[part])
+            post(chunk)
 
-    def _post(self, slot: Slot, chunk: int, routes: list[Route], in_place: bool) -> None:
+    def _post(self, slot: Slot, routes: list[Route], in_place: bool, chunk: int) -> None:
         if in_place:
             assert self._wiring.window is not None
             self._wiring.window.sync()
@@ -298,6 +327,7 @@ class MpiExchange:
             for source, claim in claims:
                 if not claim.arrived(chunk):
                     self._wait(lambda: claim.arrived(chunk), agent, source, round)
+            self._landed(chunk, remote)
             if trace is None:
                 yield part
             else:

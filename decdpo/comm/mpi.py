@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from decdpo.comm.launch import launched_by_mpi
 from decdpo.comm.placement import Placement
 from decdpo.comm.progress import Progress
 from decdpo.comm.slots import Format
+from decdpo.comm.staging import Copies, StagedExchange
 from decdpo.comm.stop import StopAgreement
 from decdpo.comm.waiting import Patience
 from decdpo.comm.window import Segment, Window
@@ -149,7 +151,7 @@ class MpiWorld:
         self._patience = Patience(timeout, self._stop.poll)
         self._collectives = Collectives(self._comm, self._patience)
         self._node = self._make_node(ranks_per_node)
-        self._exchanges: list[_OwnedExchange] = []
+        self._exchanges: list[MpiExchange] = []
         self._channels: list[Any] = []
         self._abandoned: list[Any] = []
         self._progress: Progress | None = None
@@ -165,22 +167,29 @@ class MpiWorld:
     ) -> MpiExchange:
         """Make an exchange for vectors of ``size`` values. Collective.
 
-        Raises ``ConfigError`` if the processes ask for different ones, ``EnvironmentFault`` if
-        ``transport = "window"`` finds too little shared memory.
+        Vectors on a GPU go through pinned host memory. Raises ``ConfigError`` if the processes ask
+        for different ones, ``EnvironmentFault`` if ``transport = "window"`` finds too little shared
+        memory.
         """
         format = Format(size, dtype, digest, self._chunk_bytes)
         self.require_same("the vector to exchange", f"{size} {dtype} {digest} {self._chunk_bytes}")
-        window = self._make_window(format)
+        staged = device != "cpu"
+        window = None if staged else self._make_window(format)
         comm = self._duplicate(self._comm)
         node_ranks = self._node_ranks if window is not None else {}
         # Progress has nothing to drive where every neighbour is read in place.
         remote = len(node_ranks) < self._comm.Get_size()
-        progress = self._progress if remote and format.nbytes >= PROGRESS_FROM else None
+        large = staged or format.nbytes >= PROGRESS_FROM
+        progress = self._progress if remote and large else None
         barrier = self._collectives.barrier
-        wiring = Wiring(
-            comm, self._placement, self.rank, node_ranks, window, progress, barrier
-        )
-        exchange = _OwnedExchange(format, wiring, self._patience, self._stop.enter, self)
+        wiring = Wiring(comm, self._placement, self.rank, node_ranks, window, progress, barrier)
+        patience, enter = self._patience, self._stop.enter
+        exchange: MpiExchange
+        if staged:
+            exchange = StagedExchange(format, wiring, patience, Copies(device), enter)
+        else:
+            exchange = MpiExchange(format, wiring, patience, enter)
+        exchange.on_close = partial(self._release, exchange, comm, window)
         self._exchanges.append(exchange)
         return exchange
 
@@ -291,8 +300,8 @@ class MpiWorld:
         self._collectives.barrier()
         return window
 
-    def release(self, exchange: "_OwnedExchange", comm: Any, window: Window | None) -> None:
-        """Free what ``exchange`` was given. Collective."""
+    def _release(self, exchange: MpiExchange, comm: Any, window: Window | None) -> None:
+        """Free what ``exchange`` was given."""
         self._exchanges.remove(exchange)
         # A send that nobody took still reads its buffer: keep it.
         self._abandoned += exchange.abandoned
@@ -300,28 +309,6 @@ class MpiWorld:
         if window is not None:
             window.close()
         comm.Free()
-
-
-class _OwnedExchange(MpiExchange):
-    """An exchange whose communicator and window go back to the world."""
-
-    def __init__(
-        self,
-        format: Format,
-        wiring: Wiring,
-        patience: Patience,
-        on_round: Any,
-        world: MpiWorld,
-    ) -> None:
-        super().__init__(format, wiring, patience, on_round)
-        self._world: MpiWorld | None = world
-
-    def close(self) -> None:
-        """Free requests, buffers, communicator and window; once. Collective."""
-        if self._world is not None:
-            world, self._world = self._world, None
-            super().close()
-            world.release(self, self._wiring.comm, self._wiring.window)
 
 
 def _no_room(needed: int) -> EnvironmentFault | None:

@@ -49,8 +49,10 @@ class Route:
 class ReceiveSlot(Slot):
     """A slot whose receives are posted; chunks arrive in order."""
 
-    def __init__(self, comm: Any, format: Format, source: int, rank: int) -> None:
-        super().__init__(format)
+    def __init__(
+        self, comm: Any, format: Format, source: int, rank: int, pinned: bool = False
+    ) -> None:
+        super().__init__(format, pinned=pinned)
         self._source = source
         self._requests = [comm.Recv_init(self.bytes[cut], rank, source) for cut in format.cuts]
         self._arrived = 0
@@ -91,9 +93,11 @@ class ReceiveSlot(Slot):
 class Edge:
     """The letters of one remote agent to this rank: a queue of two receive slots."""
 
-    def __init__(self, comm: Any, format: Format, source: int, rank: int) -> None:
+    def __init__(
+        self, comm: Any, format: Format, source: int, rank: int, pinned: bool = False
+    ) -> None:
         self.rank = rank
-        self._slots = [ReceiveSlot(comm, format, source, rank) for _ in range(2)]
+        self._slots = [ReceiveSlot(comm, format, source, rank, pinned) for _ in range(2)]
 
     def claim(self, round: int) -> ReceiveSlot:
         """Return the slot that the source's message of ``round`` fills; rounds ascend."""

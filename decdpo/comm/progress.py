@@ -11,11 +11,11 @@ class Progress:
     communicator, where nothing ever arrives, makes such a call without touching any request; the
     interpreter lock is free meanwhile. The thread sleeps without waking while it is paused.
 
-    probe : one call into the library. pause : seconds between two.
+    probe : one call into the library; ``probes`` takes more. pause : seconds between two rounds.
     """
 
     def __init__(self, probe: Callable[[], object], pause: float = 2e-4) -> None:
-        self._probe = probe
+        self.probes = [probe]
         self._pause = pause
         self._busy = threading.Event()
         self._closed = threading.Event()
@@ -46,4 +46,5 @@ class Progress:
             self._busy.wait()
             if self._closed.wait(self._pause):
                 return
-            self._probe()
+            for probe in list(self.probes):
+                probe()

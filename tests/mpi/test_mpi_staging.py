@@ -1,0 +1,99 @@
+"""Staged exchanges: the order of copies, sends and mixing, with a device that answers late."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from decdpo.comm.local import LocalWorld
+from decdpo.messages import BLOCK
+from decdpo.topology.row import Row
+
+pytestmark = pytest.mark.mpi
+N = 8
+
+
+class Late:
+    """A copy that happens when its end is asked for the fourth time, or waited for."""
+
+    def __init__(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        self._copy = (target, source)
+        self._asked = 0
+        self._done = False
+
+    def query(self) -> bool:
+        self._asked += 1
+        if self._asked > 3:
+            self.synchronize()
+        return self._done
+
+    def synchronize(self) -> None:
+        if not self._done:
+            self._copy[0].copy_(self._copy[1])
+            self._done = True
+
+
+class LateCopies:
+    """Stands in for a GPU: "cpu:0" is the device, "cpu" the host."""
+
+    pinned = False
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+
+    def follow(self) -> None:
+        pass
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> Late:
+        return Late(target, source)
+
+    def lead(self, done: Late) -> None:
+        done.synchronize()
+
+
+def ring_row(i: int) -> Row:
+    sources = tuple(sorted({(i - 1) % N, (i + 1) % N}))
+    return Row(0.4, sources, (0.3, 0.3), sources)
+
+
+def rounds(world: Any, device: str, size: int) -> dict[int, torch.Tensor]:
+    exchange = world.exchange(size, torch.float32, device=device)
+    xs = {}
+    for i in world.local_agents:
+        xs[i] = torch.randn(size, generator=torch.Generator().manual_seed(i)).to(device)
+    for t in range(6):
+        for i, x in xs.items():
+            exchange.start(i, t, ring_row(i), x)
+            x *= 1.5
+        for i, x in xs.items():
+            inbox = exchange.finish(i, t)
+            inbox.displace(x)
+    exchange.close()
+    return xs
+
+
+@pytest.mark.parametrize("progress", ["thread", "none"])
+@pytest.mark.parametrize("size", [7, 3 * BLOCK + 1])
+def test_staging_gives_the_bits_of_one_process(
+    monkeypatch: pytest.MonkeyPatch, progress: str, size: int
+) -> None:
+    from decdpo.comm import mpi
+
+    monkeypatch.setattr(mpi, "Copies", LateCopies)
+    world = mpi.connect(N, timeout=20.0, progress=progress, chunk_bytes=1)
+    found = rounds(world, "cpu:0", size)
+    world.close()
+    expected = rounds(LocalWorld(N), "cpu", size)
+    assert all(torch.equal(x, expected[i]) for i, x in found.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("size", [7, 3 * BLOCK + 1, 5_000_000])
+def test_a_gpu_gives_the_bits_of_one_process(size: int) -> None:
+    from decdpo.comm import mpi
+
+    world = mpi.connect(N, timeout=60.0)
+    found = rounds(world, "cuda:0", size)
+    world.close()
+    expected = rounds(LocalWorld(N), "cuda:0", size)
+    assert all(torch.equal(x, expected[i]) for i, x in found.items())

