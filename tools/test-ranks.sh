@@ -24,7 +24,7 @@ trap 'rm -rf "$LOGS"' EXIT
 export LOGS
 timeout --kill-after=10 "${LIMIT:-900}" "${MPIRUN:-mpirun}" --oversubscribe -n "$ranks" -x LOGS \
     bash "$PWD/tools/test-ranks.sh" --as-rank \
-    "${PYTHON:-python3}" -m pytest --with-mpi -x -rs "$@"
+    "${PYTHON:-python3}" -m pytest --with-mpi --color=no -x -rs "$@"
 status=$?
 if [ "$status" -ne 0 ]; then
     for log in "$LOGS"/rank*; do

@@ -37,7 +37,7 @@ existing() { # folders: those that exist
 }
 
 mapfile -t SOURCES < <(existing decdpo tests tools)
-mapfile -t UNIT_TESTS < <(existing tests/unit tests/contract tests/slurm)
+mapfile -t UNIT_TESTS < <(existing tests/unit tests/contract tests/end_to_end tests/slurm)
 mapfile -t MPI_TESTS < <(existing tests/contract tests/mpi)
 
 step "lint (flake8)" 300 "$PYTHON" -m flake8 "${SOURCES[@]}"
