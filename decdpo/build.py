@@ -23,6 +23,7 @@ from decdpo.config import Config
 from decdpo.data.index import ShardIndex
 from decdpo.data.sampling import EpochSampler
 from decdpo.data.shard import PreferenceShard
+from decdpo.data.trajectories import FEATURES_FILE, load_features
 from decdpo.errors import ConfigError, TopologyError
 from decdpo.losses.base import PairLoss
 from decdpo.losses.catalogue import LOSS_CLASSES
@@ -42,6 +43,8 @@ from decdpo.params.optim import (
 from decdpo.policies.base import Policy
 from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Objective, Stats, check_start
+from decdpo.policies.tabular import Tabular
+from decdpo.policies.trajectory import Trajectory
 from decdpo.run import Agent, Run, Schedule, Store
 from decdpo.topology.names import TIME_VARYING
 from decdpo.topology.participation import Participation
@@ -167,6 +170,13 @@ def make_policy(config: Config, shard: PreferenceShard | None, device: str) -> P
             gradient_checkpointing=section.activation_checkpointing,
             cache_reference=section.cache_reference,
             allow_hub=section.allow_hub,
+        )
+    if section.kind == "trajectory":
+        path = section.feature_map or Path(config.data.shards) / FEATURES_FILE
+        return Trajectory(load_features(Path(path)), section.dtype)
+    if section.kind == "tabular":
+        return Tabular(
+            section.states, section.actions, section.hidden, section.dtype, config.run.seed
         )
     dimension = section.dimension
     if section.features == "columns" and shard is not None and shard.features is not None:

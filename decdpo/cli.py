@@ -13,6 +13,7 @@ COMMANDS = (
     "train",
     "resume",
     "shard",
+    "synthesize",
     "topology",
     "evaluate",
     "export",

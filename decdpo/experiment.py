@@ -33,6 +33,7 @@ FREE_KEYS = {
     "run.rounds",
     "data.shards",
     "policy.model",
+    "policy.feature_map",
     "policy.activation_checkpointing",
     "policy.cache_reference",
     "policy.allow_hub",

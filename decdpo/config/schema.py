@@ -50,6 +50,28 @@ class LogLinear:
 
 
 @dataclass(frozen=True)
+class Trajectory:
+    """The log-linear softmax policy on trajectories of a task with finitely many actions."""
+
+    kind: str = option("trajectory", "which policy")
+    feature_map: str = option(
+        "", "phi(s, u) as a .npy file (states, actions, d); empty is the one in data.shards"
+    )
+    dtype: str = option("float32", "parameter type", choices=("float32", "float64"))
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """A logit for each state and action, or a small network, on trajectories."""
+
+    kind: str = option("tabular", "which policy")
+    states: int = option(20, "number of states (prompts)", low=1)
+    actions: int = option(20, "number of actions (responses)", low=2)
+    hidden: int = option(0, "width of the network's hidden layer; 0 is a table", low=0)
+    dtype: str = option("float32", "parameter type", choices=("float32", "float64"))
+
+
+@dataclass(frozen=True)
 class CausalLM:
     """A causal language model in a Hugging Face folder."""
 
@@ -273,7 +295,12 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "run": Run,
     "agents": Agents,
     "data": Data,
-    "policy": {"loglinear": LogLinear, "causal_lm": CausalLM},
+    "policy": {
+        "loglinear": LogLinear,
+        "trajectory": Trajectory,
+        "tabular": Tabular,
+        "causal_lm": CausalLM,
+    },
     "loss": _loss_sections(),
     "algorithm": {
         "dsgd": Dsgd,
