@@ -9,6 +9,7 @@ import torch
 
 from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.centralized import Centralized
+from decdpo.algorithms.choco import Choco
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.fedavg import FedAvg
@@ -17,6 +18,12 @@ from decdpo.algorithms.local import Local
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.push_sum import PushSum
 from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+from decdpo.codecs.base import Codec
+from decdpo.codecs.cast import Cast
+from decdpo.codecs.identity import Identity
+from decdpo.codecs.quantize import Quantize
+from decdpo.codecs.randomk import RandomK
+from decdpo.codecs.topk import TopK
 from decdpo.comm.server import ServerExchange
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
@@ -89,8 +96,21 @@ def make_learning_rate(section: Any, total_steps: int) -> LearningRate:
     return Warmup(warmup, rate) if warmup else rate
 
 
-def make_algorithm(section: Any, optimizer: Optimizer, layout: Layout) -> Algorithm:
-    """Return the algorithm of the section ``[algorithm]``."""
+def make_codec(section: Any, size: int, dtype: torch.dtype, seed: int) -> Codec:
+    """Return the codec of the section ``[algorithm]`` for vectors of ``size`` values."""
+    if section.codec == "topk":
+        return TopK.of_ratio(size, dtype, section.ratio)
+    if section.codec == "randomk":
+        return RandomK.of_ratio(size, dtype, section.ratio, seed)
+    if section.codec in ("int8", "int4"):
+        return Quantize(size, dtype, int(section.codec[3:]), seed)
+    return {"bf16": Cast, "identity": Identity}[section.codec](size, dtype)
+
+
+def make_algorithm(
+    section: Any, optimizer: Optimizer, layout: Layout, seed: int = 0
+) -> Algorithm:
+    """Return the algorithm of the section ``[algorithm]``; ``seed`` is of a codec's chances."""
     shared = layout.num_shared
     if section.kind == "centralized":
         return Centralized(optimizer)
@@ -102,6 +122,9 @@ def make_algorithm(section: Any, optimizer: Optimizer, layout: Layout) -> Algori
     if section.kind == "quasi_global_momentum":
         assert isinstance(optimizer, SGD)
         return QuasiGlobalMomentum(optimizer, shared, section.beta, section.mu)
+    if section.kind == "choco":
+        codec = make_codec(section, shared, layout.dtype, seed)
+        return Choco(optimizer, shared, codec, section.gamma or codec.delta)
     kinds: dict[str, Callable[[Optimizer, int], Algorithm]] = {
         "dsgd": Dsgd,
         "local": Local,
@@ -191,9 +214,10 @@ def make_exchange(
     size = algorithm.message_size(layout.num_shared)
     if size == 0:
         return None
+    dtype = torch.uint8 if config.algorithm.kind == "choco" else layout.dtype
 
     def new() -> Exchange:
-        return world.exchange(size, layout.dtype, digest=layout.digest, device=device)
+        return world.exchange(size, dtype, digest=layout.digest, device=device)
 
     if config.algorithm.kind not in WITH_SERVER:
         return new()
@@ -232,7 +256,8 @@ def make_agents(
     _check_columns(config, shards)
     policy = make_policy(config, next(iter(shards.values())), device)
     objective = Objective(policy, make_loss(config.loss))
-    algorithm = make_algorithm(config.algorithm, make_optimizer(config.optim), policy.layout)
+    optimizer = make_optimizer(config.optim)
+    algorithm = make_algorithm(config.algorithm, optimizer, policy.layout, config.run.seed)
     start = policy.initial()
     grad = torch.zeros_like(start)
     agents = []

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from decdpo.config.options import coerce, nearest
-from decdpo.config.schema import SECTIONS, WITHOUT_TOPOLOGY
+from decdpo.config.schema import SECTIONS, SPARSE, WITHOUT_TOPOLOGY
 from decdpo.errors import ConfigError
-from decdpo.topology.names import DIRECTED, RANDOM, options_used, weights_allowed
+from decdpo.topology.names import DIRECTED, RANDOM, TIME_VARYING, options_used, weights_allowed
 
 __all__ = ["Config", "load", "parse", "parse_override"]
 
-PRECISE = ("gradient_tracking", "exact_diffusion", "push_sum")
+PRECISE = ("gradient_tracking", "exact_diffusion", "push_sum", "choco")
 """Algorithms that need float32 or better."""
 
 ONE_WAY = (*DIRECTED, "one_peer_exponential")
@@ -237,6 +237,8 @@ def _check_algorithm(config: Config) -> None:
             "policy.dtype = 'bfloat16' would round away",
             "use policy.dtype = 'float32'",
         )
+    if kind == "choco":
+        _check_choco(config.algorithm, topology)
     if topology is not None and topology.weights == "push" and kind != "push_sum":
         raise ConfigError(
             "topology.weights = 'push' is only column-stochastic: with "
@@ -248,6 +250,24 @@ def _check_algorithm(config: Config) -> None:
             f"topology.graph = {topology.graph!r} is directed: {name} is known to converge with "
             "symmetric weights only",
             "use an undirected graph, or algorithm.kind = 'gradient_tracking'",
+        )
+
+
+def _check_choco(algorithm: Any, topology: Any) -> None:
+    """Refuse what CHOCO-SGD would ignore, or what would break its bookkeeping."""
+    usual = next(f.default for f in fields(algorithm) if f.name == "ratio")
+    if algorithm.codec not in SPARSE and algorithm.ratio != usual:
+        raise ConfigError(
+            f"algorithm.ratio is not used by algorithm.codec = {algorithm.codec!r}, which keeps "
+            "every value",
+            "remove algorithm.ratio, or choose algorithm.codec = " + " or ".join(map(repr, SPARSE)),
+        )
+    if topology.graph in TIME_VARYING:
+        raise ConfigError(
+            f"algorithm.kind = 'choco' cannot use topology.graph = {topology.graph!r}, whose "
+            "weights change: an agent adds up what its neighbours tell, under fixed weights, and "
+            "would miss what is told while they are not its neighbours",
+            "choose a graph that stays the same, or algorithm.kind = 'dsgd'",
         )
 
 

@@ -12,6 +12,13 @@ from decdpo.losses.names import LOSSES
 from decdpo.topology.names import GRAPHS, WEIGHTS
 
 
+CODECS = ("topk", "randomk", "int8", "int4", "bf16", "identity")
+"""Ways to compress a message."""
+
+SPARSE = ("topk", "randomk")
+"""Those that keep a chosen part of the values."""
+
+
 @dataclass(frozen=True)
 class Run:
     """How long to train, and from which seed."""
@@ -171,6 +178,22 @@ class PushSum:
     overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
 
 
+@dataclass(frozen=True)
+class Choco:
+    """CHOCO-SGD: gossip of compressed differences, with error feedback; static weights."""
+
+    kind: str = option("choco", "which algorithm")
+    codec: str = option("topk", "how a difference is compressed", choices=CODECS)
+    ratio: float = option(
+        1 / 16, "bytes that travel over the plain bytes, of topk and randomk", above=0.0, high=1.0
+    )
+    gamma: float = option(
+        0.0, "consensus step; 0 is the contraction constant of the codec", low=0.0, high=1.0
+    )
+    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
+    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+
+
 WITHOUT_TOPOLOGY = ("local", "centralized", "fedavg", "outer_momentum")
 """Algorithms whose agents have no neighbours: nobody, or a server."""
 
@@ -312,6 +335,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
         "exact_diffusion": ExactDiffusion,
         "quasi_global_momentum": QuasiGlobalMomentum,
         "push_sum": PushSum,
+        "choco": Choco,
     },
     "topology": Topology,
     "optim": {"sgd": Sgd, "adamw": AdamW},
