@@ -245,10 +245,21 @@ def num_agents(config: Config, index: ShardIndex) -> int:
     return count
 
 
+def encode(policy: Policy, shard: PreferenceShard) -> Any:
+    """Return ``shard`` as ``policy`` reads it."""
+    return policy.encode(shard)
+
+
 def make_agents(
-    config: Config, world: World, index: ShardIndex, device: str
+    config: Config,
+    world: World,
+    index: ShardIndex,
+    device: str,
+    encode: Callable[[Policy, PreferenceShard], Any] = encode,
 ) -> tuple[Objective, Algorithm, list[Agent]]:
     """Load the local agents' shards and make their models and states.
+
+    encode : what encodes a shard; runs that share their data may remember it.
 
     Opens no other agent's shard. Raises a ``DecdpoError`` naming what does not fit.
     """
@@ -262,7 +273,7 @@ def make_agents(
     grad = torch.zeros_like(start)
     agents = []
     for i, shard in shards.items():
-        data = policy.encode(shard)
+        data = encode(policy, shard)
         state = algorithm.init(start.clone())
         params = FlatParams(policy.layout, state.x, grad)
         sampler = EpochSampler(config.run.seed, i, data.num_train)

@@ -1,0 +1,1 @@
+"""Experiments over many runs, and what they say of the claims of the papers."""
