@@ -76,7 +76,8 @@ def test_a_request_that_comes_too_late_leaves_nothing_behind(on_signal: Any) -> 
     for asker in range(mpi.start()):
         world = mpi.connect(N, timeout=20.0)
         on_signal(world.request_stop)
-        assert not world.stop_due(0)
+        # Yes, too, is right: another rank may have asked by the time this one gets here.
+        world.stop_due(0)
         if world.rank == asker:
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.001)
