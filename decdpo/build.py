@@ -104,7 +104,7 @@ def make_codec(section: Any, size: int, dtype: torch.dtype, seed: int) -> Codec:
         return RandomK.of_ratio(size, dtype, section.ratio, seed)
     if section.codec in ("int8", "int4"):
         return Quantize(size, dtype, int(section.codec[3:]), seed)
-    return {"bf16": Cast, "identity": Identity}[section.codec](size, dtype)
+    return Cast(size, dtype) if section.codec == "bf16" else Identity(size, dtype)
 
 
 def make_algorithm(

@@ -11,7 +11,6 @@ from decdpo.config.options import option
 from decdpo.losses.names import LOSSES
 from decdpo.topology.names import GRAPHS, WEIGHTS
 
-
 CODECS = ("topk", "randomk", "int8", "int4", "bf16", "identity")
 """Ways to compress a message."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from decdpo.algorithms.centralized import Centralized
+from decdpo.algorithms.choco import Choco
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.fedavg import FedAvg
@@ -15,6 +16,9 @@ from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.push_sum import PushSum
 from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+from decdpo.codecs.quantize import Quantize
+from decdpo.codecs.randomk import RandomK
+from decdpo.codecs.topk import TopK
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
 from decdpo.params.optim import SGD, AdamW
@@ -43,6 +47,9 @@ CASES = {
     "exact diffusion, pairs": (ExactDiffusion(SGD(), P), "random_matching"),
     "quasi-global momentum": (QuasiGlobalMomentum(SGD(), P), "exponential"),
     "push-sum": (PushSum(SGD(momentum=0.9), P), "star"),
+    "choco, top-k": (Choco(SGD(momentum=0.9), P, TopK(P, torch.float32, 30), 0.2), "ring"),
+    "choco, random-k": (Choco(SGD(), P, RandomK(P, torch.float32, 41, 3), 0.1), "exponential"),
+    "choco, int4": (Choco(AdamW(), P, Quantize(P, torch.float32, 4, 3), 0.6), "complete"),
     "push-sum, one peer": (PushSum(SGD(), P), "one_peer_exponential"),
 }
 ADAPT_FIRST = (*SERVER, ExactDiffusion)
@@ -75,7 +82,8 @@ def train(world: Any, name: str, overlap: bool) -> tuple[dict[int, torch.Tensor]
         schedule = make_schedule(schedule, "auto", N, seed=5, push_sum=push)
 
     def new() -> Any:
-        return world.exchange(algorithm.message_size(P), torch.float32, digest=name)
+        dtype = torch.uint8 if isinstance(algorithm, Choco) else torch.float32
+        return world.exchange(algorithm.message_size(P), dtype, digest=name)
 
     server = isinstance(algorithm, SERVER)
     exchange = ServerExchange(new(), new(), all_hear=N) if server else new()

@@ -93,6 +93,11 @@ def test_overrides_win_and_are_typed():
         ('[algorithm]\nkind = "outer_momentum"\nouter_momentum = 0', ["nesterov", "ignored"]),
         ('[algorithm]\nkind = "push_sum"\n[policy]\nkind = "causal_lm"\nmodel = "m"\n'
          'dtype = "bfloat16"', ["bfloat16", "float32"]),
+        ('[algorithm]\nkind = "choco"\ncodec = "int8"\nratio = 0.1', ["ratio", "int8", "topk"]),
+        ('[algorithm]\nkind = "choco"\n[topology]\ngraph = "random_matching"',
+         ["random_matching", "weights change", "dsgd"]),
+        ('[algorithm]\nkind = "choco"\n[topology]\nweights = "push"', ["column-stochastic"]),
+        ('[algorithm]\nkind = "choco"\nratio = 0', ["algorithm.ratio", "more than 0"]),
         ('[topology]\ngraph = "rng"', ["topology.graph = 'rng'", "did you mean 'ring'"]),
         ('[topology]\nfile = "g.txt"', ["topology.graph = 'ring'", "file"]),
         ("[loss]\nlabel_smoothin = 0.1", ["loss.label_smoothin", "label_smoothing"]),
@@ -119,6 +124,8 @@ def test_a_mistake_is_named_with_its_remedy(text, words):
         '[algorithm]\nkind = "gradient_tracking"\n[optim]\nkind = "adamw"',
         '[algorithm]\nkind = "fedavg"\nparticipants = 3\nserver_momentum = 0.9',
         '[algorithm]\nkind = "outer_momentum"\nouter_momentum = 0\nnesterov = false',
+        '[algorithm]\nkind = "choco"\ncodec = "int4"\n[topology]\ngraph = "exponential"',
+        '[algorithm]\nkind = "choco"\ncodec = "randomk"\nratio = 0.01\ngamma = 0.005',
     ],
 )
 def test_a_sound_combination_is_accepted(text):
