@@ -292,7 +292,8 @@ class watch_for_stop:
 
         self._leave.set()
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # A job script may ask again while this process ends: that must not kill it.
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR1 else handler)
         if self._thread.is_alive():
             self._thread.join()
 

@@ -5,13 +5,17 @@ import numpy as np
 from decdpo.errors import DataError
 from decdpo.rng import Stream, generator
 
+BLOCK = 256
+"""About how many rows are drawn at once."""
+
 
 class EpochSampler:
     """Batches of one agent's training pairs, without replacement within an epoch.
 
-    Epoch e is the permutation drawn from ``generator(seed, Stream.BATCH, agent, e)``; the epochs
-    laid end to end form one endless sequence, and the batch of a step is a window of it. The rows
-    of a step are therefore a function of the arguments alone: a resumed run needs no state.
+    The epochs, each a permutation of the N pairs, laid end to end form one endless sequence, and
+    the batch of a step is a window of it. A block of K = max(1, 256 // N) epochs is drawn at once,
+    block b from ``generator(seed, Stream.BATCH, agent, b)``: small shards cost no more than large
+    ones. The rows of a step depend on nothing but the arguments: a resumed run needs no state.
 
     Parameters
     ----------
@@ -30,7 +34,8 @@ class EpochSampler:
         self.seed = seed
         self.agent = agent
         self.num_pairs = num_pairs
-        self._epoch = -1
+        self._epochs = max(1, BLOCK // num_pairs)
+        self._block = -1
         self._order = np.empty(0, dtype=np.int64)
 
     def rows(self, step: int, size: int) -> np.ndarray:
@@ -43,21 +48,23 @@ class EpochSampler:
         """
         if step < 0 or size < 1:
             raise ValueError(f"no batch for step {step} and size {size}")
-        epoch, offset = divmod(step * size, self.num_pairs)
-        if offset + size <= self.num_pairs:
-            return self._permutation(epoch)[offset : offset + size].copy()
+        block, offset = divmod(step * size, self._epochs * self.num_pairs)
+        order = self._draw(block)
+        if offset + size <= order.size:
+            return order[offset : offset + size].copy()
         rows = np.empty(size, dtype=np.int64)
         filled = 0
         while filled < size:
-            part = self._permutation(epoch)[offset : offset + size - filled]
+            part = self._draw(block)[offset : offset + size - filled]
             rows[filled : filled + part.size] = part
             filled += part.size
-            epoch, offset = epoch + 1, 0
+            block, offset = block + 1, 0
         return rows
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            rng = generator(self.seed, Stream.BATCH, self.agent, epoch)
-            self._order = rng.permutation(self.num_pairs)
-            self._epoch = epoch
+    def _draw(self, block: int) -> np.ndarray:
+        if block != self._block:
+            rng = generator(self.seed, Stream.BATCH, self.agent, block)
+            epochs = np.tile(np.arange(self.num_pairs), (self._epochs, 1))
+            self._order = rng.permuted(epochs, axis=1).ravel()
+            self._block = block
         return self._order
