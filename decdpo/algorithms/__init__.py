@@ -1,1 +1,74 @@
-"""Distributed optimization algorithms, one paper per file."""
+"""Distributed optimization algorithms, one paper per file.
+
+How to add one
+--------------
+An algorithm says what agent i does with its gradient and with the letters it receives. It knows
+nothing of ranks, rounds or data: the loop in ``decdpo.train`` calls it, and an exchange carries its
+messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a complete one, the file
+``consensus_penalty.py``:
+
+    '''Decentralized SGD with a penalty on disagreement.
+
+        x_i <- x_i - eta g_i(x_i) + eta lambda sum_j w_ij (x_j - x_i)
+    '''
+
+    from dataclasses import dataclass
+
+    from torch import Tensor
+
+    from decdpo.messages import Inbox
+    from decdpo.params.optim import Optimizer, OptimState
+
+
+    @dataclass
+    class PenaltyState:
+        '''x : (P,) the parameters. optim : of the optimizer. lr : of the last local step.'''
+
+        x: Tensor
+        optim: OptimState
+        lr: float = 0.0
+
+
+    @dataclass(frozen=True)
+    class ConsensusPenalty:
+        '''``optimizer`` takes the local steps. num_shared : M. strength : lambda.'''
+
+        optimizer: Optimizer
+        num_shared: int
+        strength: float = 1.0
+
+        def init(self, x: Tensor) -> PenaltyState:
+            return PenaltyState(x, self.optimizer.init(x))
+
+        def message_size(self, num_shared: int) -> int:
+            return num_shared
+
+        def local_step(self, state: PenaltyState, grad: Tensor, lr: float) -> None:
+            self.optimizer.step(state.x, state.optim, grad, lr)
+            state.lr = lr
+
+        def message(self, state: PenaltyState) -> Tensor:
+            return state.x[: self.num_shared]
+
+        def mix(self, state: PenaltyState, inbox: Inbox) -> None:
+            inbox.displace(state.x[: self.num_shared], self.strength * state.lr)
+
+- The state is a dataclass of tensors, numbers and further such dataclasses. All of it is saved, and
+  a resumed run goes on to the bit; there is nothing to write for that. ``x`` is the model; it keeps
+  its address, so change it in place. The algorithm itself holds constants only.
+- The first ``num_shared`` parameters travel, the others are the agent's own.
+- ``message`` returns a contiguous view of any size, ``message_size`` values; the exchange copies
+  it. Put what travels together side by side in memory, as ``gradient_tracking.py`` does.
+- ``Inbox.displace`` mixes whatever the letters came through, part by part while they arrive.
+  Weights that do not sum to one in a row are the business of ``combine``. Otherwise call ``settle``
+  before reading a letter's body.
+- The same bits on any number of ranks come by themselves if ``mix`` takes the letters in their
+  order and random numbers come from ``decdpo.rng``.
+
+To make it a choice of the configuration: a frozen dataclass with its keys in
+``decdpo/config/schema.py`` (an entry ``overlap`` if messages may leave before the local steps), one
+line in ``make_algorithm`` of ``decdpo/build.py``, and in ``decdpo/config/__init__.py`` the
+combinations that would be unsound, refused with the reason. To test it: its recursion in matrix
+form beside those of ``tests/unit/test_algorithms_oracles.py``, and a line in
+``tests/mpi/test_mpi_algorithms.py``.
+"""
