@@ -1,0 +1,96 @@
+"""From a configuration to algorithm, schedule and exchange: the right ones, or a named refusal."""
+
+import numpy as np
+import pytest
+import torch
+
+from decdpo import build
+from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.outer_momentum import OuterMomentum
+from decdpo.comm.local import LocalWorld
+from decdpo.comm.server import ServerExchange
+from decdpo.config import parse
+from decdpo.config.schema import WITHOUT_TOPOLOGY
+from decdpo.errors import ConfigError, TopologyError
+from decdpo.params.flat import Layout
+from decdpo.params.optim import SGD
+
+LAYOUT = Layout(("x",), ((4,),), 4)
+PAIRS = [10, 20, 30, 40]
+
+
+def made(text):
+    config = parse(text)
+    algorithm = build.make_algorithm(config.algorithm, build.make_optimizer(config.optim), LAYOUT)
+    exchange = build.make_exchange(config, LocalWorld(4), algorithm, LAYOUT, "cpu")
+    return algorithm, build.make_topology(config, PAIRS), exchange
+
+
+def test_fedavg_draws_its_participants_from_the_seed_of_the_run():
+    text = '[algorithm]\nkind = "fedavg"\nparticipants = 2\nweighting = "pairs"\n[run]\nseed = '
+    algorithm, schedule, exchange = made(text + "5")
+    assert type(algorithm) is FedAvg and isinstance(exchange, ServerExchange)
+    rows = [schedule.mixing(t).row(0) for t in range(20)]
+    for row in rows:
+        total = sum(PAIRS[i] for i in row.sources)
+        assert row.weights == pytest.approx([PAIRS[i] / total for i in row.sources])
+    _, other, _ = made(text + "6")
+    assert [r.sources for r in rows] != [other.mixing(t).row(0).sources for t in range(20)]
+    _, everybody, _ = made('[algorithm]\nkind = "fedavg"')
+    assert everybody.mixing(0).row(3).weights == (0.25,) * 4
+
+
+def test_momentum_of_the_server_is_an_outer_heavy_ball():
+    algorithm, _, _ = made('[algorithm]\nkind = "fedavg"\nserver_momentum = 0.8')
+    assert isinstance(algorithm, OuterMomentum)
+    assert algorithm.outer == SGD(momentum=0.8) and algorithm.outer_lr == 1.0
+
+
+def test_by_default_outer_momentum_is_that_of_diloco():
+    algorithm, schedule, exchange = made('[algorithm]\nkind = "outer_momentum"')
+    assert algorithm.outer == SGD(momentum=0.9, nesterov=True) and algorithm.outer_lr == 0.7
+    assert schedule.mixing(0).row(1).sources == (0, 1, 2, 3)
+    assert isinstance(exchange, ServerExchange)
+
+
+def test_push_sum_takes_push_weights_unless_told_otherwise():
+    _, schedule, _ = made('[algorithm]\nkind = "push_sum"\n[topology]\ngraph = "star"')
+    assert not schedule.doubly_stochastic
+    text = '[algorithm]\nkind = "push_sum"\n[topology]\ngraph = "star"\nweights = "metropolis"'
+    assert made(text)[1].doubly_stochastic
+
+
+def test_the_message_has_room_for_what_travels():
+    for kind, size in (("gradient_tracking", 8), ("push_sum", 5), ("exact_diffusion", 4)):
+        algorithm, schedule, exchange = made(f'[algorithm]\nkind = "{kind}"')
+        message = algorithm.message(algorithm.init(torch.zeros(4)))
+        assert message.shape == (size,) and message.is_contiguous()
+        exchange.start(0, 0, schedule.mixing(0).row(0), message)
+
+
+def test_too_many_participants_are_refused():
+    with pytest.raises(ConfigError, match="participants = 5, but there are 4 agents"):
+        made('[algorithm]\nkind = "fedavg"\nparticipants = 5')
+
+
+def test_an_agent_without_pairs_cannot_be_weighed_by_them():
+    config = parse('[algorithm]\nkind = "fedavg"\nweighting = "pairs"')
+    with pytest.raises(TopologyError, match="agent 2 has weight 0"):
+        build.make_topology(config, [3, 1, 0, 2])
+
+
+def test_exact_diffusion_refuses_a_matrix_that_is_not_symmetric(tmp_path):
+    path = tmp_path / "w.csv"
+    W = 0.4 * np.eye(4) + 0.4 * np.roll(np.eye(4), 1, 1) + 0.2 * np.roll(np.eye(4), 3, 1)
+    np.savetxt(path, W, delimiter=",", fmt="%.17g")
+    text = f'[algorithm]\nkind = "%s"\n[topology]\ngraph = "file"\nfile = "{path}"'
+    with pytest.raises(TopologyError, match="not symmetric") as caught:
+        made(text % "exact_diffusion")
+    assert "gradient_tracking" in caught.value.remedy
+    assert not made(text % "gradient_tracking")[1].symmetric
+
+
+def test_every_algorithm_with_a_server_has_no_topology():
+    for kind in build.WITH_SERVER:
+        assert kind in WITHOUT_TOPOLOGY
+        assert parse(f'[algorithm]\nkind = "{kind}"').topology is None
