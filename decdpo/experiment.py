@@ -4,6 +4,7 @@ import fcntl
 import json
 import platform
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any, TextIO
 
 from decdpo import __version__, build
 from decdpo.checkpoint.store import CheckpointStore
+from decdpo.comm.device import check_devices
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
@@ -85,7 +87,8 @@ def prepare(
     index = job.together(lambda: build.open_index(config))
     count = job.together(lambda: build.num_agents(config, index))
     world = job.world(count, config.comm)
-    device = job.together(lambda: job.device(config.device))
+    device = job.together(lambda: job.device(config.device, config.policy.kind == "causal_lm"))
+    check_devices(world, device, share_gpu=config.device.share_gpu)
     pairs = [entry.num_train for entry in index.agents[:count]]
     schedule = job.together(lambda: build.make_topology(config, pairs))
     parts = job.together(lambda: build.make_agents(config, world, index, device))
@@ -276,8 +279,6 @@ class watch_for_stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "watch_for_stop":
-        import signal
-
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(
@@ -288,8 +289,6 @@ class watch_for_stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        import signal
-
         self._leave.set()
         for number, handler in self._before.items():
             # A job script may ask again while this process ends: that must not kill it.

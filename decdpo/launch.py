@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from decdpo.comm.launch import launched_by_mpi
 from decdpo.comm.placement import Placement
 from decdpo.comm.world import World
-from decdpo.errors import DecdpoError
+from decdpo.errors import DecdpoError, EnvironmentFault
 
 T = TypeVar("T")
 
@@ -70,8 +70,11 @@ class Job:
         }
         return self._open(num_agents, options if self._mpi else {})
 
-    def device(self, section: Any) -> str:
-        """Set the number of threads and return this process's device, as ``[device]`` says."""
+    def device(self, section: Any, gpu_of_use: bool = True) -> str:
+        """Set the number of threads and return this process's device, as ``[device]`` says.
+
+        gpu_of_use : whether what is trained can compute on a GPU.
+        """
         import torch
 
         from decdpo.comm.device import choose_device
@@ -82,7 +85,8 @@ class Job:
             from decdpo.comm import mpi
 
             rank, count = mpi.place_on_node()
-        return choose_device(section.kind, rank, count, share_gpu=section.share_gpu)
+        kind = section.kind if gpu_of_use else "cpu"
+        return choose_device(kind, rank, count, share_gpu=section.share_gpu)
 
     def together(self, action: Callable[[], T]) -> T:
         """Do ``action`` on every process; a fault on any of them is raised on all. Collective."""
@@ -90,8 +94,13 @@ class Job:
         result: Any = None
         try:
             result = action()
-        except (DecdpoError, OSError) as caught:
+        except DecdpoError as caught:
             fault = caught
+        except OSError as caught:
+            fault = EnvironmentFault(
+                f"{caught.filename or 'the system'}: {caught.strerror or caught}",
+                "check that the path exists, that you may use it, and that the disk has room",
+            )
         self.boot.require(fault)
         return result
 

@@ -147,7 +147,8 @@ CASES = [
          prepare=config('[policy]\nkind = "causal_lm"')),
     Case("a model folder that is not there", TRAIN, ("no-model",),
          prepare=config('[policy]\nkind = "causal_lm"\nmodel = "no-model"')),
-    Case("a GPU that is not there", TRAIN, ("no GPU",), prepare=config('[device]\nkind = "cuda"')),
+    Case("a GPU that is not there", TRAIN, ("no GPU",),
+         prepare=config('[policy]\nkind = "causal_lm"\nmodel = "."\n[device]\nkind = "cuda"')),
     Case("feature columns that are not there", TRAIN, ("feature columns",),
          prepare=config('[policy]\nfeatures = "columns"')),
     # Graphs

@@ -179,6 +179,12 @@ def _check_combinations(config: Config) -> None:
     if optim.kind == "sgd" and optim.nesterov and not optim.momentum:
         raise ConfigError("optim.nesterov = true is ignored when optim.momentum = 0",
                           "set a momentum, or remove nesterov")
+    if config.device.kind == "cuda" and policy.kind != "causal_lm":
+        raise ConfigError(
+            f"device.kind = 'cuda' is ignored by policy.kind = {policy.kind!r}, which computes on "
+            "the CPU",
+            "use device.kind = 'cpu' or 'auto'",
+        )
     if config.device.kind == "cpu" and config.device.share_gpu:
         raise ConfigError("device.share_gpu = true is ignored when device.kind = 'cpu'",
                           "remove it, or use device.kind = 'cuda'")
