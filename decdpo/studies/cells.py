@@ -1,0 +1,259 @@
+"""A cell: one piece of work of a study, known by a digest of everything its result depends on.
+
+The cells of a study lie side by side in the folder ``cells``. ``DIGEST.toml`` is the configuration
+of a training cell, ``DIGEST/`` holds its ``metrics.jsonl``, written by this module or, being an
+ordinary run folder, by `decdpo train`. A cell that is finished is never worked on again.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decdpo import build
+from decdpo.config import Config, parse
+from decdpo.data.index import ShardIndex
+from decdpo.data.shard import PreferenceShard
+from decdpo.data.storage import replacing
+from decdpo.launch import Job
+from decdpo.metrics import Metrics, Progress, average_model, gradient_norm, pooled
+from decdpo.policies.base import Policy
+from decdpo.report.curves import read_metrics
+from decdpo.run import Agent, Run
+from decdpo.studies.table import Row
+from decdpo.train import train
+
+VERSION = 1
+"""Changes whenever the same cell would give other numbers."""
+
+
+class Memory:
+    """Encoded shards of the data set in use, shared by the cells that train on it."""
+
+    def __init__(self) -> None:
+        self._folder = ""
+        self._encoded: dict[tuple[str, str], Any] = {}
+
+    def open(self, folder: str) -> ShardIndex:
+        """Read the index of ``folder``; forget what was encoded of another one."""
+        if folder != self._folder:
+            self._encoded.clear()
+            self._folder = folder
+        return ShardIndex.load(folder)
+
+    def encode(self, policy: Policy, shard: PreferenceShard) -> Any:
+        """Return the encoded shard, from memory if a policy of the same layout has read it."""
+        key = (shard.digest, f"{type(policy).__name__} {policy.layout.digest}")
+        if key not in self._encoded:
+            self._encoded[key] = policy.encode(shard)
+        return self._encoded[key]
+
+
+class Work(ABC):
+    """What a cell does; a frozen dataclass."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Return a text that is equal only where the result would be equal."""
+
+    @abstractmethod
+    def finished(self, folder: Path) -> bool:
+        """Say whether ``folder`` holds the whole result."""
+
+    @abstractmethod
+    def run(self, folder: Path, memory: Memory) -> None:
+        """Do the work and leave the result in ``folder``, which exists.
+
+        Raises a ``DecdpoError`` if it cannot be done.
+        """
+
+    @abstractmethod
+    def records(self, folder: Path, memory: Memory) -> list[Row]:
+        """Return what a finished cell measured, in order."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid.
+
+    labels : where it lies, {column: value}; the seed is one of them. work : what it does.
+    """
+
+    labels: Mapping[str, Any]
+    work: Work
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that name the cell."""
+        text = f"{VERSION} {type(self.work).__name__} {self.work.identity()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        """The labels as text, for people."""
+        return ", ".join(f"{key} {value}" for key, value in self.labels.items())
+
+
+@dataclass(frozen=True)
+class Direct(Work):
+    """Work that is a plain computation with few numbers as its result.
+
+    A subclass adds the arguments as fields and says in ``measure`` what to compute.
+    """
+
+    @abstractmethod
+    def measure(self) -> list[Row]:
+        """Compute the records."""
+
+    def identity(self) -> str:
+        """Return the arguments."""
+        return json.dumps(asdict(self), sort_keys=True, default=str)
+
+    def finished(self, folder: Path) -> bool:
+        """Say whether the records are there."""
+        return (folder / "records.json").exists()
+
+    def run(self, folder: Path, memory: Memory) -> None:
+        """Compute and write the records."""
+        records = self.measure()
+        with replacing(folder / "records.json", mode=0o644) as partial:
+            partial.write_text(json.dumps(records) + "\n", encoding="utf-8")
+
+    def records(self, folder: Path, memory: Memory) -> list[Row]:
+        """Read the records."""
+        found: list[Row] = json.loads((folder / "records.json").read_text(encoding="utf-8"))
+        return found
+
+
+class NoCheckpoints:
+    """A store that keeps nothing: a cell is short, and begins again after a kill."""
+
+    def due(self, done: int) -> bool:
+        """Say that nothing is to be saved."""
+        return False
+
+    def save(self, done: int, agents: list[Agent]) -> None:
+        """Do nothing."""
+
+    def poll(self) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Training(Work):
+    """One training run in this process.
+
+    config : the effective configuration. data : digest of its shards.
+    """
+
+    config: Config
+    data: str
+
+    def identity(self) -> str:
+        """Return the configuration with the content of the shards in place of their path."""
+        config = self.config
+        return replace(config, data=replace(config.data, shards=self.data)).to_toml()
+
+    def finished(self, folder: Path) -> bool:
+        """Say whether the last round is recorded."""
+        path = folder / "metrics.jsonl"
+        records = read_metrics(path) if path.exists() else []
+        return bool(records) and records[-1]["round"] >= self.config.run.rounds
+
+    def run(self, folder: Path, memory: Memory) -> None:
+        """Train, without checkpoints."""
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        job = Job("local")
+        try:
+            run = self._prepare(job, folder, memory)
+            _write(folder / "start.json", start_record(run))
+            try:
+                train(run)
+                run.monitor.sync()
+            finally:
+                run.monitor.close()
+                if run.exchange is not None:
+                    run.exchange.close()
+        finally:
+            job.close()
+
+    def records(self, folder: Path, memory: Memory) -> list[Row]:
+        """Return the record of the start, as round 0, and those of the run."""
+        path = folder / "start.json"
+        if not path.exists():
+            job = Job("local")
+            try:
+                run = self._prepare(job, folder, memory)
+                _write(path, start_record(run))
+                run.monitor.close()
+            finally:
+                job.close()
+        start = json.loads(path.read_text(encoding="utf-8"))
+        return [start, *read_metrics(folder / "metrics.jsonl")]
+
+    def _prepare(self, job: Job, folder: Path, memory: Memory) -> Run:
+        config = self.config
+        index = memory.open(config.data.shards)
+        count = build.num_agents(config, index)
+        world = job.world(count, config.comm)
+        device = job.device(config.device)
+        schedule = build.make_topology(config, [e.num_train for e in index.agents[:count]])
+        objective, algorithm, agents = build.make_agents(
+            config, world, index, device, memory.encode
+        )
+        exchange = build.make_exchange(
+            config, world, algorithm, objective.policy.layout, device
+        )
+        run = build.make_run(
+            config, world, schedule, exchange, objective, algorithm, agents, NoCheckpoints(),
+            folder, 0,
+        )  # fmt: skip
+        assert isinstance(run.monitor, Metrics)
+        run.monitor.progress = Progress(0, config.run.rounds, enabled=False)
+        return run
+
+
+def start_record(run: Run) -> Row:
+    """Return what can be measured before the first round, where all agents are one model."""
+    assert isinstance(run.monitor, Metrics)
+    heldout = run.monitor.heldout
+    mean = average_model(run.world, run.agents)
+    rows = heldout.gradient_rows
+    norm = gradient_norm(run, mean, rows)
+    own = {a.id: run.objective.evaluate(mean, a.data, rows[a.id]) for a in run.agents}
+    record = {
+        "round": 0,
+        "loss": pooled(run.world, own).means()["loss"],
+        "gradient_norm": norm,
+        "consensus_distance": 0.0,
+    }
+    average = pooled(run.world, heldout.average(run, mean)).means()
+    if average:
+        for name in ("heldout", "heldout/average"):
+            record[f"{name}/loss"] = average["loss"]
+            record[f"{name}/accuracy"] = average["rewards/accuracies"]
+    return record
+
+
+def make_config(settings: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Config:
+    """Return the configuration with these {"section.key": value} settings, checked."""
+    return parse("", [*(f"{key}={_literal(v)}" for key, v in settings.items()), *overrides])
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, (bool, str, list, tuple)):
+        return json.dumps(value)
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def _write(path: Path, record: Row) -> None:
+    with replacing(path, mode=0o644) as partial:
+        partial.write_text(json.dumps(record) + "\n", encoding="utf-8")

@@ -1,0 +1,188 @@
+"""What a source claims, and whether the numbers of a study bear it out.
+
+Cells that differ only in what a claim is about share their seeds, hence their data and batches; so
+they are compared seed by seed. A comparison is decided by the 95% confidence interval (Student) of
+the mean difference of logarithms over the seeds: where it includes zero, the claim is undecided.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, inf, log
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from decdpo.studies.table import Missing, Table
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a claim.
+
+    held : yes, no, or None where the numbers do not decide. numbers : the evidence. why : the
+    explanation, above all where it did not hold.
+    """
+
+    held: bool | None
+    numbers: str
+    why: str = ""
+
+    @property
+    def word(self) -> str:
+        """Held, not held or undecided."""
+        return {True: "held", False: "not held", None: "undecided"}[self.held]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a source, and the function of the tidy table that judges it."""
+
+    source: str
+    text: str
+    check: Callable[[Table], Verdict]
+
+    def judge(self, table: Table) -> Verdict:
+        """Check the claim; what rests on cells that are not there is undecided."""
+        try:
+            return self.check(table)
+        except Missing as fault:
+            return Verdict(None, f"not measured: {fault.what}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The ratio a / b of two positive quantities, seed by seed.
+
+    ratio : geometric mean. low, high : its 95% confidence interval. smaller : seeds in which a < b.
+    seeds : how many were compared.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    smaller: int
+    seeds: int
+
+    @property
+    def less(self) -> bool | None:
+        """Whether a < b: True or False if the interval excludes 1, else None."""
+        return True if self.high < 1 else False if self.low > 1 else None
+
+    def __str__(self) -> str:
+        interval = f"[{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.ratio:.3g} {interval}, smaller in {self.smaller} of {self.seeds} seeds"
+
+
+def compare(a: Mapping[int, float], b: Mapping[int, float]) -> Comparison:
+    """Compare two quantities on the seeds that both have.
+
+    Raises ``Missing`` if they share none.
+    """
+    seeds = sorted(set(a) & set(b))
+    if not seeds:
+        raise Missing("the two sides share no seed")
+    tiny = 1e-300
+    logs = [log(max(a[s], tiny)) - log(max(b[s], tiny)) for s in seeds]
+    middle, half = float(np.mean(logs)), half_width(logs)
+    return Comparison(
+        exp(middle),
+        exp(max(middle - half, -700)),
+        exp(min(middle + half, 700)),
+        sum(a[s] < b[s] for s in seeds),
+        len(seeds),
+    )
+
+
+def half_width(values: Sequence[float], level: float = 0.95) -> float:
+    """Return half the confidence interval of the mean of ``values``; infinite for a single one."""
+    if len(values) < 2:
+        return inf
+    quantile = stats.t.ppf(0.5 + level / 2, len(values) - 1)
+    return float(quantile * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def mean_text(values: Mapping[int, float]) -> str:
+    """Return "mean +- standard deviation" over the seeds."""
+    found = list(values.values())
+    spread = f" ± {np.std(found, ddof=1):.2g}" if len(found) > 1 else ""
+    return f"{np.mean(found):.4g}{spread}"
+
+
+Named = tuple[str, Mapping[int, float]]
+"""What a quantity is called, and its value for every seed."""
+
+
+def in_order(what: str, found: Sequence[Named], why: str = "") -> Verdict:
+    """Judge whether the quantities grow from each to the next.
+
+    Held if every neighbouring pair is in order beyond doubt, not held if one is out of order beyond
+    doubt. ``why`` is said where it did not hold.
+    """
+    pairs = list(zip(found, found[1:], strict=False))
+    results = [compare(a, b) for (_, a), (_, b) in pairs]
+    numbers = "; ".join(f"{name} {mean_text(values)}" for name, values in found)
+    ratios = "; ".join(
+        f"{first} / {second} = {result}"
+        for ((first, _), (second, _)), result in zip(pairs, results, strict=True)
+    )
+    outcomes = [result.less for result in results]
+    held = False if False in outcomes else None if None in outcomes else True
+    return Verdict(held, f"{what}: {numbers}. Ratios: {ratios}", "" if held else why)
+
+
+def increasing(
+    table: Table, y: str, steps: Sequence[tuple[str, Mapping[str, Any]]], why: str = ""
+) -> Verdict:
+    """Judge whether the final ``y`` grows along ``steps``, pairs of a name and its labels."""
+    final = table.final()
+    return in_order(y, [(name, final.where(labels).by_seed(y)) for name, labels in steps], why)
+
+
+def descends(
+    table: Table, hue: Sequence[tuple[str, Mapping[str, Any]]], why: str = ""
+) -> Verdict:
+    """Judge whether the final gap of every one of ``hue`` is below 1, its value at the start."""
+    final, results, numbers = table.final(), [], []
+    for name, labels in hue:
+        gaps = final.where(labels).by_seed("gap")
+        result = compare(gaps, dict.fromkeys(gaps, 1.0))
+        results.append(result.less)
+        numbers.append(f"{name} {result.ratio:.3g} [{result.low:.3g}, {result.high:.3g}]")
+    held = False if False in results else None if None in results else True
+    return Verdict(held, "final gap: " + "; ".join(numbers), "" if held else why)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A straight line through (ln x, ln y).
+
+    value : the slope. low, high : its 95% confidence interval. intercept : ln y at x = 1.
+    r_squared : share of the variance explained. points : how many.
+    """
+
+    value: float
+    low: float
+    high: float
+    intercept: float
+    r_squared: float
+    points: int
+
+    def __str__(self) -> str:
+        interval = f"[{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f} {interval} (R² {self.r_squared:.3f}, {self.points} points)"
+
+
+def fit(x: Sequence[float], y: Sequence[float]) -> Slope:
+    """Fit a line in log-log by least squares, with Student's interval for its slope.
+
+    Raises ``Missing`` for fewer than three points with different x.
+    """
+    if len(set(x)) < 3:
+        raise Missing("a slope with an interval needs three different points")
+    line = stats.linregress(np.log(x), np.log(y))
+    half = float(stats.t.ppf(0.975, len(x) - 2) * line.stderr)
+    slope = float(line.slope)
+    return Slope(
+        slope, slope - half, slope + half, float(line.intercept), float(line.rvalue) ** 2, len(x)
+    )

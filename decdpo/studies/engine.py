@@ -1,0 +1,163 @@
+"""Work through the cells of a study, and write its table, figures and summary."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from decdpo.data.storage import replacing
+from decdpo.errors import DecdpoError, EnvironmentFault
+from decdpo.report.study_figures import draw
+from decdpo.studies.cells import Cell, Memory, Training
+from decdpo.studies.claims import Claim, Verdict
+from decdpo.studies.study import Options, Study
+from decdpo.studies.summary import summary_page
+from decdpo.studies.table import Row, Table
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a study came to.
+
+    table : the tidy table. verdicts : each claim with its outcome. broken : cells that failed, with
+    what was wrong.
+    """
+
+    table: Table
+    verdicts: Sequence[tuple[Claim, Verdict]]
+    broken: Sequence[tuple[Cell, str]]
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other studies out of the folder while open; a kill opens it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as fault:
+        raise EnvironmentFault(
+            f"cannot use the folder {out}: {fault.strerror}", "give another one with --out"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EnvironmentFault(
+                f"another study is at work in {out}", "wait for it, or stop it first"
+            ) from None
+        yield
+
+
+def folder_of(out: Path, cell: Cell) -> Path:
+    """Return the folder of a cell's result."""
+    return out / "cells" / cell.digest
+
+
+def run_cells(
+    cells: Sequence[Cell], out: Path, say: Say, part: tuple[int, int] = (0, 1)
+) -> list[tuple[Cell, str]]:
+    """Do every cell that is not finished, and return the broken ones with what was wrong.
+
+    part : (k, N): only every N-th cell, from the k-th on. A cell that fails is named, leaves
+    ``error.txt`` in its folder, and does not keep the others from their work.
+    """
+    memory, broken = Memory(), []
+    share, parts = part
+    for number, cell in enumerate(cells):
+        folder = folder_of(out, cell)
+        if number % parts != share or cell.work.finished(folder):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(cell, folder)
+        error = folder / "error.txt"
+        error.unlink(missing_ok=True)
+        began = monotonic()
+        try:
+            cell.work.run(folder, memory)
+        except Exception as fault:  # one broken cell must not cost the others
+            what = str(fault) if isinstance(fault, DecdpoError) else traceback.format_exc()
+            error.write_text(what + "\n", encoding="utf-8")
+            broken.append((cell, what))
+            say(f"[{number + 1}/{len(cells)}] {cell.name}: BROKEN, see {error}")
+        else:
+            say(f"[{number + 1}/{len(cells)}] {cell.name}: {monotonic() - began:.1f} s")
+    return broken
+
+
+def run_parts(command: Sequence[str], jobs: int) -> None:
+    """Run ``command --part k/jobs`` for every k at once, each on one thread, and wait for all."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([*command, "--part", f"{k}/{jobs}"], env=environment)
+        for k in range(jobs)
+    ]
+    try:
+        for process in running:
+            process.wait()
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+def write_config(cell: Cell, folder: Path) -> None:
+    """Write the configuration of a training cell beside its folder, as ``DIGEST.toml``."""
+    if isinstance(cell.work, Training):
+        with replacing(folder.with_name(f"{cell.digest}.toml"), mode=0o644) as partial:
+            partial.write_text(cell.work.config.to_toml(), encoding="utf-8")
+
+
+def collect(study: Study, cells: Sequence[Cell], out: Path) -> Result:
+    """Read every finished cell and judge the claims."""
+    memory = Memory()
+    rows: list[Row] = []
+    broken = []
+    for cell in cells:
+        folder = folder_of(out, cell)
+        if not cell.work.finished(folder):
+            error = folder / "error.txt"
+            broken.append((cell, error.read_text() if error.exists() else "it was never finished"))
+            continue
+        for record in cell.work.records(folder, memory):
+            numbers = {k: v for k, v in record.items() if not isinstance(v, (list, dict))}
+            traffic = record.get("system")
+            rows.append({"cell": cell.digest, **cell.labels, **numbers, **(traffic or {})})
+    table = Table(rows)
+    study.derive(table)
+    verdicts = [(claim, claim.judge(table)) for claim in study.claims()]
+    return Result(table, verdicts, broken)
+
+
+def write_results(
+    study: Study, options: Options, result: Result, command: str, say: Say
+) -> None:
+    """Write table.csv, final.csv, the figures and summary.md into the study's folder.
+
+    Without matplotlib there are no figures; a note says so.
+    """
+    out, table = options.out, result.table
+    table.write(out / "table.csv")
+    table.final().write(out / "final.csv")
+    names = []
+    try:
+        for figure in study.figures(table) if table.rows else ():
+            names.append(draw(figure, out)[0])
+    except EnvironmentFault as fault:
+        say(f"no figures: {fault.what}")
+    page = summary_page(study, options, table, result.verdicts, result.broken, names, command)
+    with replacing(out / "summary.md", mode=0o644) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def command_of(arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs this program again with ``arguments``."""
+    return [sys.executable, "-m", "decdpo", *arguments]

@@ -1,0 +1,216 @@
+"""What a study is: a grid of cells, and what its table is asked.
+
+A built-in study is a subclass of ``Study`` in a file of its own: it says which cells there are,
+which claims of its source the tidy table is to be asked, and which curves to draw.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from decdpo.config.schema import WITHOUT_TOPOLOGY
+from decdpo.data.synthetic import Choices, Users
+from decdpo.errors import ConfigError
+from decdpo.report.study_figures import Figure, Line, Panel
+from decdpo.studies.cells import Cell, Training, make_config
+from decdpo.studies.claims import Claim
+from decdpo.studies.data import Pairs, Synthetic
+from decdpo.studies.table import Table
+from decdpo.topology.names import RANDOM
+
+Labels = Mapping[str, Any]
+Settings = Mapping[str, Any]
+
+COLUMNS = {
+    "cell": "digest that names the cell's folder",
+    "seed": "seed of data, graph and batches",
+    "round": "rounds of communication done",
+    "gap": "squared gradient norm of the average model, over its value at round 0",
+    "gradient_norm": "||grad L(x_bar)||, over all training pairs",
+    "loss": "training loss of the agents' own models on the round's batches",
+    "consensus_distance": "mean_i ||x_i - x_bar||^2",
+    "heldout/accuracy": "own models on own held-out pairs",
+    "heldout/average/accuracy": "the average model on all held-out pairs",
+}
+"""Columns that every table of training cells has; the others are those of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user of a study chooses.
+
+    out : its folder. seeds : how many; None for the study's own number. quick : a smaller version
+    that only shows that it works. agents : n, None for the study's own. data : other pairs than
+    synthetic ones, or None. overrides : "section.key=value" for every cell.
+    """
+
+    out: Path
+    seeds: int | None = None
+    quick: bool = False
+    agents: int | None = None
+    data: Pairs | None = None
+    overrides: tuple[str, ...] = field(default=())
+
+    @property
+    def room(self) -> Path:
+        """The folder for shards that the study makes."""
+        return self.out / "data"
+
+    def seed_range(self, usual: int = 5) -> range:
+        """Return the seeds: as many as asked for, else two if quick, else the usual number."""
+        return range(self.seeds or (2 if self.quick else usual))
+
+
+class Study(ABC):
+    """A grid of cells with its claims and figures."""
+
+    name: str
+    title: str
+    source: str
+    """What it reproduces."""
+    partition = "iid"
+    """How source files are dealt out unless the user says otherwise."""
+    columns: Mapping[str, str] = COLUMNS
+    setting = ""
+    """What the reader must know of the grid to judge the numbers."""
+
+    @abstractmethod
+    def cells(self, options: Options) -> list[Cell]:
+        """Return the grid, seed by seed; makes the shards that are not there yet.
+
+        Raises a ``DecdpoError`` if the options make no sense.
+        """
+
+    @abstractmethod
+    def claims(self) -> Sequence[Claim]:
+        """Return what the source says."""
+
+    @abstractmethod
+    def figures(self, table: Table) -> Sequence[Figure]:
+        """Return the pictures of the table."""
+
+    @property
+    @abstractmethod
+    def summary_columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The labels that make the rows of the summary's table, and the numbers in its columns."""
+
+    def derive(self, table: Table) -> None:
+        """Add columns that follow from others: ``gap``."""
+        first = {r["cell"]: r["gradient_norm"] for r in table.rows if r.get("round") == 0}
+        for row in table.rows:
+            if row.get("gradient_norm") is not None and first.get(row["cell"]):
+                row["gap"] = (row["gradient_norm"] / first[row["cell"]]) ** 2
+
+    def describe_data(self, options: Options) -> str:
+        """Return one line on the pairs."""
+        return pairs_of(options).describe()
+
+
+def pairs_of(options: Options, **changes: Any) -> Pairs:
+    """Return the user's pairs, else synthetic users who choose, changed by ``changes``."""
+    if options.data is not None:
+        return options.data
+    return Synthetic(usual_users(options, **changes))
+
+
+def num_agents(options: Options, pairs: Pairs) -> int:
+    """Return n."""
+    return options.agents or pairs.shards(0, options.room).num_agents
+
+
+def usual_users(options: Options, **changes: Any) -> Users:
+    """Return 16 synthetic users (8 if quick) with 144 pairs each, 16 of them held out."""
+    fields: dict[str, Any] = {
+        "agents": options.agents or (8 if options.quick else 16),
+        "pairs": 144,
+        "holdout": 1 / 9,
+        "kappa": 1.0,
+    }
+    return Choices(**{**fields, **changes})
+
+
+def usual_settings(options: Options, pairs: Pairs) -> dict[str, Any]:
+    """Return the base of every training cell: 80 rounds, recorded every fourth.
+
+    Columns of features are trained on in float64 with beta = 1, the scale at which rewards of
+    length about one are learnt; texts with the product's own defaults.
+    """
+    settings: dict[str, Any] = {
+        "run.rounds": 20 if options.quick else 80,
+        "log.every": 4,
+        "log.gradient_pairs": 0,
+        "data.batch_size": 16,
+    }
+    if not pairs.text:
+        settings |= {"policy.features": "columns", "policy.dtype": "float64", "loss.beta": 1.0}
+    return settings
+
+
+def training_cells(
+    options: Options,
+    variants: Sequence[tuple[Labels, Settings]],
+    *,
+    pairs: Pairs | None = None,
+    seeds: range | None = None,
+    common: Labels | None = None,
+) -> list[Cell]:
+    """Return one training cell for each seed and variant.
+
+    variants : the labels of a cell, and its settings beyond the usual ones. pairs : by default the
+    user's, or the usual synthetic users. common : labels of all cells.
+    """
+    pairs = pairs or pairs_of(options)
+    base = usual_settings(options, pairs)
+    cells = []
+    for seed in seeds if seeds is not None else options.seed_range():
+        index = pairs.shards(seed, options.room)
+        where = {"data.shards": str(index.folder), "run.seed": seed}
+        for labels, settings in variants:
+            wanted = {**base, **settings, **where}
+            if options.agents is not None:
+                wanted["agents.count"] = options.agents
+            if wanted.get("topology.graph") in RANDOM:
+                wanted["topology.seed"] = seed
+            place = {**(common or {}), **labels, "seed": seed}
+            cells.append(Cell(place, training(wanted, options.overrides, index.digest, place)))
+    return cells
+
+
+def training(
+    settings: Settings, overrides: Sequence[str], digest: str, labels: Labels
+) -> Training:
+    """Return the training run with these settings, checked.
+
+    Overrides of the topology pass by the algorithms that have none. Raises ``ConfigError`` naming
+    the cell.
+    """
+    kind = settings.get("algorithm.kind", "dsgd")
+    used = tuple(o for o in overrides if not (_about(o) == "topology" and kind in WITHOUT_TOPOLOGY))
+    try:
+        return Training(make_config(settings, used), digest)
+    except ConfigError as fault:
+        name = ", ".join(f"{k} {v}" for k, v in labels.items())
+        raise ConfigError(f"cell {name}: {fault.what}", fault.remedy) from None
+
+
+def _about(override: str) -> str:
+    return override.partition(".")[0].strip()
+
+
+def curves(
+    table: Table, hue: Sequence[tuple[str, Labels]], y: str, x: str = "round"
+) -> Iterator[Line]:
+    """Yield the curve of y over x of every (legend, labels) that has any, with its range."""
+    for legend, labels in hue:
+        points = [(at, values) for at, values in table.where(labels).curve(x, y)]
+        if points:
+            yield Line.of(legend, points)
+
+
+def gap_panel(table: Table, hue: Sequence[tuple[str, Labels]], title: str = "") -> Panel:
+    """Return the papers' picture: the normalised squared gradient norm over the rounds."""
+    lines = tuple(curves(table, hue, "gap"))
+    label = r"$\|\nabla L(\bar{x})\|^2$ / first value"
+    return Panel(title, "round", label, lines, log_y=True)
