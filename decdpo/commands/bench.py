@@ -97,7 +97,8 @@ def _table(records: list[dict[str, Any]]) -> str:
     }
     head = ["ranks", "graph", "floats", *_COLUMNS, "spread", *ratios, "overhead us"]
     lines = [head]
-    notes = []
+    notes: list[str] = []
+    loads: list[float] = []
     for item in records:
         cell = [str(item["ranks"]), item["graph"], f"{item['size']:.0e}"]
         if "skipped" in item:
@@ -109,6 +110,7 @@ def _table(records: list[dict[str, Any]]) -> str:
         cell += [_short(item.get(key)) for key in ratios.values()]
         cell += [f"{item['overhead_us']:.0f}"]
         lines.append(cell)
+        loads.append(item["load"])
         if isinstance(item["hidden"], dict):
             parts = ", ".join(f"{name} {share:.0%}" for name, share in item["hidden"].items())
             notes.append(f"{' '.join(cell[:3])}: hidden behind as much compute: {parts}")
@@ -116,6 +118,11 @@ def _table(records: list[dict[str, Any]]) -> str:
             notes.append(f"{' '.join(cell[:3])}: {name} skipped, {why}")
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     rows = ["  ".join(text.rjust(w) for text, w in zip(line, widths)) for line in lines]
+    if loads:
+        notes.append(
+            f"load average of the machine meanwhile: {min(loads):.1f} to {max(loads):.1f} "
+            f"on {records[0].get('cores', '?')} cores"
+        )
     return "\n".join(["median ms of a round; spread: quartiles of ours", *rows, *notes])
 
 
