@@ -15,6 +15,7 @@ COMMANDS = (
     "shard",
     "synthesize",
     "topology",
+    "theory",
     "evaluate",
     "export",
     "checkpoint",

@@ -1,0 +1,205 @@
+"""Measure the constants of the theory, and what they predict and advise.
+
+Measures smoothness, heterogeneity, gradient noise and the initial gap on the agents' training
+pairs, shows the predicted bound of the configuration beside the largest stable step, and ranks
+methods, graphs, local steps and step sizes on a budget. Of a run folder also the measured
+gradient norms are shown, and the constants at its checkpoint.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decdpo.commands.resume import read_config
+from decdpo.config import Config, load
+
+if TYPE_CHECKING:
+    from decdpo.experiment import Experiment
+    from decdpo.launch import Job
+
+GRAPHS = ("ring", "torus", "exponential", "one_peer_exponential", "complete")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``decdpo theory``."""
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CONFIG", help="run folder or TOML")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--pairs", type=int, default=0, metavar="N", help="training pairs per agent; 0 is all (0)"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=200, help="of the search for the optimum; 0 is none (200)"
+    )
+    parser.add_argument(
+        "--delay", type=int, default=0, metavar="Q", help="also the bound for letters Q rounds old"
+    )
+    budget = parser.add_argument_group("budget of the advice (default: the rounds of the run)")
+    budget.add_argument("--budget-rounds", type=int, metavar="R")
+    budget.add_argument("--budget-bytes", type=float, metavar="B", help="of all agents together")
+    budget.add_argument("--budget-seconds", type=float, metavar="T")
+    budget.add_argument("--seconds-per-byte", type=float, default=0.0, help="of an agent's link")
+    budget.add_argument("--seconds-per-gradient", type=float, default=0.0, help="of one batch")
+    budget.add_argument(
+        "--graphs", nargs="+", default=None, metavar="GRAPH", help=f"({' '.join(GRAPHS)})"
+    )
+    budget.add_argument(
+        "--local-steps", nargs="+", type=int, default=[1, 2, 4, 8, 16], metavar="E",
+        help="(1 2 4 8 16)",
+    )  # fmt: skip
+    budget.add_argument("--top", type=int, default=8, help="choices shown (8)")
+    parser.add_argument("--world", choices=("auto", "local", "mpi"), default="auto",
+                        help="one process (local) or MPI")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, predict, advise, and print."""
+    from decdpo.launch import launch
+
+    return launch(lambda job: _theory(job, args), args.world)
+
+
+def _theory(job: "Job", args: argparse.Namespace) -> int:
+    from decdpo.experiment import prepare
+    from decdpo.metrics import average_model
+    from decdpo.theory.constants import measure
+    from decdpo.theory.report import table
+
+    job.together(lambda: _check(args))
+    is_run = args.source.is_dir()
+    config = job.together(lambda: _config(args, is_run))
+    experiment = prepare(job, config, args.source, training=False)
+    world, agents = experiment.world, experiment.agents
+    data = {a.id: a.data for a in agents}
+    size = config.data.batch_size
+
+    def constants(iterations: int) -> Any:
+        mean = average_model(world, agents)
+        return measure(
+            world, experiment.objective, mean, data, size,
+            max_pairs=args.pairs, iterations=iterations,
+        )  # fmt: skip
+
+    start = constants(args.iterations)
+    result: dict[str, Any] = {"source": str(args.source), "constants": start.to_json()}
+    if is_run:
+        done = experiment.store.load(experiment.states(), required=True)
+        result["checkpoint"] = {"round": done, "constants": constants(0).to_json()}
+    experiment.close()
+    if job.is_root:
+        problem = start.problem()
+        result["prediction"] = _predict(config, experiment, problem, args.delay)
+        if is_run:
+            result["measured"] = _measured(args.source)
+        result["advice"] = _advise(args, config, experiment, problem)
+        print(json.dumps(result, indent=1) if args.json else table(result, args.top))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    from decdpo.errors import ConfigError
+
+    for key, low in (("pairs", 0), ("iterations", 0), ("delay", 0), ("top", 1)):
+        if getattr(args, key) < low:
+            raise ConfigError(f"--{key} {getattr(args, key)} is too small", f"give {low} or more")
+    if min(args.local_steps) < 1:
+        raise ConfigError(f"--local-steps {min(args.local_steps)}", "give 1 or more")
+    _budget(args, 1)
+
+
+def _config(args: argparse.Namespace, is_run: bool) -> Config:
+    return read_config(args.source, args.set) if is_run else load(args.source, args.set)
+
+
+def _budget(args: argparse.Namespace, rounds: int) -> Any:
+    from decdpo.theory.advisor import Budget
+
+    asked = (args.budget_rounds, args.budget_bytes, args.budget_seconds)
+    if asked == (None, None, None):
+        return Budget(rounds=rounds)
+    return Budget(*asked, args.seconds_per_byte, args.seconds_per_gradient)
+
+
+def _predict(
+    config: Config, experiment: "Experiment", problem: Any, delay: int
+) -> dict[str, Any]:
+    """Return the bound of the configuration as it stands, and the largest stable step."""
+    from decdpo.build import local_steps
+    from decdpo.theory.advisor import per_round
+    from decdpo.theory.bounds import decentralized, federated, stale
+    from decdpo.theory.stability import largest_stable_step, smallest_eigenvalue
+
+    n, eta, rounds, steps = problem.num_agents, config.optim.lr, config.run.rounds, local_steps(
+        config
+    )
+    schedule: Any = experiment.schedule
+    kind = config.algorithm.kind
+    found: dict[str, Any] = {"algorithm": kind, "lr": eta, "rounds": rounds, "local_steps": steps}
+    lowest = None
+    if config.topology is None:
+        participants = getattr(config.algorithm, "participants", 0) or n
+        found.update(formula="FedDPO", participants=participants)
+        bounds = {"bound": federated(problem, eta, rounds, steps, participants)}
+    else:
+        rho = per_round(schedule)
+        if getattr(config.algorithm, "overlap", False):
+            lowest = smallest_eigenvalue(schedule, n)
+        found.update(formula="DecDPO", rho=rho, graph=config.topology.graph, lambda_min=lowest)
+        bounds = {"bound": decentralized(problem, eta, rounds, steps, rho)}
+        if delay:
+            own = sum(schedule.mixing(0).row(i).own for i in range(n)) / n
+            late = stale(problem, eta, rounds, steps, rho, delay=delay, own=own)
+            bounds[f"bound_{delay}_rounds_late"] = late
+    for name, bound in bounds.items():
+        found[name] = {
+            "total": bound.total, "terms": bound.terms, "step_limit": bound.step_limit,
+            "dominant": bound.dominant,
+        }  # fmt: skip
+    found["applies"] = kind in ("dsgd", "fedavg", "centralized") and config.optim.kind == "sgd"
+    found["largest_stable_step"] = largest_stable_step(problem.smoothness, steps, lowest)
+    return found
+
+
+def _measured(folder: Path) -> dict[str, float]:
+    """Return the mean, first, smallest and last ||grad L(x_bar)||^2 that the run recorded."""
+    from decdpo.report.curves import read_metrics
+
+    squares = [r["gradient_norm"] ** 2 for r in read_metrics(folder / "metrics.jsonl")]
+    if not squares:
+        return {}
+    return {
+        "mean": sum(squares) / len(squares),
+        "first": squares[0],
+        "smallest": min(squares),
+        "last": squares[-1],
+        "records": len(squares),
+    }
+
+
+def _advise(
+    args: argparse.Namespace, config: Config, experiment: "Experiment", problem: Any
+) -> list[dict[str, Any]]:
+    from decdpo.errors import TopologyError
+    from decdpo.theory.advisor import advise
+    from decdpo.topology.schedule import make_schedule
+
+    topologies = []
+    for graph in args.graphs or GRAPHS:
+        try:
+            topologies.append((graph, make_schedule(graph, "auto", problem.num_agents)))
+        except TopologyError:
+            # Of the default list, what does not suit this number of agents is left out.
+            if args.graphs:
+                raise
+    layout = experiment.objective.policy.layout
+    choices = advise(
+        problem,
+        _budget(args, config.run.rounds),
+        topologies,
+        message_bytes=layout.num_shared * layout.dtype.itemsize,
+        local_steps=args.local_steps,
+    )
+    return [choice.to_json() for choice in choices]

@@ -1,0 +1,107 @@
+"""The findings of `decdpo theory` as a page for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_TERMS = {
+    "initial": "what R rounds of descent leave",
+    "noise": "gradient noise",
+    "drift": "unlike users",
+    "drift_noise": "noise between agents",
+    "participation": "drawing participants",
+    "staleness": "late letters",
+}
+
+
+def table(result: Mapping[str, Any], top: int) -> str:
+    """Return the page: constants, prediction, measured gradients, the ``top`` best choices."""
+    lines = [f"{result['source']}", "", *_constants(result)]
+    lines += ["", *_prediction(result["prediction"], result.get("measured"))]
+    lines += ["", *_advice(result["advice"], top)]
+    return "\n".join(lines)
+
+
+def _constants(result: Mapping[str, Any]) -> list[str]:
+    at_start, later = result["constants"], result.get("checkpoint")
+    heads = ["at the start"] + ([f"after round {later['round']}"] if later else [])
+    columns = [at_start] + ([later["constants"]] if later else [])
+    c = at_start
+    lines = [
+        f"{c['num_agents']} agents, {c['num_params']:,} parameters, {c['num_pairs']:,} training "
+        f"pairs, batches of {c['batch_size']}",
+        f"{'constant':<34}" + "".join(f"{head:>18}" for head in heads),
+    ]
+    for label, key in (
+        ("L, smoothness", "smoothness"),
+        ("L of the least smooth agent", "smoothness_max"),
+        ("loss L(x)", "loss"),
+        ("||grad L(x)||^2", "gradient_sq"),
+        ("kappa^2, heterogeneity", "kappa_sq"),
+        ("zeta^2, noise of a batch", "zeta_sq"),
+        ("zeta^2 of a single pair", "pair_variance"),
+    ):
+        cells = (f"{_number(column[key]):>18}" for column in columns)
+        lines.append(f"{label:<34}" + "".join(cells))
+    lines.append(f"{'L(x_0) - L*, the initial gap':<34}{_number(c['gap']):>18}")
+    lines += [f"  L: {c['smoothness_is']}", f"  L*: {c['optimum_is']}"]
+    return lines
+
+
+def _prediction(found: Mapping[str, Any], measured: Mapping[str, float] | None) -> list[str]:
+    about = [f"E = {found['local_steps']}", f"eta = {found['lr']:g}", f"R = {found['rounds']}"]
+    if "rho" in found:
+        about.insert(0, f"{found['graph']}, rho = {found['rho']:.4f} a round")
+    if "participants" in found:
+        about.insert(0, f"S = {found['participants']}")
+    lines = [f"predicted bound on the mean of ||grad L(x_bar)||^2, {found['formula']}:"]
+    lines.append("  " + ", ".join(about))
+    for name, bound in found.items():
+        if not name.startswith("bound"):
+            continue
+        if name != "bound":
+            lines.append(f"  with letters {name.split('_')[1]} rounds late:")
+        for term, value in bound["terms"].items():
+            lines.append(f"    {_TERMS[term]:<32}{_number(value):>14}")
+        lines.append(f"    {'total':<32}{_number(bound['total']):>14}")
+        if found["lr"] > bound["step_limit"]:
+            lines.append(
+                f"    claimed only up to eta = {_number(bound['step_limit'])}: here it is a guess"
+            )
+    if not found["applies"]:
+        lines.append(
+            f"  made for plain SGD steps of dsgd, fedavg and centralized, not {found['algorithm']}"
+        )
+    if measured:
+        lines.append(
+            f"  measured: mean {_number(measured['mean'])}, first {_number(measured['first'])}, "
+            f"last {_number(measured['last'])} in {measured['records']} records"
+        )
+    stable = found["largest_stable_step"]
+    lines.append(f"largest stable step on a quadratic of curvature L: eta < {_number(stable)}")
+    return lines
+
+
+def _advice(choices: list[Mapping[str, Any]], top: int) -> list[str]:
+    if not choices:
+        return ["the budget does not pay for a single round of any choice"]
+    lines = [
+        "what the bounds prefer on the budget, best first:",
+        f"{'method':<8}{'graph':<22}{'E':>4}{'S':>6}{'eta':>11}{'rounds':>9}{'MB':>11}"
+        f"{'seconds':>10}{'bound':>12}  largest term",
+    ]
+    for choice in choices[:top]:
+        bound = choice["bound"]
+        largest = max(bound["terms"], key=bound["terms"].get)
+        lines.append(
+            f"{choice['method']:<8}{choice['graph'] or '-':<22}{choice['local_steps']:>4}"
+            f"{choice['participants']:>6}{_number(bound['step']):>11}{choice['rounds']:>9}"
+            f"{choice['bytes'] / 1e6:>11.4g}{choice['seconds']:>10.4g}"
+            f"{_number(bound['total']):>12}  {_TERMS[largest]}"
+        )
+    if len(choices) > top:
+        lines.append(f"... and {len(choices) - top} more (--top)")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

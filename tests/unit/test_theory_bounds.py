@@ -1,0 +1,222 @@
+"""Bounds: monotony, truth on problems that can be solved, and the largest stable step."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from decdpo.algorithms.dsgd import Dsgd
+from decdpo.comm.local import LocalWorld
+from decdpo.errors import ConfigError
+from decdpo.params.optim import SGD
+from decdpo.theory.advisor import Budget, advise, per_round
+from decdpo.theory.bounds import Problem, best_step, decentralized, federated, stale
+from decdpo.theory.stability import largest_stable_step, smallest_eigenvalue
+from decdpo.topology.schedule import make_schedule
+
+PROBLEM = Problem(
+    smoothness=2.0, gap=0.7, kappa_sq=0.5, zeta_sq=0.3, gradient_sq=1.0, num_agents=8
+)
+BOUNDS = {
+    "federated": lambda p, eta, **o: federated(p, eta, 50, participants=4, **o),
+    "decentralized": lambda p, eta, **o: decentralized(p, eta, 50, rho=0.6, **o),
+    "stale": lambda p, eta, **o: stale(p, eta, 50, rho=0.6, delay=3, own=0.4, **o),
+}
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_a_harder_problem_has_a_larger_bound(kind):
+    bound = BOUNDS[kind]
+    for eta in (1e-3, 0.1):
+        for steps in (1, 4):
+            here = bound(PROBLEM, eta, local_steps=steps).total
+            for name in ("smoothness", "gap", "kappa_sq", "zeta_sq"):
+                harder = replace(PROBLEM, **{name: 2 * getattr(PROBLEM, name)})
+                assert bound(harder, eta, local_steps=steps).total > here, name
+
+
+def test_bounds_move_as_they_must():
+    totals = [federated(PROBLEM, 0.05, r, 2, 4).total for r in (1, 10, 100)]
+    assert totals == sorted(totals, reverse=True)
+    totals = [federated(PROBLEM, 0.05, 50, 2, s).total for s in (1, 2, 4, 8)]
+    assert totals == sorted(totals, reverse=True)
+    totals = [decentralized(PROBLEM, 0.05, 50, 2, rho).total for rho in (0, 0.5, 0.9, 0.99)]
+    assert totals == sorted(totals)
+    totals = [stale(PROBLEM, 0.05, 50, 2, 0.5, delay=q).total for q in (0, 1, 2, 5)]
+    assert totals == sorted(totals) and len(set(totals)) == 4
+    assert stale(PROBLEM, 0.05, 50, 2, 0.5, delay=0).total == pytest.approx(
+        decentralized(PROBLEM, 0.05, 50, 2, 0.5).total
+    )
+    assert decentralized(PROBLEM, 0.05, 50, rho=1.0).total == np.inf
+    assert federated(PROBLEM, 0.05, 50, 1, 8).terms["participation"] == 0
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_the_best_step_is_the_best(kind):
+    for problem in (PROBLEM, replace(PROBLEM, zeta_sq=0.0), replace(PROBLEM, kappa_sq=0.0)):
+        for steps in (1, 8):
+            def at(eta):
+                return BOUNDS[kind](problem, eta, local_steps=steps)
+
+            best = best_step(at)
+            assert 0 < best.step <= best.step_limit
+            others = np.geomspace(1e-6, 1, 400) * best.step_limit
+            assert all(at(eta).total >= best.total * (1 - 1e-9) for eta in others)
+    nothing = replace(PROBLEM, gap=0.0, kappa_sq=0.0, zeta_sq=0.0, gradient_sq=0.0)
+    assert best_step(lambda eta: BOUNDS[kind](nothing, eta)).total == 0
+
+
+def test_the_decentralized_bound_holds_on_heterogeneous_quadratics():
+    # f_i = a/2 ||x - b_i||^2: smoothness a, constant heterogeneity, noise added by hand.
+    n, dim, a, sigma, rounds = 8, 3, 1.7, 0.4, 60
+    rng = np.random.default_rng(1)
+    schedule = make_schedule("ring", "auto", n)
+    weights = schedule.matrix.weights.toarray()
+    targets = rng.standard_normal((n, dim))
+    kappa_sq = a**2 * np.square(targets - targets.mean(axis=0)).sum(axis=1).mean()
+    first = np.full(dim, 4.0)
+    gap = a / 2 * np.square(first - targets.mean(axis=0)).sum()
+    problem = Problem(a, gap, kappa_sq, dim * sigma**2, 0.0, n)
+    rho = per_round(schedule)
+    for eta in (0.1, 0.5, 1.0) * np.array((1 - rho) / (2 * a)):
+        seen = []
+        for _ in range(20):
+            x = np.tile(first, (n, 1))
+            for _ in range(rounds):
+                seen.append(a**2 * np.square(x.mean(axis=0) - targets.mean(axis=0)).sum())
+                noise = sigma * rng.standard_normal((n, dim))
+                x = weights @ x - eta * (a * (x - targets) + noise)
+        bound = decentralized(problem, eta, rounds, 1, rho)
+        assert eta <= bound.step_limit * (1 + 1e-12)
+        assert np.mean(seen) <= bound.total <= 100 * np.mean(seen)
+
+
+def test_stale_gossip_divides_the_step():
+    # Every agent hears the others q rounds late on the complete graph; the average slows down.
+    n, q, eta = 5, 4, 1e-3
+    schedule = make_schedule("complete", "auto", n)
+    weights = schedule.matrix.weights.toarray()
+    own = weights[0, 0]
+    past = [np.zeros(n)] * (q + 1)
+    for _ in range(400):
+        x = own * past[-1] + (weights - own * np.eye(n)) @ past[-1 - q] - eta
+        past = [*past[1:], x]
+    pace = (past[-2] - past[-1]).mean()
+    assert pace == pytest.approx(eta / (1 + q * (1 - own)), rel=1e-4)
+
+
+def run_quadratic(schedule, n, eta, steps, overlap, rounds=3000):
+    """Train f = L/2 x^2 (L = 2) on every agent from random points; return the last |x|."""
+    world = LocalWorld(n)
+    algorithm = Dsgd(SGD(), 1)
+    start = np.random.default_rng(0).standard_normal(n)
+    states = [algorithm.init(torch.tensor([v], dtype=torch.float64)) for v in start]
+    exchange = world.exchange(1, torch.float64)
+
+    def send(t):
+        for i, state in enumerate(states):
+            exchange.start(i, t, schedule.mixing(t).row(i), algorithm.message(state))
+
+    for t in range(rounds):
+        if overlap:
+            send(t)
+        for state in states:
+            for _ in range(steps):
+                algorithm.local_step(state, 2.0 * state.x, eta)
+        if not overlap:
+            send(t)
+        for i, state in enumerate(states):
+            algorithm.mix(state, exchange.finish(i, t))
+        size = max(abs(float(state.x)) for state in states)
+        if size > 1e6:
+            break
+    return size
+
+
+@pytest.mark.parametrize(
+    "graph, weights, n, steps, overlap",
+    [
+        ("ring", "auto", 4, 1, True),
+        ("ring", "auto", 4, 2, True),
+        ("ring", "auto", 4, 3, True),
+        ("ring", "lazy", 4, 2, True),
+        ("ring", "lazy", 4, 3, True),
+        ("ring", "auto", 4, 1, False),
+        ("ring", "auto", 4, 3, False),
+        ("complete", "auto", 3, 1, True),
+    ],
+)
+def test_training_is_stable_just_below_the_limit_and_not_above(graph, weights, n, steps, overlap):
+    schedule = make_schedule(graph, weights, n)
+    lowest = smallest_eigenvalue(schedule, n)
+    limit = largest_stable_step(2.0, steps, lowest if overlap else None)
+    # Curvatures below L = 2 occur, too: scan what (0, L] would see with smaller steps.
+    for share in (0.3, 0.6, 0.9, 0.98):
+        assert run_quadratic(schedule, n, share * limit, steps, overlap, 400) < 1, share
+    above = [run_quadratic(schedule, n, limit * f, steps, overlap, 1500) for f in (1.02, 1.05)]
+    assert max(above) > 1e3
+
+
+def test_smallest_eigenvalues():
+    assert smallest_eigenvalue(make_schedule("ring", "auto", 4), 4) == pytest.approx(-1 / 3)
+    assert smallest_eigenvalue(make_schedule("complete", "auto", 6), 6) == pytest.approx(0)
+    ring = make_schedule("ring", "auto", 600)
+    assert smallest_eigenvalue(ring, 600) == pytest.approx(-1 / 3, abs=1e-6)
+    directed = make_schedule("exponential", "auto", 8)
+    values = np.linalg.eigvals(directed.matrix.weights.toarray())
+    assert smallest_eigenvalue(directed, 8) <= values.real.min() + 1e-12
+    assert largest_stable_step(0.0) == np.inf
+
+
+def graphs(n, *names):
+    return [(name, make_schedule(name, "auto", n)) for name in names]
+
+
+def test_advice_follows_the_budget():
+    topologies = graphs(8, "ring", "complete")
+    rounds = advise(PROBLEM, Budget(rounds=100), topologies, message_bytes=64)
+    assert [c.bound.total for c in rounds] == sorted(c.bound.total for c in rounds)
+    by = {(c.graph, c.local_steps): c for c in rounds if c.method == "dsgd"}
+    # Equal rounds: the better connected graph cannot be worse. Equal bytes: it pays for its links.
+    for steps in (1, 2, 4, 8, 16):
+        assert by["complete", steps].bound.total <= by["ring", steps].bound.total
+    bytes_ = advise(PROBLEM, Budget(bytes=64 * 16 * 100), topologies, message_bytes=64)
+    ring, complete = (
+        next(c for c in bytes_ if c.graph == g and c.local_steps == 1) for g in ("ring", "complete")
+    )
+    assert (ring.rounds, complete.rounds) == (100, 100 * 16 // 56)
+    seconds = Budget(seconds=10.0, seconds_per_byte=1e-3, seconds_per_gradient=0.01)
+    timed = advise(PROBLEM, seconds, topologies, message_bytes=64)
+    assert all(c.seconds <= 10.0 + 1e-9 for c in timed)
+    (two,) = [c for c in timed if c.graph == "ring" and c.local_steps == 2]
+    assert two.rounds == int(10 / (2 * 64e-3 + 0.02))
+
+
+def test_unlike_users_want_fewer_local_steps():
+    def chosen_steps(kappa_sq):
+        problem = replace(PROBLEM, kappa_sq=kappa_sq, zeta_sq=0.01)
+        ranked = advise(problem, Budget(rounds=50), graphs(8, "ring"), message_bytes=8)
+        return next(c.local_steps for c in ranked if c.method == "dsgd")
+
+    assert chosen_steps(100.0) <= chosen_steps(1e-6)
+
+
+def test_a_budget_too_small_for_a_round_offers_nothing():
+    assert advise(PROBLEM, Budget(bytes=10), graphs(8, "ring"), message_bytes=64) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"rounds": 0},
+        {"rounds": 5, "bytes": 5.0},
+        {"seconds": 5.0},
+        {"bytes": float("inf")},
+        {"rounds": 5, "seconds_per_byte": -1.0},
+    ],
+)
+def test_budgets_that_say_nothing_are_refused(fields):
+    with pytest.raises(ConfigError):
+        Budget(**fields)
