@@ -75,11 +75,11 @@ class _Plan(NamedTuple):
 class _Outbox:
     """One agent's send slots, and in each slot the ways it is sent."""
 
-    def __init__(self, agent: int) -> None:
+    def __init__(self, agent: int, depth: int) -> None:
         self.agent = agent
-        self.slots: list[Slot | None] = [None, None]
-        self.routes: tuple[dict[int, Route | ReadInPlace], ...] = ({}, {})
-        self.active: list[list[Route | ReadInPlace]] = [[], []]
+        self.slots: list[Slot | None] = [None] * depth
+        self.routes: tuple[dict[int, Route | ReadInPlace], ...] = tuple({} for _ in range(depth))
+        self.active: list[list[Route | ReadInPlace]] = [[] for _ in range(depth)]
         self.plan: _Plan | None = None
         self.sent: Slot | None = None
 
@@ -90,7 +90,8 @@ class MpiExchange:
     Vectors live on the CPU; ``StagedExchange`` adds the way from and to a device.
 
     format : of the messages. patience : how to wait. on_round : told every round that begins.
-    on_close : called when everything has been freed.
+    on_close : called when everything has been freed. depth : send slots of an agent; 2, unless
+    letters may be late.
     """
 
     _pinned = False
@@ -101,6 +102,7 @@ class MpiExchange:
         wiring: Wiring,
         patience: Patience,
         on_round: Callable[[int], None] = lambda round: None,
+        depth: int = 2,
     ) -> None:
         self.counters = Counters()
         self.trace: Trace | None = None
@@ -111,7 +113,8 @@ class MpiExchange:
         self._round = -1
         mine = wiring.placement.agents_of(wiring.rank)
         self._agents = range(mine[0], mine[-1] + 1)
-        self._outboxes = {agent: _Outbox(agent) for agent in mine}
+        self._depth = depth
+        self._outboxes = {agent: _Outbox(agent, depth) for agent in mine}
         self._edges: dict[int, Edge | WindowEdge] = {}
         self._claims: dict[int, Claim] = {}
         self._empty = torch.empty(0, dtype=format.dtype)
@@ -121,7 +124,7 @@ class MpiExchange:
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
         """Copy ``message`` (M,), post its sends and the receives for ``row``, and return at once.
 
-        Waits only while the message of round - 2 has not been taken everywhere.
+        Waits only while the message that used the slot before has not been taken everywhere.
         """
         began = time.perf_counter() if self.trace else 0.0
         newest = check_start(self._agents, agent, self._round, round, row, message)
@@ -131,9 +134,7 @@ class MpiExchange:
         plan = outbox.plan
         if plan is None or plan.row != row:
             plan = outbox.plan = self._make_plan(row)
-        for source in plan.remote:
-            if source not in self._claims:
-                self._claims[source] = self._edge(source).claim(round)
+        self._expect(plan.remote, round)
         outbox.sent = None
         if message is not None:
             self._send(outbox, plan, round, message)
@@ -196,6 +197,12 @@ class MpiExchange:
         self._edges.clear()
         if self.on_close is not None:
             self.on_close()
+
+    def _expect(self, remote: tuple[int, ...], round: int) -> None:
+        """Be ready for the letters of ``round`` of remote agents."""
+        for source in remote:
+            if source not in self._claims:
+                self._claims[source] = self._edge(source).claim(round)
 
     def _turn(self, round: int) -> None:
         """Give back what the earlier round has used."""
@@ -280,7 +287,7 @@ class MpiExchange:
         outbox.active[parity].clear()
 
     def _send(self, outbox: _Outbox, plan: _Plan, round: int, message: Tensor) -> None:
-        parity = round % 2
+        parity = round % self._depth
         slot = self._slot(outbox, parity)
         check_message(slot.body, outbox.agent, message)
         self._reclaim(outbox, parity)

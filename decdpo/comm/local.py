@@ -99,9 +99,19 @@ class LocalWorld:
         self._stop = threading.Event()
 
     def exchange(
-        self, size: int, dtype: torch.dtype, *, digest: str = "", device: str = "cpu"
+        self,
+        size: int,
+        dtype: torch.dtype,
+        *,
+        digest: str = "",
+        device: str = "cpu",
+        max_age: int = 0,
     ) -> LocalExchange:
-        """Make an exchange for vectors of ``size`` values; ``digest`` has nothing to guard here."""
+        """Make an exchange for vectors of ``size`` values.
+
+        ``digest`` has nothing to guard here, and ``max_age`` nothing to wait for: no letter is late
+        in one process.
+        """
         return LocalExchange(self.local_agents, size, dtype, device)
 
     def sum(self, values: Mapping[int, np.ndarray]) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from decdpo.comm.arrival import ArrivalExchange
 from decdpo.comm.collectives import Collectives, ThreadChannel
 from decdpo.comm.exchange import MpiExchange, Wiring
 from decdpo.comm.faults import pack, unpack
@@ -163,18 +164,31 @@ class MpiWorld:
             self._progress = Progress(self._probed.Iprobe)
 
     def exchange(
-        self, size: int, dtype: torch.dtype, *, digest: str = "", device: str = "cpu"
+        self,
+        size: int,
+        dtype: torch.dtype,
+        *,
+        digest: str = "",
+        device: str = "cpu",
+        max_age: int = 0,
     ) -> MpiExchange:
         """Make an exchange for vectors of ``size`` values. Collective.
 
-        Vectors on a GPU go through pinned host memory. Raises ``ConfigError`` if the processes ask
-        for different ones, ``EnvironmentFault`` if ``transport = "window"`` finds too little shared
-        memory.
+        Vectors on a GPU go through pinned host memory; letters that may be late, ``max_age`` > 0,
+        always travel as messages. Raises ``ConfigError`` if the processes ask for different ones or
+        for late letters on a GPU, ``EnvironmentFault`` if ``transport = "window"`` finds too little
+        shared memory.
         """
         format = Format(size, dtype, digest, self._chunk_bytes)
-        self.require_same("the vector to exchange", f"{size} {dtype} {digest} {self._chunk_bytes}")
+        wanted = f"{size} {dtype} {digest} {self._chunk_bytes} {max_age}"
+        self.require_same("the vector to exchange", wanted)
         staged = device != "cpu"
-        window = None if staged else self._make_window(format)
+        if staged and max_age:
+            raise ConfigError(
+                f"letters on {device} cannot be late by arrival",
+                "set device.kind = 'cpu', or staleness.kind = 'seeded'",
+            )
+        window = None if staged or max_age else self._make_window(format)
         comm = self._duplicate(self._comm)
         node_ranks = self._node_ranks if window is not None else {}
         # Progress has nothing to drive where every neighbour is read in place.
@@ -187,6 +201,8 @@ class MpiWorld:
         exchange: MpiExchange
         if staged:
             exchange = StagedExchange(format, wiring, patience, Copies(device), enter)
+        elif max_age:
+            exchange = ArrivalExchange(format, wiring, patience, max_age, enter)
         else:
             exchange = MpiExchange(format, wiring, patience, enter)
         exchange.on_close = partial(self._release, exchange, comm, window)

@@ -22,13 +22,15 @@ class Counters:
 
     messages_sent, bytes_sent : that left this process (headers included; letters between agents of
     one process are free). wait_seconds : spent blocked in ``start`` and ``finish``.
-    wait_by_neighbour : seconds waited for each remote source agent.
+    wait_by_neighbour : seconds waited for each remote source agent. ages : how many letters were
+    0, 1, ... rounds old when they were mixed; empty where none can be late.
     """
 
     messages_sent: int = 0
     bytes_sent: int = 0
     wait_seconds: float = 0.0
     wait_by_neighbour: dict[int, float] = field(default_factory=dict)
+    ages: list[int] = field(default_factory=list)
 
 
 Trace = Callable[[str, float, float, Mapping[str, int]], None]
@@ -89,10 +91,18 @@ class World(Protocol):
     is_root: bool
 
     def exchange(
-        self, size: int, dtype: torch.dtype, *, digest: str = "", device: str = "cpu"
+        self,
+        size: int,
+        dtype: torch.dtype,
+        *,
+        digest: str = "",
+        device: str = "cpu",
+        max_age: int = 0,
     ) -> Exchange:
         """Make an exchange for vectors of ``size`` values. Collective.
 
+        max_age : how many rounds old a letter may be; above 0, ``finish`` waits only for letters
+        that would be older, and mixes the newest that are there. Rows must then stay the same.
         ``digest`` names the parameter layout; a letter with another one is an error.
         """
         ...
