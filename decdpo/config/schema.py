@@ -284,6 +284,45 @@ class Device:
 
 
 @dataclass(frozen=True)
+class OnTime:
+    """Every letter is of this round."""
+
+    kind: str = option("none", "whether letters may be late, and what decides")
+
+
+@dataclass(frozen=True)
+class SeededDelays:
+    """Letters as late as a seeded schedule says; the same bits on any number of ranks."""
+
+    kind: str = option("seeded", "whether letters may be late, and what decides")
+    max_age: int = option(2, "q, rounds that a letter may be old", low=0)
+    delay: str = option(
+        "uniform", "drawn from 0 ... max_age, or always max_age", choices=("uniform", "fixed")
+    )
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Letters as they come: wait only for what would be too old; ages are recorded in RUN/ages."""
+
+    kind: str = option("arrival", "whether letters may be late, and what decides")
+    max_age: int = option(2, "q, rounds that a letter may be old", low=0)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Letters as late as in a recorded run; its bits, in one process or many."""
+
+    kind: str = option("replay", "whether letters may be late, and what decides")
+    run: str = option("", "run folder with ages")
+    max_age: int = option(2, "q, at least that of the recorded run", low=0)
+
+
+STALE = ("dsgd", "quasi_global_momentum")
+"""Algorithms that letters may be late for: they carry no sum that every letter must enter once."""
+
+
+@dataclass(frozen=True)
 class Comm:
     """How letters travel."""
 
@@ -337,6 +376,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
         "choco": Choco,
     },
     "topology": Topology,
+    "staleness": {"none": OnTime, "seeded": SeededDelays, "arrival": Arrival, "replay": Replay},
     "optim": {"sgd": Sgd, "adamw": AdamW},
     "checkpoint": Checkpoint,
     "log": Log,
