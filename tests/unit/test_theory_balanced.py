@@ -1,0 +1,134 @@
+"""The toy experiment of Balanced-DPO and its weights, against definitions and limits."""
+
+import numpy as np
+import pytest
+
+from decdpo.losses.dpo import DPO
+from decdpo.theory.balanced_toy import (
+    MASKS,
+    REWARDS,
+    SIZE,
+    TABLE_1,
+    Toy,
+    balanced_toy,
+    claims,
+    mean_table,
+    reward,
+    sweep,
+    toy_losses,
+    wins,
+)
+from decdpo.theory.balanced_weights import figure_1, figure_claims, update_weights
+
+
+def test_the_data_follow_the_utilities_and_leave_out_what_is_masked():
+    toy = Toy(mask=0.4)
+    share, seen = toy.weights(), toy.seen
+    assert seen.sum() == round(0.6 * SIZE**2) and share.sum() == pytest.approx(1)
+    assert share[~seen].sum() == 0 and share.swapaxes(1, 2)[~seen].sum() == 0
+    x = 7
+    a, b = np.flatnonzero(seen[x])[:2]
+    u = np.exp(-0.6 * (np.array([a, b]) - x) ** 2.0)
+    assert share[x, a, b] / (share[x, a, b] + share[x, b, a]) == pytest.approx(u[0] / u.sum())
+    assert (Toy(0.4, seed=1).seen != seen).any() and Toy(0.0).seen.all()
+    drawn = Toy(mask=0.4, samples=500).weights()
+    assert drawn.sum() == pytest.approx(1) and (drawn[share == 0] == 0).all()
+    assert np.unique(drawn * 500 % 1).max() < 1e-9
+
+
+def test_rewards_of_policies_whose_rewards_are_known():
+    toy, best, flat = Toy(), np.eye(SIZE), np.full((SIZE, SIZE), 1 / SIZE)
+    perfect = reward(toy, best, flat)
+    assert set(perfect) == set(REWARDS)
+    assert perfect["utility_sum"] == perfect["best_sum"] == perfect["greedy_sum"] == SIZE
+    assert perfect["log_utility"] == 0 and reward(toy, flat, flat)["best_sum"] == pytest.approx(1)
+    assert reward(toy, flat, flat)["win_rate"] == pytest.approx(0.5)
+    assert perfect["win_rate"] == pytest.approx(wins(toy.log_utility)[0, 0].mean(), abs=0.05)
+    assert perfect["normalised_sum"] < 10
+
+
+def test_training_lowers_dpo_and_all_begin_at_the_reference():
+    (short, long) = balanced_toy(Toy(0.2), lr=2.0, steps=(0, 20), reference_steps=10)
+    assert set(short.rewards) == {"reference", *TABLE_1} == {"reference", *toy_losses()}
+    for name in TABLE_1:
+        assert short.rewards[name] == pytest.approx(short.rewards["reference"])
+        assert short.losses[name] == pytest.approx(np.log(2))
+        assert long.policies[name].sum(axis=1) == pytest.approx(np.ones(SIZE))
+    assert long.losses["dpo"] < short.losses["dpo"]
+    assert long.rewards["dpo"]["utility_sum"] > short.rewards["dpo"]["utility_sum"]
+
+
+def test_enough_dpo_reaches_the_optimum():
+    # Without a mask the minimum of exact DPO is pi ~ pi_ref u: the utility, from a uniform start.
+    (found,) = balanced_toy(
+        Toy(alpha=0.05), lr=100.0, steps=150, reference_steps=0, losses={"dpo": DPO(beta=1.0)}
+    )
+    utility = np.exp(Toy(alpha=0.05).log_utility)
+    expected = utility / utility.sum(axis=1, keepdims=True)
+    assert found.policies["dpo"] == pytest.approx(expected, abs=0.02)
+
+
+def test_unseen_responses_keep_their_logits_in_a_table():
+    # A masked response changes only through the normaliser: two of them keep their ratio.
+    (found,) = balanced_toy(Toy(0.4), lr=2.0, steps=15, reference_steps=5)
+    masked = ~Toy(0.4).seen
+    for name in TABLE_1:
+        for x in range(SIZE):
+            values = found.policies[name][x, masked[x]]
+            assert values == pytest.approx(np.full(len(values), values[0])), name
+
+
+def test_a_sweep_is_gathered_into_tables():
+    results = sweep(
+        lrs=(1.0,), steps=(2, 4), masks=(0.0, 0.4), seeds=range(2), reference_steps=3
+    )
+    assert len(results) == 8
+    tables = mean_table(results, "best_sum")
+    assert set(tables) == {("sgd", 1.0, 2), ("sgd", 1.0, 4)}
+    pair = [r for r in results if r.steps == 4 and r.toy.mask == 0.4]
+    mean = np.mean([r.rewards["bdpo"]["best_sum"] for r in pair])
+    assert tables["sgd", 1.0, 4]["bdpo"][0.4] == pytest.approx(mean)
+
+
+def test_the_claims_hold_of_the_source_itself():
+    source = {name: dict(zip(MASKS, row)) for name, row in TABLE_1.items()}
+    assert all(claims(source).values())
+    worse = {**source, "nbdpo_symmetric": {0.0: 5.4, 0.2: 0.0, 0.4: 6.15}}
+    found = claims(worse)
+    assert not (found["symmetric_best"] or found["order"]) and found["v2_asymmetric_loses"]
+
+
+def brute_force(mu_p, mu_q, shiftless):
+    p, q = (np.exp(-((np.arange(100) - mu) ** 2) / 200) for mu in (mu_p, mu_q))
+    p, q = p / p.sum(), q / q.sum()
+    w = np.zeros(100)
+    for i in range(100):
+        for j in range(100):
+            if i != j:
+                # sum over both labels tau of tau (1 - kappa), kappa = sigma(log p_win - log p_lose)
+                win, kappa = q[i] / (q[i] + q[j]), p[i] / (p[i] + p[j])
+                change = win * (1 - kappa) - (1 - win) * kappa
+                w[i] += change * (p[i] * p[j] if shiftless else 1.0)
+    return w / np.abs(w).max(), w * p / np.abs(w * p).max()
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "shiftless"])
+def test_weights_are_the_sums_over_labelled_pairs(sampling):
+    found = update_weights(45, 55, sampling)
+    dpo, balanced = brute_force(45, 55, sampling == "shiftless")
+    assert found.dpo == pytest.approx(dpo, abs=1e-12)
+    assert found.balanced == pytest.approx(balanced, abs=1e-12)
+
+
+def test_the_figure_is_symmetric_and_its_claims_are_checked():
+    panels = figure_1()
+    assert len(panels) == 6
+    for left in panels:
+        # Mirror images: exchanging both means mirrors p and q, and turns the weights about.
+        right = update_weights(99 - left.mu_p, 99 - left.mu_q, left.sampling)
+        assert right.dpo[::-1] == pytest.approx(left.dpo, abs=1e-9)
+    found = figure_claims(panels)
+    assert all(found["dpo_peaks_outside"].values())
+    assert all(found["less_out_of_distribution"].values())
+    with pytest.raises(ValueError, match="sampling"):
+        update_weights(1, 2, "other")
