@@ -276,10 +276,6 @@ class Device:
 
     kind: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     share_gpu: bool = option(False, "let several ranks use one GPU")
-    staging: str = option(
-        "host", "GPU messages through pinned host memory, or straight from the device",
-        choices=("host", "device"),
-    )
     threads: int = option(1, "CPU threads of each rank", low=1)
 
 

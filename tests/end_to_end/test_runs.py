@@ -46,7 +46,7 @@ def test_the_baselines_give_the_same_bits_on_three_ranks(shell, config, kind):
     shell("train", config, "--out", "alone", *options)
     shell("train", config, "--out", "spread", *options, ranks=3)
     assert shell.digests("spread") == shell.digests("alone")
-    digests = {agent["x"] for agent in shell.digests("alone")}
+    digests = {agent["x"] for agent in shell.digests("alone").values()}
     assert len(digests) == (1 if kind == "centralized" else 8)
 
 
