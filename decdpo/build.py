@@ -18,6 +18,7 @@ from decdpo.algorithms.local import Local
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.push_sum import PushSum
 from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+from decdpo.algorithms.recall import Recalling, told_since
 from decdpo.codecs.base import Codec
 from decdpo.codecs.cast import Cast
 from decdpo.codecs.identity import Identity
@@ -25,6 +26,14 @@ from decdpo.codecs.quantize import Quantize
 from decdpo.codecs.randomk import RandomK
 from decdpo.codecs.topk import TopK
 from decdpo.comm.server import ServerExchange
+from decdpo.comm.staleness import (
+    AgeLog,
+    Delays,
+    RecordedDelays,
+    SeededDelays,
+    StaleExchange,
+    age_file,
+)
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
@@ -35,7 +44,7 @@ from decdpo.errors import ConfigError, TopologyError
 from decdpo.losses.base import PairLoss
 from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.names import LOSSES
-from decdpo.metrics import HeldOut, Metrics, Progress
+from decdpo.metrics import HeldOut, Metrics, Progress, keep_until
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import (
     SGD,
@@ -64,6 +73,9 @@ from decdpo.topology.schedule import (
 
 WITH_SERVER = ("centralized", "fedavg", "outer_momentum")
 """Algorithms whose letters travel through a server."""
+
+AGES = "ages"
+"""Folder of a run with the ages of letters that were late by arrival."""
 
 UNION_ROUNDS = 64
 """Rounds of a time-varying schedule whose links together must connect all agents."""
@@ -207,6 +219,16 @@ def make_policy(config: Config, shard: PreferenceShard | None, device: str) -> P
     return LogLinear(dimension, features=section.features, dtype=section.dtype)
 
 
+def make_delays(config: Config, world: World) -> Delays:
+    """Return what says how late letters are. Raises a ``DecdpoError`` if a record is missing."""
+    late = config.staleness
+    if late.kind == "replay":
+        if not late.run:
+            raise ConfigError("staleness.run is empty", "name the folder of the recorded run")
+        return RecordedDelays(Path(late.run) / AGES, world.local_agents, late.max_age)
+    return SeededDelays(config.run.seed, late.max_age, fixed=late.delay == "fixed")
+
+
 def make_exchange(
     config: Config, world: World, algorithm: Algorithm, layout: Layout, device: str
 ) -> Exchange | None:
@@ -216,9 +238,14 @@ def make_exchange(
         return None
     dtype = torch.uint8 if config.algorithm.kind == "choco" else layout.dtype
 
-    def new() -> Exchange:
-        return world.exchange(size, dtype, digest=layout.digest, device=device)
+    late = config.staleness
+    arrival = late.max_age if late.kind == "arrival" else 0
 
+    def new() -> Exchange:
+        return world.exchange(size, dtype, digest=layout.digest, device=device, max_age=arrival)
+
+    if late.kind in ("seeded", "replay") and late.max_age:
+        return StaleExchange(new(), make_delays(config, world), late.max_age)
     if config.algorithm.kind not in WITH_SERVER:
         return new()
     # All agents hear the average, so that each begins the next round at the same model.
@@ -269,6 +296,9 @@ def make_agents(
     objective = Objective(policy, make_loss(config.loss))
     optimizer = make_optimizer(config.optim)
     algorithm = make_algorithm(config.algorithm, optimizer, policy.layout, config.run.seed)
+    late = config.staleness
+    if late.kind in ("seeded", "replay") and late.max_age:
+        algorithm = Recalling(algorithm, policy.layout.num_shared, late.max_age)
     start = policy.initial()
     grad = torch.zeros_like(start)
     agents = []
@@ -311,8 +341,15 @@ def make_run(
     out: Path,
     next_round: int,
 ) -> Run:
-    """Put the pieces of a run together; its metrics continue after ``next_round`` rounds."""
+    """Put the pieces of a run together; it continues after ``next_round`` rounds. Collective."""
     steps = local_steps(config)
+    if isinstance(exchange, StaleExchange):
+        rows = {a.id: schedule.mixing(next_round).row(a.id) for a in agents}
+        exchange.recall(rows, {a.id: told_since(a.state) for a in agents})
+    if exchange is not None and config.staleness.kind == "arrival":
+        for agent in agents:
+            keep_until(age_file(out / AGES, agent.id), next_round)
+        exchange = AgeLog(exchange, out / AGES)
     log = config.log
     monitor = Metrics(
         out / "metrics.jsonl",

@@ -113,6 +113,7 @@ class Metrics:
         self.last: dict[str, Any] = {}
         self._file: TextIO | None = None
         self._seen = (0, 0, 0.0)
+        self._ages: list[int] = []
         self._clock = perf_counter()
         if is_root:
             keep_until(path, start_round)
@@ -165,27 +166,36 @@ class Metrics:
         record["system"] = self._system(run, seconds)
         return record
 
-    def _system(self, run: Run, seconds: float) -> dict[str, float]:
-        """Return traffic of all processes and this one's times since the last record."""
+    def _system(self, run: Run, seconds: float) -> dict[str, Any]:
+        """Return traffic of all processes and this one's times since the last record.
+
+        ages : how many letters were 0, 1, ... rounds old, where they may be late.
+        """
         now = perf_counter()
         counters = run.exchange.counters if run.exchange is not None else None
         seen = (0, 0, 0.0)
         if counters is not None:
             seen = (counters.messages_sent, counters.bytes_sent, counters.wait_seconds)
         delta = [new - old for new, old in zip(seen, self._seen)]
-        mine = np.array([*delta[:2], delta[2], seconds], dtype=np.float64)
+        ages = counters.ages if counters is not None else []
+        fresh = [new - old for new, old in zip(ages, self._ages or [0] * len(ages))]
+        self._ages = list(ages)
+        mine = np.array([*delta[:2], delta[2], seconds, *fresh], dtype=np.float64)
         total = run.world.sum(
-            {a.id: mine if a is run.agents[0] else np.zeros(4) for a in run.agents}
+            {a.id: mine if a is run.agents[0] else np.zeros_like(mine) for a in run.agents}
         )
         took, self._clock = now - self._clock, now
         self._seen = seen
-        return {
+        record: dict[str, Any] = {
             "messages": int(total[0]),
             "bytes": int(total[1]),
             "wait_seconds": round(float(total[2]), 6),
             "compute_seconds": round(float(total[3]), 6),
             "elapsed_seconds": round(took, 6),
         }
+        if ages:
+            record["ages"] = [int(count) for count in total[4:]]
+        return record
 
 
 def keep_until(path: Path, last_round: int) -> None:

@@ -16,7 +16,7 @@ Reference: Jiang, "Distributed Direct Preference Optimization", 2026, Theorem 5.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -162,16 +162,14 @@ class StaleExchange:
 class AgeLog:
     """An exchange that writes down how old every letter was, one file per local agent.
 
-    folder : of the files. agents : the local ones. Lines follow what is there already, in rounds
-    counted from 1 as in the metrics.
+    folder : of the files. Lines follow what is there already, in rounds counted from 1 as in the
+    metrics.
     """
 
-    def __init__(self, inner: Exchange, folder: Path, agents: Sequence[int]) -> None:
+    def __init__(self, inner: Exchange, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._inner = inner
-        self._files: dict[int, TextIO] = {
-            agent: age_file(folder, agent).open("a", encoding="utf-8") for agent in agents
-        }
+        self._folder = folder
         self.counters = inner.counters
 
     @property
@@ -191,14 +189,12 @@ class AgeLog:
         """Return what ``agent`` hears, and write down the ages."""
         inbox = self._inner.finish(agent, round)
         ages = [letter.age for letter in inbox.letters]
-        self._files[agent].write(json.dumps({"round": round + 1, "ages": ages}) + "\n")
-        self._files[agent].flush()
+        with age_file(self._folder, agent).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"round": round + 1, "ages": ages}) + "\n")
         return inbox
 
     def close(self) -> None:
-        """Close the files and the exchange within. Collective."""
-        for file in self._files.values():
-            file.close()
+        """Free the exchange within. Collective."""
         self._inner.close()
 
 

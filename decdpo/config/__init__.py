@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from decdpo.config.options import coerce, nearest
-from decdpo.config.schema import SECTIONS, SPARSE, WITHOUT_TOPOLOGY
+from decdpo.config.schema import SECTIONS, SPARSE, STALE, WITHOUT_TOPOLOGY
 from decdpo.errors import ConfigError
 from decdpo.topology.names import DIRECTED, RANDOM, TIME_VARYING, options_used, weights_allowed
 
@@ -34,6 +34,7 @@ class Config:
     loss: Any
     algorithm: Any
     topology: Any
+    staleness: Any
     optim: Any
     checkpoint: Any
     log: Any
@@ -99,6 +100,8 @@ def parse(text: str, overrides: Iterable[str] = (), origin: str = "the configura
     config = Config(**built)
     _check_combinations(config)
     _check_algorithm(config)
+    if config.staleness.kind != "none":
+        _check_staleness(config)
     if config.topology is not None:
         _check_topology(config.topology)
     return config
@@ -274,6 +277,26 @@ def _check_choco(algorithm: Any, topology: Any) -> None:
             "weights change: an agent adds up what its neighbours tell, under fixed weights, and "
             "would miss what is told while they are not its neighbours",
             "choose a graph that stays the same, or algorithm.kind = 'dsgd'",
+        )
+
+
+def _check_staleness(config: Config) -> None:
+    """Refuse late letters where they would break the algorithm, or where there are none."""
+    kind, late = config.algorithm.kind, config.staleness
+    if kind not in STALE:
+        if kind in WITHOUT_TOPOLOGY:
+            why = "its agents have no neighbours whose letters could be late"
+        else:
+            why = "its sums are right only if every letter of every round enters them once"
+        raise ConfigError(
+            f"staleness.kind = {late.kind!r} does not suit algorithm.kind = {kind!r}: {why}",
+            "choose algorithm.kind = " + " or ".join(map(repr, STALE)),
+        )
+    if config.topology.graph in TIME_VARYING:
+        raise ConfigError(
+            f"staleness.kind = {late.kind!r} does not suit topology.graph = "
+            f"{config.topology.graph!r}: a neighbour of this round has sent no older letters",
+            "choose a graph that stays the same",
         )
 
 

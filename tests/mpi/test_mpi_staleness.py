@@ -108,7 +108,7 @@ def test_arrivals_are_replayed_in_one_process(
     world: Any, tmp_path: Path, graph: str, size: int
 ) -> None:
     log = tmp_path / "ages"
-    exchange = AgeLog(world.exchange(size, torch.float32, max_age=AGE), log, world.local_agents)
+    exchange = AgeLog(world.exchange(size, torch.float32, max_age=AGE), log)
     there = Training(world, exchange, size, 0, graph)
     for t in range(ROUNDS):
         slow = (t + world.rank) % 3 == 0

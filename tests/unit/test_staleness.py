@@ -45,7 +45,7 @@ class Simulation:
         if delays is not None:
             self.exchange = StaleExchange(self.exchange, delays, max_age)
         if log is not None:
-            self.exchange = AgeLog(self.exchange, log, range(N))
+            self.exchange = AgeLog(self.exchange, log)
         self.overlap = overlap
         self.A, self.c = (torch.from_numpy(part) for part in problem())
 
