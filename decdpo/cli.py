@@ -18,6 +18,8 @@ COMMANDS = (
     "theory",
     "evaluate",
     "export",
+    "report",
+    "study",
     "checkpoint",
     "doctor",
     "bench",

@@ -72,22 +72,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace, study: "Study") -> "Options":
-    from decdpo.studies.data import find
+    from decdpo.studies.data import Sources, find
     from decdpo.studies.study import Options
 
     data = None
     dealing = {key: getattr(args, key) for key in ("partition", "holdout", "group")}
     given = [key for key, value in dealing.items() if value is not None]
     if args.data:
+        partition = args.partition or study.partition
         data = find(
             tuple(args.data),
-            agents=args.agents or (None if (args.partition or "").startswith("by:") else 16),
-            partition=args.partition or study.partition,
+            agents=args.agents or (None if partition.startswith("by:") else study.agents),
+            partition=partition,
             holdout=0.1 if args.holdout is None else args.holdout,
             group=args.group,
         )
-    from decdpo.studies.data import Sources
-
     if given and not isinstance(data, Sources):
         raise ConfigError(
             f"--{given[0]} says how files are dealt out, and --data names none",

@@ -9,6 +9,7 @@ STUDIES = {
     "methods": ("decdpo.studies.methods", "Methods"),
     "local-steps": ("decdpo.studies.local_steps", "LocalSteps"),
     "topology": ("decdpo.studies.topology", "Topology"),
+    "topology-scaling": ("decdpo.studies.topology_scaling", "TopologyScaling"),
 }
 """Module and class of each."""
 

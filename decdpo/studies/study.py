@@ -70,6 +70,8 @@ class Study(ABC):
     title: str
     source: str
     """What it reproduces."""
+    agents = 16
+    """n, unless the user says otherwise."""
     partition = "iid"
     """How source files are dealt out unless the user says otherwise."""
     columns: Mapping[str, str] = COLUMNS
@@ -105,14 +107,14 @@ class Study(ABC):
 
     def describe_data(self, options: Options) -> str:
         """Return one line on the pairs."""
-        return pairs_of(options).describe()
+        return pairs_of(options, self.agents).describe()
 
 
-def pairs_of(options: Options, **changes: Any) -> Pairs:
+def pairs_of(options: Options, agents: int = Study.agents, **changes: Any) -> Pairs:
     """Return the user's pairs, else synthetic users who choose, changed by ``changes``."""
     if options.data is not None:
         return options.data
-    return Synthetic(usual_users(options, **changes))
+    return Synthetic(usual_users(options, agents, **changes))
 
 
 def num_agents(options: Options, pairs: Pairs) -> int:
@@ -120,12 +122,17 @@ def num_agents(options: Options, pairs: Pairs) -> int:
     return options.agents or pairs.shards(0, options.room).num_agents
 
 
-def usual_users(options: Options, **changes: Any) -> Users:
-    """Return 16 synthetic users (8 if quick) with 144 pairs each, 16 of them held out."""
+def usual_users(options: Options, agents: int = Study.agents, **changes: Any) -> Users:
+    """Return synthetic users, half as many if quick, with 131 training and 16 held-out pairs each.
+
+    131 is prime: with a divisor of it as batch size, every agent's epochs would end in the same
+    recorded rounds, where the noise of batches drawn without replacement cancels.
+    """
+    few = max(agents // 2, 1) if options.quick else agents
     fields: dict[str, Any] = {
-        "agents": options.agents or (8 if options.quick else 16),
-        "pairs": 144,
-        "holdout": 1 / 9,
+        "agents": options.agents or few,
+        "pairs": 147,
+        "holdout": 16 / 147,
         "kappa": 1.0,
     }
     return Choices(**{**fields, **changes})

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from decdpo.report.study_figures import Figure, Panel
 from decdpo.studies.cells import Cell
 from decdpo.studies.claims import Claim, Verdict, fit, increasing
-from decdpo.studies.study import Options, Study, curves, gap_panel, training_cells
+from decdpo.studies.study import Options, Study, curves, gap_panel, pairs_of, training_cells
 from decdpo.studies.table import Missing, Table
 
 PAPER = "Distributed DPO, Fig. 4 and 9"
@@ -19,7 +19,11 @@ class Topology(Study):
     name = "topology"
     title = "DecDPO and its communication graph"
     source = PAPER
-    setting = "DecDPO, E = 1, optim.lr 0.1, automatic weights"
+    agents = 32
+    setting = (
+        "DecDPO, E = 1, combine while adapting, optim.lr 0.1, automatic weights; 32 agents because "
+        "with 16 the exponential graph and the torus have the same spectral gap"
+    )
     summary_columns = (
         ("graph",),
         ("rho", "consensus_distance", "gap", "loss", "heldout/accuracy"),
@@ -28,7 +32,8 @@ class Topology(Study):
     def cells(self, options: Options) -> list[Cell]:
         """Return a cell for each seed and graph."""
         variants = [({"graph": g}, {"topology.graph": g, "optim.lr": 0.1}) for g in GRAPHS]
-        return training_cells(options, variants)
+        pairs = pairs_of(options, self.agents)
+        return training_cells(options, variants, pairs=pairs)
 
     def claims(self) -> Sequence[Claim]:
         """Return what the figure shows of connectivity."""

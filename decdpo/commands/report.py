@@ -1,0 +1,61 @@
+"""Compare runs in a table and a figure, and explain the rewards of their chosen answers.
+
+A falling rewards/chosen is common with DPO, whose loss sees only the difference of both rewards.
+The last lines say for each run which way it went and why, from the drift of the chosen answers, the
+gradient imbalance and the share of saturated pairs.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from decdpo.commands.resume import read_config
+from decdpo.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from decdpo.report.compare import RunFacts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``decdpo report``."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the curves into FILE.png and FILE.svg"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, draw the figure if wanted, and return 0."""
+    from decdpo.report.compare import plot, table
+
+    if args.plot is not None and args.plot.suffix not in ("", ".png", ".svg"):
+        raise ConfigError(f"--plot {args.plot}: unknown kind of picture", "end it in .png or .svg")
+    runs = [read_run(folder) for folder in args.runs]
+    print(json.dumps([r.to_json() for r in runs], indent=1) if args.json else table(runs))
+    if args.plot is not None:
+        plot(runs, args.plot)
+        print(f"drawn to {args.plot.with_suffix('.png')} and .svg", file=sys.stderr)
+    return 0
+
+
+def read_run(folder: Path) -> "RunFacts":
+    """Return what the run folder holds.
+
+    Raises ``CheckpointError`` if it is none, ``DataError`` if nothing is recorded there yet.
+    """
+    from decdpo.report.compare import RunFacts
+    from decdpo.report.curves import read_metrics
+
+    config = read_config(folder, [])
+    path = folder / "metrics.jsonl"
+    records = read_metrics(path) if path.exists() else []
+    if not records:
+        raise DataError(f"{path} has no record yet", "wait for the first recorded round")
+    graph = f" on {config.topology.graph}" if config.topology is not None else ""
+    steps = getattr(config.algorithm, "local_steps", 1)
+    what = f"{config.algorithm.kind}{graph}, E={steps}, lr {config.optim.lr:g}, {config.loss.kind}"
+    agents = len(records[-1]["heldout/accuracy_by_agent"])
+    return RunFacts(folder, what, agents, records)

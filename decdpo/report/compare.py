@@ -1,0 +1,99 @@
+"""Several runs beside each other: a table, a figure, and what their rewards mean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decdpo.report.chosen import explain_chosen
+from decdpo.report.study_figures import Figure, Line, Panel, draw
+
+COLUMNS = (
+    ("loss", "loss"),
+    ("gradient_norm", "gradient"),
+    ("consensus_distance", "consensus"),
+    ("heldout/accuracy", "own acc."),
+    ("heldout/average/accuracy", "mean acc."),
+    ("rewards/chosen", "chosen"),
+    ("rewards/margins", "margin"),
+    ("saturated", "saturated"),
+)
+"""Metrics of the last record and their titles in the table."""
+
+PANELS = (
+    ("loss", "training loss", False),
+    ("gradient_norm", "gradient norm of the average model", True),
+    ("consensus_distance", "consensus distance", True),
+    ("heldout/average/accuracy", "held-out accuracy, average model", False),
+    ("rewards/chosen", "reward of the chosen answers", False),
+    ("rewards/margins", "reward margin", False),
+)
+"""Metric, title, and whether its axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run: its folder, what it was ("dsgd on ring, E = 1, lr 0.1"), agents, and its records."""
+
+    folder: Path
+    what: str
+    agents: int
+    records: Sequence[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run's last record with what it cost and means."""
+        last = self.records[-1]
+        return {
+            "run": str(self.folder),
+            "what": self.what,
+            "agents": self.agents,
+            "round": last["round"],
+            **{key: last.get(key) for key, _ in COLUMNS},
+            "drift/chosen": last.get("drift/chosen"),
+            "imbalance/log_ratio": last.get("imbalance/log_ratio"),
+            "bytes": sum(r["system"]["bytes"] for r in self.records),
+            "seconds": round(sum(r["system"]["elapsed_seconds"] for r in self.records), 3),
+            "rewards": explain_chosen(last),
+        }
+
+
+def table(runs: Sequence[RunFacts]) -> str:
+    """Return the last records as a text table, then one line on the rewards of each run."""
+    head = ["run", "what", "agents", "round", *(title for _, title in COLUMNS), "MB", "seconds"]
+    lines = [head]
+    for run in runs:
+        found = run.to_json()
+        values = [found[key] for key, _ in COLUMNS]
+        cells = ["-" if v is None else f"{v:.4g}" for v in values]
+        cost = [f"{found['bytes'] / 1e6:.1f}", f"{found['seconds']:.1f}"]
+        lines.append(
+            [run.folder.name, run.what, str(run.agents), str(found["round"]), *cells, *cost]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(
+            cell.ljust(w) if k < 2 else cell.rjust(w)
+            for k, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    text.append("")
+    text += [f"{run.folder.name}: {explain_chosen(run.records[-1])}" for run in runs]
+    return "\n".join(text)
+
+
+def plot(runs: Sequence[RunFacts], path: Path) -> None:
+    """Draw the metrics of all runs over the rounds into ``path``, a PNG and an SVG beside it.
+
+    Raises ``EnvironmentFault`` if matplotlib is not installed.
+    """
+    panels = []
+    for key, title, log_y in PANELS:
+        lines = []
+        for run in runs:
+            points = [(r["round"], [r[key]]) for r in run.records if r.get(key) is not None]
+            if points:
+                lines.append(Line.of(run.folder.name, points))
+        if lines:
+            panels.append(Panel(title, "round", title, tuple(lines), log_y=log_y))
+    draw(Figure(path.stem, tuple(panels)), path.parent)
