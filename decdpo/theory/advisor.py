@@ -101,11 +101,26 @@ class Choice:
     seconds: float
     bound: Bound
 
+    def overrides(self) -> list[str]:
+        """Return the ``section.key=value`` settings that make a configuration this choice.
+
+        A configuration of FedDPO must not have a section [topology].
+        """
+        settings = [
+            f"run.rounds={self.rounds}",
+            f"algorithm.kind={self.method}",
+            f"algorithm.local_steps={self.local_steps}",
+            f"optim.lr={self.bound.step:.6g}",
+        ]
+        if self.method == "fedavg":
+            return [*settings, f"algorithm.participants={self.participants}"]
+        return [*settings, f"topology.graph={self.graph}", "topology.weights=auto"]
+
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields, the bound's total and ``overrides`` as JSON values."""
         found = asdict(self)
         found["bound"] = {**found["bound"], "total": self.bound.total}
-        return found
+        return {**found, "set": self.overrides()}
 
 
 def advise(

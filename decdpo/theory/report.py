@@ -100,6 +100,7 @@ def _advice(choices: list[Mapping[str, Any]], top: int) -> list[str]:
         )
     if len(choices) > top:
         lines.append(f"... and {len(choices) - top} more (--top)")
+    lines.append("to train the first: --set " + " --set ".join(choices[0]["set"]))
     return lines
 
 

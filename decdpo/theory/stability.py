@@ -23,6 +23,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
 from decdpo.rng import Stream, generator
+from decdpo.topology.mixing import CompleteMatrix, MixingMatrix
 from decdpo.topology.row import Schedule
 from decdpo.topology.schedule import round_weights
 from decdpo.topology.spectrum import DENSE
@@ -50,7 +51,14 @@ def smallest_eigenvalue(schedule: Schedule, num_agents: int, round: int = 0) -> 
     Where W is not symmetric, 2 min_i w_ii - 1, below which no eigenvalue's real part lies
     (Gershgorin).
     """
-    weights = round_weights(schedule.mixing(round), num_agents)
+    mixing = schedule.mixing(round)
+    if isinstance(mixing, CompleteMatrix):
+        # Its only other eigenvalue; the matrix itself would have n * n entries.
+        return mixing.own - mixing.other if num_agents > 1 else 1.0
+    if isinstance(mixing, MixingMatrix):
+        weights = mixing.weights
+    else:
+        weights = round_weights(mixing, num_agents)
     if abs(weights - weights.T).max() > 1e-12:
         return float(2 * weights.diagonal().min() - 1)
     return _lowest(weights)

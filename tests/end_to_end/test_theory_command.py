@@ -65,6 +65,17 @@ def test_fedavg_has_its_own_bound_and_budgets_count(shell, users):
     assert all(choice["bytes"] <= 1e5 for choice in found["advice"])
 
 
+def test_advice_can_be_taken(shell, users):
+    text = CONFIG.split("[topology]")[0]
+    config = shell.write("plain.toml", text)
+    found = json.loads(shell("theory", config, "--json", "--budget-rounds", 4))
+    for method in ("dsgd", "fedavg"):
+        choice = next(c for c in found["advice"] if c["method"] == method)
+        options = [word for setting in choice["set"] for word in ("--set", setting)]
+        shell("train", config, "--out", method, *options)
+        assert len(shell.metrics(method)) == 4
+
+
 @pytest.mark.parametrize(
     "options, word",
     [
