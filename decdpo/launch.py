@@ -130,10 +130,13 @@ def launch(body: Callable[[Job], int], world: str = "auto") -> int:
         fault.silent = not job.is_root
         job.close()
         raise
+    except KeyboardInterrupt:
+        if job.size > 1:
+            _end_all("decdpo: interrupted", 130)
+        raise
     except BaseException:
-        if job.size == 1:
-            raise
-        _end_all(traceback.format_exc(), 1)
+        if job.size > 1:
+            _end_all(traceback.format_exc(), 1)
         raise
     job.close()
     return code
