@@ -94,9 +94,8 @@ def prepare(
     parts = job.together(lambda: build.make_agents(config, world, index, device))
     objective, algorithm, agents = parts
     notes = world.collect({agent.id: list(agent.data.notes) for agent in agents})
-    for agent_id, lines in notes.items():
-        for line in lines:
-            job.say(f"agent {agent_id}: {line}")
+    for line in (line for lines in notes.values() for line in lines):
+        job.say(line)
     layout = objective.policy.layout
     start = sha256(objective.policy.initial().float().cpu().numpy().tobytes()).hexdigest()
     names = {
