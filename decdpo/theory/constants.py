@@ -29,9 +29,14 @@ from decdpo.policies.encoded import EncodedShard
 from decdpo.policies.loglinear import FeatureShard
 from decdpo.policies.objective import Objective
 from decdpo.theory.bounds import Problem
-from decdpo.theory.curvature import PairLosses, agent_hessian, largest_eigenvalue
+from decdpo.theory.curvature import (
+    CHUNK,
+    PairLosses,
+    agent_hessian,
+    largest_eigenvalue,
+    mean_gradient,
+)
 
-_CHUNK = 256
 _DENSE = 600
 
 
@@ -191,25 +196,19 @@ class _Parts:
 def _gradients(
     objective: Objective, params: FlatParams, data: EncodedShard, rows: np.ndarray, batch_size: int
 ) -> _Parts:
-    total, loss, squares = np.zeros(params.layout.size), 0.0, 0.0
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
-        stats = objective.gradient(params, data, part)
-        total += len(part) * params.grad.detach().cpu().double().numpy()
-        loss += float(stats.values[2])
-        squares += _squared_norms(objective, params, data, part)
-    mean = total / len(rows)
+    loss, mean = mean_gradient(objective, params, data, rows, CHUNK)
+    squares = _squared_norms(objective, params, data, rows)
     variance = max(squares / len(rows) - float(mean @ mean), 0.0)
     noise = batch_noise(variance, data.num_train, batch_size)
-    return _Parts(loss / len(rows), mean, variance, noise)
+    return _Parts(loss, mean, variance, noise)
 
 
 def _squared_norms(
     objective: Objective, params: FlatParams, data: EncodedShard, rows: np.ndarray
 ) -> float:
     """Return sum_b ||g_b||^2 over pairs, each a batch of its own."""
-    forward = objective.policy.forward(params, data, rows, need_grad=False)
-    if isinstance(forward, CurvedPass):
+    if _is_curved(objective, params, {data.agent: data}):
+        forward: Any = objective.policy.forward(params, data, rows, need_grad=False)
         slopes = PairLosses(objective, forward.logps, data, rows).slopes
         return float(forward.squared_norms(slopes[0], slopes[1]).sum(dtype=np.float64))
     total = 0.0

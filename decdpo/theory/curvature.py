@@ -11,6 +11,7 @@ gradients. What a loss takes as constant (a detached weight) is constant here in
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from decdpo.rng import Stream, generator
 
 SMALL = 48
 """Up to this many parameters the whole Hessian is formed."""
+
+CHUNK = 16
+"""Pairs that a policy without closed forms, a large model, evaluates at once."""
 
 
 class PairLosses:
@@ -76,10 +80,10 @@ def agent_hessian(
     objective: Objective, params: FlatParams, data: EncodedShard, rows: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return v -> H_i v, (P,) to (P,), for the mean loss over ``rows`` at ``params.data``."""
-    forward = objective.policy.forward(params, data, rows, need_grad=False)
+    forward = objective.policy.forward(params, data, rows[:1], need_grad=False)
     if not isinstance(forward, CurvedPass):
         return _differences(objective, params, data, rows)
-    curved = forward
+    curved: Any = objective.policy.forward(params, data, rows, need_grad=False)
     losses = PairLosses(objective, curved.logps, data, rows)
     slopes = losses.slopes.numpy()
 
@@ -89,6 +93,21 @@ def agent_hessian(
         return product.astype(np.float64) / len(rows)
 
     return apply
+
+
+def mean_gradient(
+    objective: Objective, params: FlatParams, data: EncodedShard, rows: np.ndarray, chunk: int
+) -> tuple[float, np.ndarray]:
+    """Return the mean loss over ``rows`` and its gradient (P,), float64.
+
+    chunk : pairs evaluated at once, a matter of memory. Overwrites ``params.grad``.
+    """
+    loss, total = 0.0, np.zeros(params.layout.size)
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        loss += float(objective.gradient(params, data, part).values[2])
+        total += len(part) * params.grad.detach().cpu().double().numpy()
+    return loss / len(rows), total / len(rows)
 
 
 def _differences(
@@ -106,8 +125,7 @@ def _differences(
         ends = []
         for sign in (1.0, -1.0):
             moved = FlatParams(params.layout, (x + sign * shift).contiguous(), params.grad)
-            objective.gradient(moved, data, rows)
-            ends.append(moved.grad.detach().cpu().double().numpy().copy())
+            ends.append(mean_gradient(objective, moved, data, rows, CHUNK)[1])
         return (ends[0] - ends[1]) * (norm / (2 * step))
 
     return apply
