@@ -8,8 +8,13 @@ from decdpo.studies.study import Study
 STUDIES = {
     "methods": ("decdpo.studies.methods", "Methods"),
     "local-steps": ("decdpo.studies.local_steps", "LocalSteps"),
+    "participation": ("decdpo.studies.participation", "ParticipationStudy"),
     "topology": ("decdpo.studies.topology", "Topology"),
+    "staleness": ("decdpo.studies.staleness", "Staleness"),
     "topology-scaling": ("decdpo.studies.topology_scaling", "TopologyScaling"),
+    "rates": ("decdpo.studies.rates", "Rates"),
+    "balanced-toy": ("decdpo.studies.balanced", "BalancedToy"),
+    "heterogeneity": ("decdpo.studies.heterogeneity", "Heterogeneity"),
 }
 """Module and class of each."""
 

@@ -14,6 +14,7 @@ from decdpo.studies.study import (
     num_agents,
     pairs_of,
     training_cells,
+    usual_lr,
 )
 from decdpo.studies.table import Table
 
@@ -38,7 +39,9 @@ class Methods(Study):
     name = "methods"
     title = "Centralized, federated and decentralized DPO"
     source = PAPER
-    setting = "optim.lr 0.1 for all; E local steps, S of n participants; 1 and n unless said"
+    setting = (
+        "optim.lr 0.1 (1 on texts) for all; E local steps, S of n participants, 1 and n unless said"
+    )
     summary_columns = (
         ("method",),
         ("gap", "loss", "consensus_distance", "heldout/accuracy", "heldout/average/accuracy"),
@@ -46,10 +49,11 @@ class Methods(Study):
 
     def cells(self, options: Options) -> list[Cell]:
         """Return a cell for each seed and method."""
-        half = max(num_agents(options, pairs_of(options)) // 2, 1)
+        pairs = pairs_of(options)
+        half = max(num_agents(options, pairs) // 2, 1)
         variants = []
         for name, settings in METHODS.items():
-            more = {**settings, "optim.lr": 0.1}
+            more = {**settings, "optim.lr": usual_lr(pairs)}
             if "S=" in name:
                 more["algorithm.participants"] = half
             variants.append(({"method": name}, more))

@@ -17,7 +17,7 @@ from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Training, make_config
 from decdpo.studies.claims import Claim
 from decdpo.studies.data import Pairs, Synthetic
-from decdpo.studies.table import Table
+from decdpo.studies.table import Row, Table
 from decdpo.topology.names import RANDOM
 
 Labels = Mapping[str, Any]
@@ -28,6 +28,7 @@ COLUMNS = {
     "seed": "seed of data, graph and batches",
     "round": "rounds of communication done",
     "gap": "squared gradient norm of the average model, over its value at round 0",
+    "gap_tail": "mean of gap over the last quarter of the rounds, on a cell's last row",
     "gradient_norm": "||grad L(x_bar)||, over all training pairs",
     "loss": "training loss of the agents' own models on the round's batches",
     "consensus_distance": "mean_i ||x_i - x_bar||^2",
@@ -98,12 +99,23 @@ class Study(ABC):
     def summary_columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The labels that make the rows of the summary's table, and the numbers in its columns."""
 
+    def summary_rows(self, table: Table) -> Table:
+        """Return the rows that the summary's table is about: the last of every cell."""
+        return table.final()
+
     def derive(self, table: Table) -> None:
-        """Add columns that follow from others: ``gap``."""
-        first = {r["cell"]: r["gradient_norm"] for r in table.rows if r.get("round") == 0}
+        """Add columns that follow from others: ``gap`` and ``gap_tail``."""
+        runs: dict[str, list[Row]] = {}
         for row in table.rows:
-            if row.get("gradient_norm") is not None and first.get(row["cell"]):
-                row["gap"] = (row["gradient_norm"] / first[row["cell"]]) ** 2
+            if row.get("gradient_norm") is not None and "round" in row:
+                runs.setdefault(row["cell"], []).append(row)
+        for rows in runs.values():
+            first, last = rows[0]["gradient_norm"], rows[-1]
+            for row in rows if first else ():
+                row["gap"] = (row["gradient_norm"] / first) ** 2
+            tail = [r["gap"] for r in rows if 4 * r["round"] > 3 * last["round"] and "gap" in r]
+            if tail:
+                last["gap_tail"] = sum(tail) / len(tail)
 
     def describe_data(self, options: Options) -> str:
         """Return one line on the pairs."""
@@ -136,6 +148,14 @@ def usual_users(options: Options, agents: int = Study.agents, **changes: Any) ->
         "kappa": 1.0,
     }
     return Choices(**{**fields, **changes})
+
+
+def usual_lr(pairs: Pairs) -> float:
+    """Return the step size of studies that do not vary it: 0.1 on columns, 1 on texts.
+
+    Both are a fraction of the inverse smoothness under the usual settings: 0.1 to 0.3.
+    """
+    return 1.0 if pairs.text else 0.1
 
 
 def usual_settings(options: Options, pairs: Pairs) -> dict[str, Any]:

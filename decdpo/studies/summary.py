@@ -55,7 +55,7 @@ def summary_page(
 def final_table(study: Study, table: Table) -> list[str]:
     """Return a Markdown table of the final values, one line per combination of labels."""
     keys, numbers = study.summary_columns
-    final = table.final()
+    final = study.summary_rows(table)
     present = [n for n in numbers if n in final.columns]
     lines = [f"| {' | '.join((*keys, *present))} |", "|" + "---|" * (len(keys) + len(present))]
     groups = dict.fromkeys(tuple(row.get(k) for k in keys) for row in final.rows)

@@ -44,11 +44,12 @@ class Table:
         return list(dict.fromkeys(row[column] for row in self.rows if row.get(column) is not None))
 
     def final(self) -> "Table":
-        """Return the last record of every cell; rows without a round are their cell's only one."""
+        """Return the last round of every cell, and all rows that have no round."""
         last: dict[str, Row] = {}
         for row in self.rows:
-            last[row["cell"]] = row
-        return Table(last.values())
+            if "round" in row:
+                last[row["cell"]] = row
+        return Table(row for row in self.rows if "round" not in row or last[row["cell"]] is row)
 
     def by_seed(self, y: str) -> dict[int, float]:
         """Return {seed: y} of a selection that holds one row per seed.

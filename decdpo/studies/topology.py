@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from decdpo.report.study_figures import Figure, Panel
 from decdpo.studies.cells import Cell
 from decdpo.studies.claims import Claim, Verdict, fit, increasing
-from decdpo.studies.study import Options, Study, curves, gap_panel, pairs_of, training_cells
+from decdpo.studies.study import (
+    Options,
+    Study,
+    curves,
+    gap_panel,
+    pairs_of,
+    training_cells,
+    usual_lr,
+)
 from decdpo.studies.table import Missing, Table
 
 PAPER = "Distributed DPO, Fig. 4 and 9"
@@ -21,8 +29,8 @@ class Topology(Study):
     source = PAPER
     agents = 32
     setting = (
-        "DecDPO, E = 1, combine while adapting, optim.lr 0.1, automatic weights; 32 agents because "
-        "with 16 the exponential graph and the torus have the same spectral gap"
+        "DecDPO, E = 1, combine while adapting, optim.lr 0.1 (1 on texts), automatic weights; 32 "
+        "agents because with 16 the exponential graph and the torus have the same spectral gap"
     )
     summary_columns = (
         ("graph",),
@@ -31,8 +39,9 @@ class Topology(Study):
 
     def cells(self, options: Options) -> list[Cell]:
         """Return a cell for each seed and graph."""
-        variants = [({"graph": g}, {"topology.graph": g, "optim.lr": 0.1}) for g in GRAPHS]
         pairs = pairs_of(options, self.agents)
+        lr = usual_lr(pairs)
+        variants = [({"graph": g}, {"topology.graph": g, "optim.lr": lr}) for g in GRAPHS]
         return training_cells(options, variants, pairs=pairs)
 
     def claims(self) -> Sequence[Claim]:
