@@ -298,6 +298,12 @@ def _check_staleness(config: Config) -> None:
             f"{config.topology.graph!r}: a neighbour of this round has sent no older letters",
             "choose a graph that stays the same",
         )
+    if late.kind == "arrival" and config.comm.transport == "window":
+        raise ConfigError(
+            "comm.transport = 'window' is not used by staleness.kind = 'arrival', whose letters "
+            "travel as messages",
+            "remove comm.transport",
+        )
 
 
 def _literal(value: Any) -> str:

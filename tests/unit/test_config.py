@@ -100,6 +100,7 @@ def test_overrides_win_and_are_typed():
         ('[algorithm]\nkind = "choco"\nratio = 0', ["algorithm.ratio", "more than 0"]),
         ('[staleness]\nmax_age = 2', ["staleness.max_age", "'none'", "seeded"]),
         ('[staleness]\nkind = "arrival"\ndelay = "fixed"', ["staleness.delay", "seeded"]),
+        ('[staleness]\nkind = "arrival"\n[comm]\ntransport = "window"', ["comm.transport"]),
         ('[staleness]\nkind = "seeded"\n[algorithm]\nkind = "choco"', ["enters them once"]),
         ('[staleness]\nkind = "arrival"\n[algorithm]\nkind = "gradient_tracking"',
          ["enters them once", "'dsgd'"]),
