@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
 def finish(job: "Job", out: Path, stopped: bool) -> int:
     """Say how it ended and return the exit status."""
     if stopped:
-        job.say(f"stopped early and saved; continue with: decdpo resume {out}")
+        first = f"rm {out / 'halt'} && " if (out / "halt").exists() else ""
+        job.say(f"stopped early and saved; continue with: {first}decdpo resume {out}")
         return STOPPED_EARLY
     job.say(f"done; see {out / 'summary.txt'}")
     return 0

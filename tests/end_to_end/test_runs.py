@@ -78,8 +78,8 @@ def test_a_halt_file_stops_a_run(shell, config):
     while not (shell.folder / "run" / "metrics.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.02)
     (shell.folder / "run" / "halt").touch()
-    process.communicate(timeout=60)
-    assert process.returncode == 85
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 85 and "rm run/halt && decdpo resume run" in said
 
 
 def test_killed_while_it_runs_and_resumed_it_ends_the_same(shell, config):
