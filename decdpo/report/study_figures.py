@@ -16,7 +16,10 @@ MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: x and mean, low, high, each (K,); ``style`` is "line", "points" or "dashed"."""
+    """One curve: x and mean, low, high, each (K,).
+
+    style : "line", "points" or "dashed". colour : number of its colour; by default its place.
+    """
 
     label: str
     x: tuple[float, ...]
@@ -24,10 +27,15 @@ class Line:
     low: tuple[float, ...]
     high: tuple[float, ...]
     style: str = "line"
+    colour: int | None = None
 
     @classmethod
     def of(
-        cls, label: str, points: Sequence[tuple[float, Sequence[float]]], style: str = "line"
+        cls,
+        label: str,
+        points: Sequence[tuple[float, Sequence[float]]],
+        style: str = "line",
+        colour: int | None = None,
     ) -> "Line":
         """Make a curve from (x, values over the seeds), its band from least to largest."""
         return cls(
@@ -37,6 +45,7 @@ class Line:
             tuple(min(v) for _, v in points),
             tuple(max(v) for _, v in points),
             style,
+            colour,
         )
 
 
@@ -108,8 +117,9 @@ def draw(figure: Figure, folder: Path) -> list[str]:
 
 def _panel(ax: Any, panel: Panel) -> None:
     for k, line in enumerate(panel.lines):
-        colour = COLOURS[k % len(COLOURS)]
-        mark = MARKERS[k % len(MARKERS)]
+        colour = COLOURS[(k if line.colour is None else line.colour) % len(COLOURS)]
+        # The ninth line has the first one's colour and the second one's marker.
+        mark = MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]
         if line.style == "points":
             error = np.abs(np.array([line.low, line.high]) - np.array(line.mean))
             ax.errorbar(line.x, line.mean, error, fmt=mark, color=colour, ms=5, label=line.label,
@@ -127,7 +137,8 @@ def _panel(ax: Any, panel: Panel) -> None:
     ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
     ax.grid(alpha=0.3, which="major")
     if panel.lines:
-        ax.legend(fontsize=8, framealpha=0.7)
+        many = len(panel.lines) > 7
+        ax.legend(fontsize=7 if many else 8, framealpha=0.6, ncols=2 if many else 1)
 
 
 def _heat(canvas: Any, ax: Any, panel: Heat) -> None:

@@ -8,9 +8,11 @@ ordinary run folder, by `decdpo train`. A cell that is finished is never worked 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -189,15 +191,23 @@ class Training(Work):
         """Return the record of the start, as round 0, and those of the run."""
         path = folder / "start.json"
         if not path.exists():
-            job = Job("local")
-            try:
-                run = self._prepare(job, folder, memory)
+            with self.prepared(memory) as run:
                 _write(path, start_record(run))
+        start = json.loads(path.read_text(encoding="utf-8"))
+        return [start, *read_metrics(folder / "metrics.jsonl")]
+
+    @contextmanager
+    def prepared(self, memory: Memory) -> Iterator[Run]:
+        """Yield the run before its first round, to be measured and not to be trained."""
+        job = Job("local")
+        # The monitor begins its file anew, which must not be that of a finished run.
+        with TemporaryDirectory() as scratch:
+            try:
+                run = self._prepare(job, Path(scratch), memory)
+                yield run
                 run.monitor.close()
             finally:
                 job.close()
-        start = json.loads(path.read_text(encoding="utf-8"))
-        return [start, *read_metrics(folder / "metrics.jsonl")]
 
     def _prepare(self, job: Job, folder: Path, memory: Memory) -> Run:
         config = self.config

@@ -15,7 +15,6 @@ import numpy as np
 from scipy import stats
 
 from decdpo.data.storage import replacing
-from decdpo.launch import Job
 from decdpo.metrics import average_model
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Memory, Training
@@ -48,15 +47,10 @@ class MeasuredConstants(Training):
 
     def run(self, folder: Path, memory: Memory) -> None:
         """Measure them on all training pairs."""
-        job = Job("local")
-        try:
-            run = self._prepare(job, folder, memory)
+        with self.prepared(memory) as run:
             mean = average_model(run.world, run.agents)
             data = {a.id: a.data for a in run.agents}
             found = measure(run.world, run.objective, mean, data, run.batch_size)
-            run.monitor.close()
-        finally:
-            job.close()
         with replacing(folder / "constants.json", mode=0o644) as partial:
             partial.write_text(json.dumps(found.to_json()) + "\n", encoding="utf-8")
 
@@ -151,13 +145,13 @@ class Rates(Study):
         panels = []
         for lr in sorted(table.where(method="FedDPO E=1").values("lr")):
             lines = []
-            for name in ("FedDPO E=1", "FedDPO E=6", "DecDPO ring"):
+            for colour, name in enumerate(("FedDPO E=1", "FedDPO E=6", "DecDPO ring")):
                 rows = table.where(method=name, lr=lr)
                 for key, style in (("mean_gradient_sq", "line"), ("bound", "dashed")):
                     points = rows.curve("round", key)
                     if points:
                         legend = name if style == "line" else f"{name}, bound"
-                        lines.append(Line.of(legend, points, style))
+                        lines.append(Line.of(legend, points, style, colour))
             label = r"mean of $\|\nabla L(\bar{x})\|^2$ so far"
             panels.append(Panel(f"eta = {lr:g}", "rounds R", label, tuple(lines), log_y=True))
         return (Figure(self.name, tuple(panels)),)

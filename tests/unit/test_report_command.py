@@ -1,0 +1,82 @@
+"""decdpo report: the table, and what is said of the rewards."""
+
+import json
+
+import pytest
+
+from decdpo.cli import main
+from decdpo.data.synthetic import Choices, synthesize
+from decdpo.report.chosen import explain_chosen
+
+RECORD = {
+    "rewards/chosen": -0.5,
+    "rewards/rejected": -2.0,
+    "drift/chosen": -5.0,
+    "imbalance/log_ratio": -1.0,
+    "saturated": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "2.72 times larger on the rejected answers"),
+        ({}, "off both to answers outside the pairs"),
+        ({"imbalance/log_ratio": 2.0}, "7.39 times larger on the chosen answers"),
+        ({"saturated": 0.9}, "90% of the pairs are saturated"),
+        ({"rewards/rejected": -0.1}, "does not learn the preferences"),
+        ({"rewards/chosen": 0.5, "drift/chosen": 5.0}, "rose to 0.5"),
+        ({"rewards/chosen": None}, "not recorded"),
+        ({"imbalance/log_ratio": -1e5}, "times larger on the rejected"),
+    ],
+)
+def test_a_falling_reward_is_explained_from_what_was_logged(changes, said):
+    text = explain_chosen({**RECORD, **changes})
+    assert said in text and "\n" not in text
+
+
+def test_the_drift_is_given_in_nats():
+    assert "moved by -5 nats" in explain_chosen(RECORD)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    synthesize(Choices(agents=2, pairs=8, dimension=3, holdout=0.25), tmp_path / "shards")
+    common = '[data]\nshards = "shards"\nbatch_size = 2\n[policy]\nfeatures = "columns"\n'
+    (tmp_path / "run.toml").write_text(common + "[run]\nrounds = 3\n")
+    main(["train", "run.toml", "--out", "one"])
+    main(["train", "run.toml", "--out", "two", "--set", "optim.lr=5.0"])
+    return tmp_path
+
+
+def test_runs_lie_beside_each_other_with_a_line_on_their_rewards(runs, capsys):
+    capsys.readouterr()
+    assert main(["report", "one", "two"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["run", "what"]
+    assert "lr 0.1" in lines[1] and "lr 5" in lines[2]
+    assert lines[-2].startswith("one: rewards/chosen") and lines[-1].startswith("two: ")
+
+
+def test_json_is_one_document_with_the_last_records(runs, capsys):
+    capsys.readouterr()
+    assert main(["report", "one", "two", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    last = json.loads((runs / "two" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert found[1]["loss"] == last["loss"] and found[1]["round"] == 3 and found[0]["agents"] == 2
+
+
+def test_the_figure_is_drawn_twice_over(runs):
+    pytest.importorskip("matplotlib")
+    assert main(["report", "one", "two", "--plot", str(runs / "both.png")]) == 0
+    assert (runs / "both.png").stat().st_size > 1000
+    assert b"<svg" in (runs / "both.svg").read_bytes()
+
+
+def test_what_is_no_run_or_not_begun_is_one_error(runs, capsys):
+    assert main(["report", "shards"]) == 3
+    (runs / "two" / "metrics.jsonl").write_text("")
+    assert main(["report", "one", "two"]) == 2
+    assert "no record yet" in capsys.readouterr().err
+    assert main(["report", "one", "--plot", "x.gif"]) == 2

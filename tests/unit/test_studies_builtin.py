@@ -1,0 +1,175 @@
+"""The built-in studies: their grids, and what they make of tables with known numbers."""
+
+import numpy as np
+import pytest
+
+from decdpo.cli import main
+from decdpo.studies.catalogue import STUDIES, builtin
+from decdpo.studies.cells import Training
+from decdpo.studies.study import Options
+from decdpo.studies.table import Table
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_has_a_grid_of_different_cells_and_undecided_claims(name, tmp_path):
+    study = builtin(name)
+    cells = study.cells(Options(tmp_path, quick=True, seeds=1))
+    assert len({cell.digest for cell in cells}) == len(cells) >= 3
+    assert {cell.labels["seed"] for cell in cells} == {0}
+    labels, numbers = study.summary_columns
+    assert set(labels) & set().union(*(cell.labels for cell in cells))
+    for claim in study.claims():
+        assert claim.source and claim.text
+        if "Fig. 1" not in claim.source or name != "balanced-toy":
+            assert claim.judge(Table([])).held is None, claim.text
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_default_has_five_seeds(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("decdpo.studies.study.Options.room", tmp_path)
+    monkeypatch.setattr("decdpo.studies.study.usual_users", small_users)
+    monkeypatch.setattr("decdpo.studies.topology_scaling.TRAINED_SIZES", (8,))
+    cells = builtin(name).cells(Options(tmp_path))
+    assert {cell.labels["seed"] for cell in cells} == set(range(5))
+
+
+def small_users(options, agents=8, **changes):
+    from decdpo.data.synthetic import Choices
+
+    changes.pop("agents", None)
+    return Choices(agents=8, pairs=4, dimension=2, **changes)
+
+
+def test_the_list_names_every_study(capsys):
+    assert main(["study", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STUDIES)
+
+
+def training_rows(labels, norms, seed=0, **last):
+    """A cell whose gradient norm takes these values; the last record has ``last`` as well."""
+    cell = f"{labels}{seed}"
+    rows = [
+        {"cell": cell, **labels, "seed": seed, "round": 10 * t, "gradient_norm": norm}
+        for t, norm in enumerate(norms)
+    ]
+    rows[-1].update(last)
+    return rows
+
+
+def test_the_gap_is_the_squared_norm_over_its_first_value():
+    table = Table(training_rows({"method": "x"}, [2.0, 1.0, 0.5, 0.25, 0.125]))
+    builtin("methods").derive(table)
+    assert [r["gap"] for r in table.rows] == [1, 1 / 4, 1 / 16, 1 / 64, 1 / 256]
+    assert table.rows[-1]["gap_tail"] == 1 / 256
+
+
+def local_steps_table(gap):
+    """A table whose final gap is ``gap(lr, E)`` with a little noise."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(5):
+        for lr in (0.01, 0.1, 1.0):
+            for steps in (1, 3, 6):
+                last = np.sqrt(gap(lr, steps) * np.exp(rng.normal(0, 0.01)))
+                rows += training_rows({"lr": lr, "E": steps}, [1.0, last], seed)
+    table = Table(rows)
+    builtin("local-steps").derive(table)
+    return table
+
+
+def verdicts(name, table):
+    return {c.text: c.judge(table) for c in builtin(name).claims()}
+
+
+def test_the_sources_own_gaps_would_hold():
+    theirs = {1: 1.0, 3: 0.4616, 6: 0.1554}
+    found = verdicts("local-steps", local_steps_table(lambda lr, e: 0.5 * theirs[e]))
+    assert all(v.held for v in found.values()), found
+    assert any("0.1554" in v.numbers for v in found.values())
+
+
+def test_drift_that_dominates_is_found_out():
+    found = verdicts("local-steps", local_steps_table(lambda lr, e: e * lr))
+    assert not any(v.held for v in found.values())
+    assert any(v.why == "Drift and noise dominate." for v in found.values())
+
+
+def test_the_order_of_graphs_is_judged_by_the_seeds():
+    def table(distances):
+        rng = np.random.default_rng(1)
+        rows = []
+        for seed in range(5):
+            for graph, (rho, distance) in distances.items():
+                value = distance * np.exp(rng.normal(0, 0.01))
+                rows += training_rows(
+                    {"graph": graph}, [1.0, 0.5], seed, consensus_distance=value, rho=rho
+                )
+        table = Table(rows)
+        builtin("topology").derive(table)
+        return table
+
+    right = {"complete": (0.0, 1), "exponential": (0.6, 2), "torus": (0.8, 4), "ring": (0.95, 15)}
+    found = list(verdicts("topology", table(right)).values())
+    assert found[0].held is True and found[1].held is None
+    # 2 / (1 - rho)^0.76 or so between them
+    assert "exponent" in found[2].numbers
+    wrong = {**right, "torus": (0.8, 40)}
+    assert list(verdicts("topology", table(wrong)).values())[0].held is False
+
+
+def test_flat_curves_are_what_the_source_says_of_stale_letters():
+    def table(gaps):
+        rng = np.random.default_rng(2)
+        rows = []
+        for seed in range(5):
+            for lr in (0.01, 0.1, 1.0):
+                for age, gap in gaps.items():
+                    last = np.sqrt(gap * np.exp(rng.normal(0, 0.001)))
+                    rows += training_rows(
+                        {"lr": lr, "q": age}, [1.0, last], seed, consensus_distance=gap
+                    )
+        table = Table(rows)
+        builtin("staleness").derive(table)
+        return table
+
+    stalled = list(verdicts("staleness", table({0: 0.2, 2: 0.99, 5: 0.998})).values())
+    slowed = list(verdicts("staleness", table({0: 0.2, 2: 0.4, 5: 0.6})).values())
+    assert stalled[-1].held is True and slowed[-1].held is False
+    assert slowed[0].held is True
+
+
+def test_a_bound_below_the_measured_mean_is_found_out(tmp_path):
+    known = {
+        "cell": "c", "method": "constants", "lr": None, "seed": 0, "smoothness": 1.0, "gap": 1.0,
+        "gradient_sq": 1.0, "kappa_sq": 0.1, "zeta_sq": 0.1, "num_agents": 4,
+    }  # fmt: skip
+    study = builtin("rates")
+    for norms, held in (([0.5, 0.2, 0.1], True), ([90.0, 80.0, 70.0], False)):
+        rows = training_rows({"method": "FedDPO E=3", "lr": 0.1}, norms)
+        table = Table([known, *rows])
+        study.derive(table)
+        last = table.rows[-1]
+        assert np.isclose(last["mean_gradient_sq"], np.mean(np.square(norms[:-1])))
+        # Theorem 5.1 with S = n = 4, E = 3, R = 20, eta = 0.1, written out
+        bound = 2 / (0.1 * 3 * 20) + 0.1 * 0.1 / 4 + 0.01 * 3 * 0.1 + 0.09 * 0.1 / 4
+        assert np.isclose(last["bound"], bound)
+        assert study.claims()[0].judge(table).held is held
+
+
+def test_every_training_cell_of_a_seed_has_the_same_data(tmp_path):
+    cells = builtin("participation").cells(Options(tmp_path, quick=True))
+    data = {}
+    for cell in cells:
+        assert isinstance(cell.work, Training)
+        data.setdefault(cell.labels["seed"], set()).add(cell.work.data)
+    assert [len(d) for d in data.values()] == [1, 1] and data[0] != data[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["participation", "staleness", "rates"])
+def test_a_quick_study_runs_to_its_summary(name, tmp_path, capsys):
+    arguments = ["--quick", "--seeds", "2", "--agents", "8", "--set", "run.rounds=8"]
+    assert main(["study", name, "--out", str(tmp_path / "s"), *arguments]) == 0
+    page = (tmp_path / "s" / "summary.md").read_text()
+    assert "## Claims" in page and "not measured" not in page
+    assert capsys.readouterr().out.count("\n") == 2 * len(builtin(name).claims())

@@ -1,0 +1,249 @@
+"""Grids of runs: resumed, shared between processes, broken, collected."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from decdpo.cli import main
+from decdpo.data.synthetic import Choices, synthesize
+from decdpo.errors import ConfigError
+from decdpo.studies import engine
+from decdpo.studies.cells import Cell, Memory, Training, make_config
+from decdpo.studies.custom import load
+from decdpo.studies.study import Options
+
+BASE = {
+    "run.rounds": 4,
+    "log.every": 2,
+    "log.gradient_pairs": 0,
+    "policy.features": "columns",
+    "data.batch_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    synthesize(Choices(agents=3, pairs=12, dimension=4, holdout=0.25), folder)
+    return folder
+
+
+def silent(line):
+    pass
+
+
+def toml(tmp_path, shards, grid='"optim.lr" = [0.1, 1.0]', more=""):
+    base = "\n".join(
+        f"[base.{section}]\n"
+        + "\n".join(
+            f"{k.split('.')[1]} = {json.dumps(v)}" for k, v in BASE.items() if k.startswith(section)
+        )
+        for section in ("run", "log", "policy")
+    )
+    text = f'title = "t"\nseeds = 2\n{more}\n[grid]\n{grid}\n{base}\n'
+    text += f"[base.data]\nbatch_size = 4\nshards = {json.dumps(str(shards))}\n"
+    path = tmp_path / "grid.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_cell_measures_what_a_run_of_the_program_measures(tmp_path, shards):
+    config = make_config({**BASE, "data.shards": str(shards)})
+    work = Training(config, "digest")
+    folder = tmp_path / "cell"
+    folder.mkdir()
+    work.run(folder, Memory())
+    (tmp_path / "run.toml").write_text(config.to_toml())
+    assert main(["train", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]) == 0
+    ours, theirs = work.records(folder, Memory()), work.records(tmp_path / "run", Memory())
+    for record in (*ours, *theirs):
+        record.pop("system", None)
+    assert ours == theirs
+    assert [r["round"] for r in ours] == [0, 2, 4]
+    assert ours[0]["gradient_norm"] > 0 and ours[0]["consensus_distance"] == 0
+
+
+def test_encoded_shards_are_shared_between_cells_and_forgotten_with_the_data(shards, tmp_path):
+    memory, other = Memory(), tmp_path / "other"
+    synthesize(Choices(agents=3, pairs=8, dimension=4, seed=9), other)
+    policy = __import__("decdpo.policies.loglinear", fromlist=["LogLinear"]).LogLinear(
+        4, features="columns"
+    )
+    index = memory.open(str(shards))
+    first = memory.encode(policy, index.open(0))
+    assert memory.encode(policy, memory.open(str(shards)).open(0)) is first
+    memory.open(str(other))
+    assert memory.encode(policy, index.open(0)) is not first
+
+
+def test_the_digest_names_settings_and_data_but_not_paths(shards):
+    one = Cell({"seed": 0}, Training(make_config({**BASE, "data.shards": "here"}), "d"))
+    moved = Cell({"seed": 0}, Training(make_config({**BASE, "data.shards": "there"}), "d"))
+    faster = Cell({"seed": 0}, Training(make_config({**BASE, "optim.lr": 7.0}), "d"))
+    assert one.digest == moved.digest
+    assert one.digest != faster.digest
+    assert one.digest != Cell({"seed": 0}, Training(one.work.config, "other data")).digest
+
+
+def test_finished_cells_are_kept_and_parts_make_up_the_whole(tmp_path, shards):
+    study = load(toml(tmp_path, shards))
+    out = tmp_path / "out"
+    cells = study.cells(Options(out))
+    assert len(cells) == 4 and len({c.digest for c in cells}) == 4
+    for k in range(3):
+        assert engine.run_cells(cells, out, silent, (k, 3)) == []
+    result = engine.collect(study, cells, out)
+    assert not result.broken and len(result.table.final().rows) == 4
+    done: list[str] = []
+    engine.run_cells(cells, out, done.append)
+    assert done == []
+    more = study.cells(Options(out, seeds=3))
+    engine.run_cells(more, out, done.append)
+    assert len(done) == 2, "only the new seed is run"
+
+
+def test_a_killed_cell_begins_again(tmp_path, shards):
+    study = load(toml(tmp_path, shards))
+    out = tmp_path / "out"
+    cells = study.cells(Options(out))
+    engine.run_cells(cells, out, silent)
+    path = engine.folder_of(out, cells[1]) / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.splitlines()[0] + "\n" + whole.splitlines()[1][:30])
+    done: list[str] = []
+    engine.run_cells(cells, out, done.append)
+    assert len(done) == 1 and cells[1].name in done[0]
+    without_times = [
+        [{**json.loads(line), "system": None} for line in text.splitlines()]
+        for text in (whole, path.read_text())
+    ]
+    assert without_times[0] == without_times[1]
+
+
+def test_a_broken_cell_is_named_and_the_others_go_on(tmp_path, shards, capsys):
+    path = toml(tmp_path, shards, '"topology.graph" = ["hypercube", "ring"]')
+    out = tmp_path / "out"
+    assert main(["study", str(path), "--out", str(out)]) == 1
+    assert "hypercube" in capsys.readouterr().err
+    page = (out / "summary.md").read_text()
+    assert "## Broken cells" in page and "topology.graph hypercube, seed 1" in page
+    study = load(path)
+    result = engine.collect(study, study.cells(Options(out)), out)
+    assert len(result.broken) == 2
+    assert set(result.table.values("topology.graph")) == {"ring"}
+
+
+def test_the_command_leaves_table_figure_and_summary(tmp_path, shards, capsys):
+    pytest.importorskip("matplotlib")
+    path, out = toml(tmp_path, shards), tmp_path / "out"
+    assert main(["study", str(path), "--out", str(out)]) == 0
+    for name in ("table.csv", "final.csv", "grid.png", "grid.svg", "summary.md"):
+        assert (out / name).stat().st_size > 0, name
+    table, figure = (out / "table.csv").read_bytes(), (out / "grid.svg").read_bytes()
+    assert main(["study", str(path), "--out", str(out)]) == 0
+    assert (out / "table.csv").read_bytes() == table
+    assert (out / "grid.svg").read_bytes() == figure
+
+
+@pytest.mark.slow
+def test_processes_give_the_numbers_of_one(tmp_path, shards):
+    path = toml(tmp_path, shards)
+    tables = []
+    for jobs in ("1", "2"):
+        out = tmp_path / jobs
+        assert main(["study", str(path), "--out", str(out), "--jobs", jobs]) == 0
+        lines = (out / "final.csv").read_text().splitlines()
+        head = lines[0].split(",")
+        timed = {k for k, name in enumerate(head) if "seconds" in name}
+        kept = [[v for k, v in enumerate(line.split(",")) if k not in timed] for line in lines]
+        tables.append(kept)
+    assert tables[0] == tables[1]
+
+
+def test_a_slurm_array_covers_the_unfinished_cells_and_is_collected(tmp_path, shards):
+    path, out = toml(tmp_path, shards), tmp_path / "out"
+    study = load(path)
+    cells = study.cells(Options(out))
+    engine.run_cells(cells[:1], out, silent)
+    assert main(["study", str(path), "--out", str(out), "--slurm"]) == 0
+    script = (out / "array.slurm").read_text()
+    assert "#SBATCH --array=1-3" in script
+    subprocess.run(["bash", "-n", str(out / "array.slurm")], check=True)
+    names = (out / "cells" / "array.txt").read_text().split()
+    assert names == [cell.digest for cell in cells[1:]]
+    # what a task of the array does
+    folder = out / "cells" / names[0]
+    assert main(["train", f"{folder}.toml", "--out", str(folder)]) == 0
+    done: list[str] = []
+    engine.run_cells(cells, out, done.append)
+    assert len(done) == 2
+    table = engine.collect(study, cells, out).table
+    assert [r["round"] for r in table.where(cell=names[0]).rows] == [0, 2, 4]
+    with pytest.raises(ConfigError, match="no unfinished"):
+        from decdpo.studies.slurm import write_array
+
+        write_array(study, cells, out, silent)
+
+
+@pytest.mark.parametrize(
+    ("more", "grid", "what"),
+    [
+        ("colour = 3", '"optim.lr" = [1]', "colour"),
+        ("", '"lr" = [1]', "lr"),
+        ("", '"optim.lr" = 1', "optim.lr"),
+        ('hue = "optim.kind"', '"optim.lr" = [1]', "hue"),
+        ("", '"optim.lr" = [-1.0]', "optim.lr"),
+        ("", '"optim.speed" = [1]', "optim.speed"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_one_error(tmp_path, shards, capsys, more, grid, what):
+    path = toml(tmp_path, shards, grid, more)
+    assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert what in text and "remedy" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nosuch", "--out", "x"],
+        ["methods"],
+        ["methods", "--out", "x", "--jobs", "0"],
+        ["methods", "--out", "x", "--data", "nowhere"],
+        ["methods", "--out", "x", "--partition", "iid"],
+        ["balanced-toy", "--out", "x", "--set", "optim.lr=1"],
+    ],
+)
+def test_bad_arguments_are_one_error(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *arguments]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("decdpo: error:") and "remedy" in text
+
+
+def test_two_studies_never_share_a_folder(tmp_path, shards, capsys):
+    path, out = toml(tmp_path, shards), tmp_path / "out"
+    with engine.locked(out):
+        assert main(["study", str(path), "--out", str(out)]) == 2
+    assert "another study" in capsys.readouterr().err
+
+
+def test_overrides_reach_every_cell_and_those_of_topology_only_what_has_one(tmp_path):
+    from decdpo.studies.catalogue import builtin
+
+    options = Options(
+        tmp_path, seeds=1, agents=4, overrides=("run.rounds=3", "topology.weights=uniform")
+    )
+    cells = builtin("methods").cells(replace(options, quick=True))
+    configs = {c.labels["method"]: c.work.config for c in cells}
+    assert {c.run.rounds for c in configs.values()} == {3}
+    assert configs["centralized"].topology is None
+    assert configs["DecDPO ring"].topology.weights == "uniform"
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, decdpo.cli; decdpo.cli.build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
