@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
     def body(job: Job) -> int:
         config = job.together(lambda: read_config(args.folder, args.set))
-        job.boot.require_same("the configuration", config.digest)
+        for name, text in config.sections().items():
+            job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)
         with locked(job, args.folder):
             experiment = prepare(job, config, args.folder, trace=args.trace)

@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="name the built-in studies")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
+    parser.add_argument(
+        "--ranks", type=int, default=0, metavar="N",
+        help="run every training cell under mpirun, on N ranks (in process)",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a small version, to try it")
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds (mostly 5)")
     parser.add_argument(
@@ -60,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no study or no folder is named", "write decdpo study NAME --out DIR")
     if args.jobs < 1 or (args.seeds is not None and args.seeds < 1):
         raise ConfigError("--jobs and --seeds count from 1", "give 1 or more")
+    if args.ranks < 0 or (args.ranks and args.jobs > 1):
+        raise ConfigError(
+            f"--ranks {args.ranks} with --jobs {args.jobs}", "give --jobs 1 and 1 rank or more"
+        )
     if args.agents is not None and args.agents < 1:
         raise ConfigError(f"--agents {args.agents} counts from 1", "give 1 or more")
     if args.name.endswith(".toml"):
@@ -117,7 +125,7 @@ def _run(study: "Study", options: "Options", args: argparse.Namespace) -> int:
         if args.jobs > 1:
             engine.run_parts(engine.command_of(arguments), args.jobs)
         else:
-            engine.run_cells(cells, args.out, say)
+            engine.run_cells(cells, args.out, say, ranks=args.ranks)
         result = engine.collect(study, cells, args.out)
         command = " ".join(["decdpo", *map(str, arguments)])
         engine.write_results(study, options, result, command, say)

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
     def body(job: Job) -> int:
         config = job.together(lambda: load(args.config, args.set))
-        job.boot.require_same("the configuration", config.digest)
+        for name, text in config.sections().items():
+            job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)
         new_folder(job, args.out)
         with locked(job, args.out):

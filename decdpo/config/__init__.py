@@ -5,7 +5,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,20 @@ class Config:
 
     def to_toml(self, *, annotate: bool = False) -> str:
         """Return the effective configuration as TOML, with every key's meaning if ``annotate``."""
-        return "\n".join(_section_text(f.name, getattr(self, f.name), annotate)
-                         for f in fields(self) if getattr(self, f.name) is not None)
+        values = {section.name: getattr(self, section.name) for section in fields(self)}
+        return "\n".join(
+            _section_text(name, value, annotate)
+            for name, value in values.items()
+            if value is not None
+        )
+
+    def sections(self) -> dict[str, str]:
+        """Return the text of every section by name, on one line; empty if it does not apply."""
+        values = {section.name: getattr(self, section.name) for section in fields(self)}
+        return {
+            name: ", ".join(f"{k} = {v}" for k, v in asdict(value).items()) if value else ""
+            for name, value in values.items()
+        }
 
     @property
     def digest(self) -> str:

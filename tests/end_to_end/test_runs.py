@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -213,6 +214,18 @@ def test_a_fault_on_one_rank_is_told_once_and_ends_all(shell, config, shards, ra
 def test_a_mistake_is_told_once_however_many_ranks_meet_it(shell, config, words):
     shell("train", config, "--out", "run", *words, ranks=3, status=2)
     assert shell.said.count("decdpo: error:") == 1 and "Traceback" not in shell.said
+
+
+def test_a_rank_with_another_configuration_is_named(shell, config):
+    other = shell.write("other.toml", config.read_text() + "[optim]\nlr = 0.5\n")
+    first = shell.command(["train", config, "--out", "run"], 2)
+    words = [*first, ":", "-n", "1", *shell.command(["train", other, "--out", "run"], None)]
+    done = subprocess.run(
+        words, cwd=shell.folder, env=shell.environment(), capture_output=True, text=True, timeout=60
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 2 and said.count("decdpo: error:") == 1
+    assert "[optim] differs: process 2" in said and "lr = 0.5" in said
 
 
 def test_a_rank_that_diverges_ends_the_job_with_its_own_message(shell, config):
