@@ -16,6 +16,7 @@ from decdpo.errors import DecdpoError, EnvironmentFault
 from decdpo.report.study_figures import draw
 from decdpo.studies.cells import Cell, Memory, Training
 from decdpo.studies.claims import Claim, Verdict
+from decdpo.studies.mpirun import train_cell
 from decdpo.studies.study import Options, Study
 from decdpo.studies.summary import summary_page
 from decdpo.studies.table import Row, Table
@@ -62,11 +63,12 @@ def folder_of(out: Path, cell: Cell) -> Path:
 
 
 def run_cells(
-    cells: Sequence[Cell], out: Path, say: Say, part: tuple[int, int] = (0, 1)
+    cells: Sequence[Cell], out: Path, say: Say, part: tuple[int, int] = (0, 1), ranks: int = 0
 ) -> list[tuple[Cell, str]]:
     """Do every cell that is not finished, and return the broken ones with what was wrong.
 
-    part : (k, N): only every N-th cell, from the k-th on. A cell that fails is named, leaves
+    part : (k, N): only every N-th cell, from the k-th on. ranks : of ``mpirun`` for each training
+    run; 0 trains in this process. A cell that fails is named, leaves
     ``error.txt`` in its folder, and does not keep the others from their work.
     """
     memory, broken = Memory(), []
@@ -81,7 +83,10 @@ def run_cells(
         error.unlink(missing_ok=True)
         began = monotonic()
         try:
-            cell.work.run(folder, memory)
+            if ranks and type(cell.work) is Training:
+                train_cell(folder, ranks)
+            else:
+                cell.work.run(folder, memory)
         except Exception as fault:  # one broken cell must not cost the others
             what = str(fault) if isinstance(fault, DecdpoError) else traceback.format_exc()
             error.write_text(what + "\n", encoding="utf-8")

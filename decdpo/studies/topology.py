@@ -60,8 +60,9 @@ class Topology(Study):
                     "gap",
                     HUE[:4],
                     "The average model follows the average gradient on every graph; the graph "
-                    "enters only through where the gradients are taken, second order in eta, and "
-                    "that is smaller here than the noise of the batches.",
+                    "enters only through where the gradients are taken, second order in eta, with "
+                    "a sign of its own: agents that are far apart sit nearer to their own optima, "
+                    "where their gradients are smaller.",
                 ),
             ),
             Claim(

@@ -188,6 +188,23 @@ def test_a_slurm_array_covers_the_unfinished_cells_and_is_collected(tmp_path, sh
         write_array(study, cells, out, silent)
 
 
+@pytest.mark.slow
+def test_mpirun_gives_the_numbers_of_one_process_and_resumes(tmp_path, shards):
+    pytest.importorskip("mpi4py")
+    study = load(toml(tmp_path, shards, '"optim.lr" = [0.5]', ""))
+    tables = []
+    for ranks in (0, 2):
+        out = tmp_path / str(ranks)
+        cells = study.cells(Options(out, seeds=1))
+        assert engine.run_cells(cells, out, silent, ranks=ranks) == []
+        table = engine.collect(study, cells, out).table
+        tables.append([{k: r[k] for k in ("round", "gap", "loss")} for r in table.rows])
+    assert tables[0] == tables[1] and len(tables[0]) == 3
+    path = engine.folder_of(out, cells[0]) / "metrics.jsonl"
+    path.write_text("")
+    assert engine.run_cells(cells, out, silent, ranks=2) == [], "it is resumed, not begun again"
+
+
 @pytest.mark.parametrize(
     ("more", "grid", "what"),
     [
@@ -212,6 +229,7 @@ def test_a_grid_that_makes_no_sense_is_one_error(tmp_path, shards, capsys, more,
         ["nosuch", "--out", "x"],
         ["methods"],
         ["methods", "--out", "x", "--jobs", "0"],
+        ["methods", "--out", "x", "--jobs", "2", "--ranks", "2"],
         ["methods", "--out", "x", "--data", "nowhere"],
         ["methods", "--out", "x", "--partition", "iid"],
         ["balanced-toy", "--out", "x", "--set", "optim.lr=1"],
