@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from decdpo.build import num_agents
+from decdpo.data.index import ShardIndex
 from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError
 from decdpo.studies.cells import Cell, Training
@@ -22,7 +24,7 @@ SCRIPT = """#!/bin/bash
 #SBATCH --job-name=decdpo-{name}
 #SBATCH --array=1-{count}
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=4
+#SBATCH --ntasks-per-node={ranks}
 #SBATCH --cpus-per-task=1
 #SBATCH --time=01:00:00
 #SBATCH --signal=B:USR1@180
@@ -72,7 +74,11 @@ def write_array(
         partial.write_text("".join(f"{cell.digest}\n" for cell in wanted), encoding="utf-8")
     script = out / "array.slurm"
     text = SCRIPT.format(
-        name=study.name, script=script, count=len(wanted), folder=shlex.quote(str(folder))
+        name=study.name,
+        script=script,
+        count=len(wanted),
+        folder=shlex.quote(str(folder)),
+        ranks=min(4, *(_agents(cell.work) for cell in wanted if isinstance(cell.work, Training))),
     )
     with replacing(script, mode=0o755) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -81,3 +87,8 @@ def write_array(
     if rest:
         say(f"{rest} cells are no training runs: they are run when the study is collected")
     return script
+
+
+def _agents(work: Training) -> int:
+    """Return n, above which there may be no rank."""
+    return num_agents(work.config, ShardIndex.load(work.config.data.shards))

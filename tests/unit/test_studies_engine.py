@@ -171,6 +171,7 @@ def test_a_slurm_array_covers_the_unfinished_cells_and_is_collected(tmp_path, sh
     assert main(["study", str(path), "--out", str(out), "--slurm"]) == 0
     script = (out / "array.slurm").read_text()
     assert "#SBATCH --array=1-3" in script
+    assert "--ntasks-per-node=3" in script, "no more ranks than agents"
     subprocess.run(["bash", "-n", str(out / "array.slurm")], check=True)
     names = (out / "cells" / "array.txt").read_text().split()
     assert names == [cell.digest for cell in cells[1:]]
