@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from decdpo.comm.world import World
 from decdpo.errors import DataError
@@ -28,19 +29,22 @@ def average_model(world: World, agents: list[Agent]) -> FlatParams:
 
     Its gradient buffer is its own, so that a measurement never touches an agent's.
     """
-    total = world.sum({a.id: a.params.data.detach().cpu().double().numpy() for a in agents})
+    total = world.sum({a.id: _array(a.params.data) for a in agents})
     like = agents[0].params
     mean = torch.from_numpy(total / world.num_agents).to(like.data)
     return FlatParams(like.layout, mean.contiguous())
 
 
-def consensus_distance(world: World, agents: list[Agent], mean: FlatParams) -> float:
-    """Return mean_i ||x_i - x_bar||^2 over the shared parameters. Collective."""
+def squared_gaps(agents: list[Agent], mean: FlatParams) -> dict[int, np.ndarray]:
+    """Return ||x_i - x_bar||^2 (1,) over the shared parameters, of every local agent.
+
+    Their mean over all agents is the consensus distance.
+    """
     own = {}
     for agent in agents:
         gap = agent.params.shared.double() - mean.shared.double()
         own[agent.id] = np.array([float(torch.dot(gap, gap))])
-    return float(world.sum(own)[0]) / world.num_agents
+    return own
 
 
 def gradient_norm(run: Run, mean: FlatParams, rows: Mapping[int, np.ndarray]) -> float:
@@ -48,8 +52,16 @@ def gradient_norm(run: Run, mean: FlatParams, rows: Mapping[int, np.ndarray]) ->
     own = {}
     for agent in run.agents:
         run.objective.gradient(mean, agent.data, rows[agent.id])
-        own[agent.id] = mean.grad.detach().cpu().double().numpy().copy()
+        own[agent.id] = _array(mean.grad).copy()
     return float(np.linalg.norm(run.world.sum(own))) / run.world.num_agents
+
+
+def _array(vector: Tensor) -> np.ndarray:
+    """Return ``vector`` on the CPU, in a type that numpy knows; a view if it may."""
+    vector = vector.detach().cpu()
+    wide = vector if vector.dtype in (torch.float32, torch.float64) else vector.float()
+    array: np.ndarray = wide.numpy()
+    return array
 
 
 class HeldOut:
@@ -89,6 +101,13 @@ def pooled(world: World, stats: Mapping[int, Stats]) -> Stats:
     return Stats(world.sum({i: s.values for i, s in stats.items()}))
 
 
+def pool(world: World, *columns: Mapping[int, np.ndarray]) -> list[np.ndarray]:
+    """Add up several arrays (K,) per agent, one for each column, in one sum. Collective."""
+    total = world.sum({i: np.concatenate([column[i] for column in columns]) for i in columns[0]})
+    sizes = [next(iter(column.values())).size for column in columns]
+    return np.split(total, np.cumsum(sizes)[:-1])
+
+
 class Metrics:
     """The monitor of a run: writes ``metrics.jsonl`` and shows progress.
 
@@ -112,8 +131,7 @@ class Metrics:
         self.progress = progress
         self.last: dict[str, Any] = {}
         self._file: TextIO | None = None
-        self._seen = (0, 0, 0.0)
-        self._ages: list[int] = []
+        self._seen = np.zeros(0)
         self._clock = perf_counter()
         if is_root:
             keep_until(path, start_round)
@@ -145,47 +163,54 @@ class Metrics:
 
     def _record(self, round: int, run: Run, seconds: float) -> dict[str, Any]:
         world, agents = run.world, run.agents
-        train = pooled(world, {a.id: a.stats for a in agents})
         mean = average_model(world, agents)
         own = self.heldout.own(run)
-        record: dict[str, Any] = {"round": round + 1, **train.means()}
-        record["lr"] = run.lr((round + 1) * run.local_steps - 1)
-        record["gradient_norm"] = gradient_norm(run, mean, self.heldout.gradient_rows)
-        record["consensus_distance"] = consensus_distance(world, agents, mean)
-        record["rho"] = self.rho
-        accuracy = {i: s.means()["rewards/accuracies"] if s.count else None for i, s in own.items()}
+        at_mean = self.heldout.average(run, mean)
+        norm = gradient_norm(run, mean, self.heldout.gradient_rows)
+        spent = self._spent(run, seconds)
+        sums = pool(
+            world,
+            {a.id: a.stats.values for a in agents},
+            {i: stats.values for i, stats in own.items()},
+            {i: stats.values for i, stats in at_mean.items()},
+            squared_gaps(agents, mean),
+            {a.id: spent if a is agents[0] else np.zeros_like(spent) for a in agents},
+        )
+        train, heldout, average = (Stats(total).means() for total in sums[:3])
+        accuracy = {i: s.means().get("rewards/accuracies") for i, s in own.items()}
         every_agent = world.collect(accuracy)
-        own_all = pooled(world, own)
-        average = pooled(world, self.heldout.average(run, mean))
-        if own_all.count:
-            record["heldout/loss"] = own_all.means()["loss"]
-            record["heldout/accuracy"] = own_all.means()["rewards/accuracies"]
-            record["heldout/average/loss"] = average.means()["loss"]
-            record["heldout/average/accuracy"] = average.means()["rewards/accuracies"]
+        record: dict[str, Any] = {"round": round + 1, **train}
+        record["lr"] = run.lr((round + 1) * run.local_steps - 1)
+        record["gradient_norm"] = norm
+        record["consensus_distance"] = float(sums[3][0]) / world.num_agents
+        record["rho"] = self.rho
+        if heldout:
+            record["heldout/loss"] = heldout["loss"]
+            record["heldout/accuracy"] = heldout["rewards/accuracies"]
+            record["heldout/average/loss"] = average["loss"]
+            record["heldout/average/accuracy"] = average["rewards/accuracies"]
         record["heldout/accuracy_by_agent"] = [every_agent[i] for i in range(world.num_agents)]
-        record["system"] = self._system(run, seconds)
+        record["system"] = self._system(sums[4])
         return record
 
-    def _system(self, run: Run, seconds: float) -> dict[str, Any]:
-        """Return traffic of all processes and this one's times since the last record.
+    def _spent(self, run: Run, seconds: float) -> np.ndarray:
+        """Return this process's messages, bytes, seconds waited and computed since the last record.
 
-        ages : how many letters were 0, 1, ... rounds old, where they may be late.
+        After these come the letters that were 0, 1, ... rounds old, where they may be late.
         """
-        now = perf_counter()
-        counters = run.exchange.counters if run.exchange is not None else None
-        seen = (0, 0, 0.0)
-        if counters is not None:
-            seen = (counters.messages_sent, counters.bytes_sent, counters.wait_seconds)
-        delta = [new - old for new, old in zip(seen, self._seen)]
-        ages = counters.ages if counters is not None else []
-        fresh = [new - old for new, old in zip(ages, self._ages or [0] * len(ages))]
-        self._ages = list(ages)
-        mine = np.array([*delta[:2], delta[2], seconds, *fresh], dtype=np.float64)
-        total = run.world.sum(
-            {a.id: mine if a is run.agents[0] else np.zeros_like(mine) for a in run.agents}
-        )
-        took, self._clock = now - self._clock, now
+        seen = np.zeros(3)
+        if run.exchange is not None:
+            counters = run.exchange.counters
+            traffic = (counters.messages_sent, counters.bytes_sent, counters.wait_seconds)
+            seen = np.array([*traffic, *counters.ages], dtype=np.float64)
+        fresh = seen - self._seen if self._seen.size == seen.size else seen
         self._seen = seen
+        return np.insert(fresh, 3, seconds)
+
+    def _system(self, total: np.ndarray) -> dict[str, Any]:
+        """Return the traffic and times of all processes as a record."""
+        now = perf_counter()
+        took, self._clock = now - self._clock, now
         record: dict[str, Any] = {
             "messages": int(total[0]),
             "bytes": int(total[1]),
@@ -193,7 +218,7 @@ class Metrics:
             "compute_seconds": round(float(total[3]), 6),
             "elapsed_seconds": round(took, 6),
         }
-        if ages:
+        if total.size > 4:
             record["ages"] = [int(count) for count in total[4:]]
         return record
 

@@ -37,7 +37,8 @@ existing() { # folders: those that exist
 }
 
 mapfile -t SOURCES < <(existing decdpo tests tools)
-mapfile -t UNIT_TESTS < <(existing tests/unit tests/contract tests/end_to_end tests/slurm)
+mapfile -t UNIT_TESTS < <(existing tests/unit tests/contract tests/slurm)
+mapfile -t WHOLE_TESTS < <(existing tests/end_to_end)
 mapfile -t MPI_TESTS < <(existing tests/contract tests/mpi)
 
 step "lint (flake8)" 300 "$PYTHON" -m flake8 "${SOURCES[@]}"
@@ -47,7 +48,10 @@ step "layers" 300 lint-imports
 if [ "${1:-}" = quick ]; then
     step "tests, quick" 600 "$PYTHON" -m pytest -rs -m "not slow and not slurm" "${UNIT_TESTS[@]}"
 else
-    step "tests, one process" 1200 "$PYTHON" -m pytest -rs -m "not slurm" "${UNIT_TESTS[@]}"
+    step "tests, one process" 1500 "$PYTHON" -m pytest -rs -m "not slurm" "${UNIT_TESTS[@]}"
+    if [ "${#WHOLE_TESTS[@]}" -gt 0 ]; then
+        step "tests, whole runs" 2000 "$PYTHON" -m pytest -rs "${WHOLE_TESTS[@]}"
+    fi
     if [ "${#MPI_TESTS[@]}" -gt 0 ]; then
         for ranks in 1 2 3 4; do
             step "tests, $ranks rank(s)" 1000 bash tools/test-ranks.sh "$ranks" "${MPI_TESTS[@]}"
