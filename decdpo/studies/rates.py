@@ -220,8 +220,9 @@ def tight(table: Table) -> Verdict:
         "median bound / measured at the end: " + "; ".join(parts),
         ""
         if worst <= 10
-        else "The bound of DecDPO pays kappa^2 / (1 - rho)^2, the worst case in which the users' "
-        "differences lie along the slowest mode of the graph.",
+        else "At large steps the bound of DecDPO pays kappa^2 / (1 - rho)^2, the worst case in "
+        "which the users' differences lie along the slowest mode of the graph. At small ones the term "
+        "2 Delta / (eta E R) is loose: the gradient at the start is smaller than it allows.",
     )
 
 
