@@ -221,8 +221,8 @@ def tight(table: Table) -> Verdict:
         ""
         if worst <= 10
         else "At large steps the bound of DecDPO pays kappa^2 / (1 - rho)^2, the worst case in "
-        "which the users' differences lie along the slowest mode of the graph. At small ones the term "
-        "2 Delta / (eta E R) is loose: the gradient at the start is smaller than it allows.",
+        "which the users' differences lie along the slowest mode of the graph. At small ones the "
+        "term 2 Delta / (eta E R) is loose: the gradient at the start is smaller than it allows.",
     )
 
 
