@@ -290,8 +290,10 @@ class watch_for_stop:
     def __exit__(self, *_: object) -> None:
         self._leave.set()
         for number, handler in self._before.items():
-            # A job script may ask again while this process ends: that must not kill it.
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR1 else handler)
+            # A job script may ask again while this process ends: that must not kill it. SIG_IGN
+            # would do, but programs that we start would inherit it.
+            late = number == signal.SIGUSR1 and handler == signal.SIG_DFL
+            signal.signal(number, (lambda *_: None) if late else handler)
         if self._thread.is_alive():
             self._thread.join()
 

@@ -71,6 +71,17 @@ def test_stopped_by_a_signal_and_resumed_elsewhere_it_ends_the_same(shell, confi
     assert shell.metrics("stopped") == shell.metrics("whole")
 
 
+def test_after_training_a_late_request_is_harmless_and_not_inherited(shell, config):
+    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    try:
+        shell("train", config, "--out", "run")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        words = ["bash", "-c", "trap 'exit 7' USR1; kill -USR1 $$; sleep 1"]
+        assert subprocess.run(words, timeout=30).returncode == 7
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_halt_file_stops_a_run(shell, config):
     process = shell.start(
         "train", config, "--out", "run", "--set", "run.rounds=100000", "--set", "log.every=50"
