@@ -12,8 +12,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from decdpo.errors import DecdpoError
+
+if TYPE_CHECKING:
+    from decdpo.launch import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +115,7 @@ def _memory() -> str:
     return f"{pages * size / 2**30:.1f} GiB free, {os.cpu_count()} CPUs"
 
 
-def _device(job: object, args: argparse.Namespace) -> str:
+def _device(job: "Job", args: argparse.Namespace) -> str:
     from decdpo.config.schema import Device
 
-    return job.device(Device(kind=args.device, share_gpu=args.share_gpu))  # type: ignore
+    return job.device(Device(kind=args.device, share_gpu=args.share_gpu))
