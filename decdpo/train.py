@@ -26,8 +26,8 @@ def train(run: Run) -> Ending:
     E local steps          x_i <- x_i - eta g_i(x_i)
     one exchange           x_i <- x_i + sum_j w_ij (m_j - m_i)
 
-    Messages leave before the local steps if ``run.overlap`` (combine while adapting: the exchange
-    hides behind the gradients, at no staleness), after them otherwise (adapt, then combine). An
+    Messages leave before the local steps if ``run.overlap`` (combine while adapting: they travel
+    during the gradients, at no staleness), after them otherwise (adapt, then combine). An
     agent whose row is not active takes no local step and sends nothing.
     """
     for t in range(run.next_round, run.num_rounds):
