@@ -15,16 +15,17 @@ a slot that t needs stay full: its last letter is of round t - q - 2, and whoeve
 from t on has taken it, or takes it while it waits itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from decdpo.comm.exchange import GRACE, MpiExchange, Wiring
-from decdpo.comm.local import never_sent
+from torch import Tensor
+
+from decdpo.comm.exchange import GRACE, WHOLE, MpiExchange, Wiring
 from decdpo.comm.p2p import Edge, ReceiveSlot
 from decdpo.comm.slots import Format
 from decdpo.comm.waiting import Patience
 from decdpo.errors import StallError
-from decdpo.messages import Inbox, Letter
+from decdpo.messages import Inbox
 
 
 class _Stream:
@@ -75,24 +76,10 @@ class ArrivalExchange(MpiExchange):
 
     def finish(self, agent: int, round: int) -> Inbox:
         """Return the newest letters, once each is of round - ``max_age`` or later."""
-        outbox = self._outboxes[agent]
-        plan = outbox.plan
-        if plan is None or round != self._round:
-            raise ValueError(f"agent {agent} has not started round {round}")
-        letters = []
-        for source, weight in zip(plan.row.sources, plan.row.weights):
-            if source in self._agents:
-                slot = self._outboxes[source].sent
-                if slot is None or slot.round != round:
-                    raise never_sent(source, agent, round)
-                letter = Letter(source, weight, 0, slot.body)
-            else:
-                kept = self._newest(source, agent, round)
-                letter = Letter(source, weight, round - kept.round, kept.body)
+        inbox = super().finish(agent, round)
+        for letter in inbox.letters:
             self.counters.ages[letter.age] += 1
-            letters.append(letter)
-        sent = self._empty if outbox.sent is None else outbox.sent.body
-        return Inbox(sent, tuple(letters), own=plan.row.own)
+        return inbox
 
     def close(self) -> None:
         """Take what is still on its way, then free everything. Collective."""
@@ -102,6 +89,13 @@ class ArrivalExchange(MpiExchange):
             brief.until(self._taken_all, lambda waited: "")
         self._streams.clear()
         super().close()
+
+    def _letter(self, source: int, agent: int, round: int) -> tuple[int, Tensor]:
+        kept = self._newest(source, agent, round)
+        return round - kept.round, kept.body
+
+    def _arrivals(self, agent: int, round: int, remote: tuple[int, ...]) -> Iterable[slice]:
+        return WHOLE
 
     def _newest(self, source: int, agent: int, round: int) -> ReceiveSlot:
         """Return the slot of the letter of ``source`` that this round mixes, on every call."""

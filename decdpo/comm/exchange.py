@@ -12,7 +12,7 @@ themselves.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -31,6 +31,9 @@ from decdpo.comm.world import Counters, Trace
 from decdpo.errors import StallError
 from decdpo.messages import Inbox, Letter
 from decdpo.topology.row import Row
+
+WHOLE = (slice(0, None),)
+"""The parts of a vector that is here."""
 
 GRACE = 5.0
 """Seconds that a closing exchange waits for its last messages to be taken."""
@@ -155,13 +158,11 @@ class MpiExchange:
                 slot = self._outboxes[source].sent
                 if slot is None or slot.round != round:
                     raise never_sent(source, agent, round)
-                body = self._spoken(source, slot)
+                age, body = 0, self._spoken(source, slot)
             else:
-                body = self._heard(source)
-            letters.append(Letter(source, weight, 0, body))
+                age, body = self._letter(source, agent, round)
+            letters.append(Letter(source, weight, age, body))
         sent = self._empty if outbox.sent is None else self._spoken(agent, outbox.sent)
-        if not plan.remote and not self.trace:
-            return Inbox(sent, tuple(letters), own=plan.row.own)
         arrivals = self._arrivals(agent, round, plan.remote)
         return Inbox(sent, tuple(letters), arrivals, plan.row.own)
 
@@ -274,6 +275,10 @@ class MpiExchange:
         """Return what a remote agent sent this round, where it can be mixed."""
         return self._claims[source].body
 
+    def _letter(self, source: int, agent: int, round: int) -> tuple[int, Tensor]:
+        """Return the age and the body of the letter that ``agent`` hears from a remote agent."""
+        return 0, self._heard(source)
+
     def _landed(self, chunk: int, remote: tuple[int, ...]) -> None:
         """Do what is left to do once all ``remote`` letters hold ``chunk``."""
 
@@ -326,8 +331,11 @@ class MpiExchange:
         for route in routes:
             route.start(chunk)
 
-    def _arrivals(self, agent: int, round: int, remote: tuple[int, ...]) -> Iterator[slice]:
-        """Yield each part of the vector once all letters hold it."""
+    def _arrivals(self, agent: int, round: int, remote: tuple[int, ...]) -> Iterable[slice]:
+        """Return the parts of the vector, each once all letters hold it."""
+        return self._landings(agent, round, remote) if remote or self.trace else WHOLE
+
+    def _landings(self, agent: int, round: int, remote: tuple[int, ...]) -> Iterator[slice]:
         claims = [(source, self._claims[source]) for source in remote]
         trace = self.trace
         for chunk, part in enumerate(self._format.parts):
