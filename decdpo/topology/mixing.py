@@ -6,13 +6,11 @@ push-sum needs the columns alone to sum to one. All this is checked, once, on co
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import networkx as nx
 import numpy as np
-from scipy.sparse import csc_array, csr_array, diags_array
+from scipy.sparse import csc_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from decdpo.errors import TopologyError
@@ -54,7 +52,7 @@ class MixingMatrix:
         _check_sums(weights.sum(axis=0), "column", self.name)
         if self.doubly_stochastic:
             _check_sums(weights.sum(axis=1), "row", self.name)
-        _check_connected(weights, self.name)
+        require_connected(weights, f"the graph of {self.name}")
         _check_aperiodic(weights, self.name)
 
     @property
@@ -93,26 +91,22 @@ class MixingMatrix:
         """How many neighbours each agent hears, (n,) int64."""
         return np.diff(self.weights.indptr).astype(np.int64) - (self.own != 0)
 
-    @cached_property
-    def asymmetry(self) -> tuple[int, int, float]:
-        """The entry (i, j, w_ij - w_ji) where W differs most from its transpose."""
-        difference = csr_array(self.weights - self.weights.T).tocoo()
-        if not difference.nnz:
-            return 0, 0, 0.0
-        worst = int(np.abs(difference.data).argmax())
-        row, column = (int(c[worst]) for c in difference.coords)
-        return row, column, float(difference.data[worst])
-
     @property
+    def support(self) -> csr_array:
+        """The matrix (n, n) with a one where W has an entry."""
+        w = self.weights
+        return csr_array((np.ones(w.nnz), w.indices, w.indptr), shape=w.shape)
+
+    @cached_property
     def symmetric(self) -> bool:
         """Whether W equals its transpose within 1e-12."""
-        return abs(self.asymmetry[2]) <= TOLERANCE
+        difference = csr_array(self.weights - self.weights.T)
+        return bool((np.abs(difference.data) <= TOLERANCE).all())
 
     @cached_property
     def directed(self) -> bool:
         """Whether some agent hears another that does not hear it."""
-        support = _support(self.weights)
-        return bool(csr_array(support - support.T).count_nonzero())
+        return bool(csr_array(self.support - self.support.T).count_nonzero())
 
     @cached_property
     def spectral_gap(self) -> float:
@@ -200,106 +194,6 @@ class CompleteMatrix:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def metropolis(graph: nx.Graph) -> MixingMatrix:
-    """Return Metropolis-Hastings weights: w_ij = 1 / (1 + max(d_i, d_j)).
-
-    Xiao, Boyd and Lall, "A scheme for robust distributed sensor fusion", 2005. Undirected graphs.
-    """
-    i, j, degrees = _links(graph, "metropolis")
-    return _symmetric(len(degrees), i, j, 1 / (1 + np.maximum(degrees[i], degrees[j])))
-
-
-def max_degree(graph: nx.Graph) -> MixingMatrix:
-    """Return maximum-degree weights: w_ij = 1 / (1 + max_k d_k) on every edge. Undirected."""
-    i, j, degrees = _links(graph, "max_degree")
-    return _symmetric(len(degrees), i, j, np.full(len(i), 1 / (1 + degrees.max())))
-
-
-def lazy(graph: nx.Graph) -> MixingMatrix:
-    """Return (I + W) / 2 of the Metropolis weights: every eigenvalue is at least 0. Undirected."""
-    i, j, degrees = _links(graph, "lazy")
-    return _symmetric(len(degrees), i, j, 0.5 / (1 + np.maximum(degrees[i], degrees[j])))
-
-
-def uniform(graph: nx.Graph) -> MixingMatrix:
-    """Return w_ij = 1 / (d + 1) for every neighbour and the agent itself, on a regular graph.
-
-    On a digraph every in-degree and every out-degree must be d. Raises ``TopologyError`` naming two
-    agents of unlike degree.
-    """
-    support = adjacency(graph)
-    for axis, kind in ((1, "in-"), (0, "out-")):
-        degrees = np.asarray(support.sum(axis=axis))
-        odd = int((degrees != degrees[0]).argmax())
-        if degrees[odd] != degrees[0]:
-            kind = kind if graph.is_directed() else ""
-            raise TopologyError(
-                f"uniform weights need a regular graph: agent 0 has {kind}degree "
-                f"{int(degrees[0])}, agent {odd} has {int(degrees[odd])}",
-                "use metropolis weights" if not kind else "use push weights, with push-sum",
-            )
-    return MixingMatrix((support + _identity(len(graph))) / (degrees[0] + 1))
-
-
-def push(graph: nx.Graph) -> MixingMatrix:
-    """Return column-stochastic weights: j gives 1 / (1 + its out-degree) to all that hear it.
-
-    For push-sum, which corrects the bias; plain gossip would drift to a weighted average. Assran
-    et al., "Stochastic gradient push", 2019. Any strongly connected graph.
-    """
-    support = csr_array(adjacency(graph) + _identity(len(graph)))
-    sums = np.asarray(support.sum(axis=0))
-    return MixingMatrix(csr_array(support @ diags_array(1 / sums)), doubly_stochastic=False)
-
-
-RULES: dict[str, Callable[[nx.Graph], MixingMatrix]] = {
-    f.__name__: f for f in (metropolis, max_degree, lazy, uniform, push)
-}
-
-
-def from_weights(weights: csr_array, graph: nx.Graph | None, name: str) -> MixingMatrix:
-    """Return given ``weights`` (n, n), called ``name``, after checking that they fit ``graph``.
-
-    Raises ``TopologyError`` if the matrix is unsound (see ``MixingMatrix``), or its support off the
-    diagonal is not the graph: it names the first link that only one of them has.
-    """
-    matrix = MixingMatrix(weights, name=name)
-    if graph is None:
-        return matrix
-    if len(graph) != matrix.num_agents:
-        raise TopologyError(
-            f"{name}: {matrix.num_agents} agents, but the graph has {len(graph)}",
-            f"set the number of agents to {matrix.num_agents}",
-        )
-    support = _support(matrix.weights)
-    own = diags_array(support.diagonal())
-    difference = csr_array(support - own - adjacency(graph))
-    difference.eliminate_zeros()
-    if difference.nnz:
-        coo = difference.tocoo()
-        row, column, sign = (int(a[0]) for a in (*coo.coords, coo.data))
-        fault = (
-            f"is {matrix.weights[row, column]:g}, but in the graph agent {row} does not hear "
-            f"agent {column}"
-            if sign > 0
-            else f"is 0, but in the graph agent {row} hears agent {column}"
-        )
-        raise TopologyError(
-            f"{name}: row {row}, column {column} {fault} ({difference.nnz} such entries)",
-            "make the weights non-zero exactly on the graph's edges, or take the graph from the "
-            "file too (graph = 'file')",
-        )
-    return matrix
-
-
-def adjacency(graph: nx.Graph) -> csr_array:
-    """Return A (n, n) float64 with a_ij = 1 where agent i hears j, that is, j sends to i."""
-    arcs = nx.to_scipy_sparse_array(
-        graph, nodelist=range(len(graph)), dtype=np.float64, weight=None, format="csr"
-    )
-    return csr_array(arcs.T)
-
-
 def require_connected(weights: csr_array, name: str) -> None:
     """Raise ``TopologyError`` unless every agent reaches every other along non-zero weights (n, n).
 
@@ -320,44 +214,6 @@ def require_connected(weights: csr_array, name: str) -> None:
         "add links between them: they could never agree"
         + (" (there are links one way only)" if one_way else ""),
     )
-
-
-def require_symmetric(matrix: MixingMatrix | CompleteMatrix, reason: str) -> None:
-    """Raise ``TopologyError`` naming the worst entry unless W is symmetric; ``reason`` says why."""
-    if not matrix.symmetric:
-        assert isinstance(matrix, MixingMatrix)
-        i, j, _ = matrix.asymmetry
-        raise TopologyError(
-            f"{matrix.name} is not symmetric: row {i}, column {j} is {matrix.weights[i, j]:.15g}, "
-            f"row {j}, column {i} is {matrix.weights[j, i]:.15g}; {reason}",
-            "use an undirected graph with metropolis weights",
-        )
-
-
-def _links(graph: nx.Graph, rule: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return both directions of all edges as agents i, j (2m,), and the degrees (n,)."""
-    if graph.is_directed():
-        raise TopologyError(
-            f"{rule} weights need an undirected graph, and this one is directed",
-            "use uniform weights (regular digraphs), or push weights with push-sum",
-        )
-    i, j = adjacency(graph).tocoo().coords
-    return i, j, np.bincount(i, minlength=len(graph))
-
-
-def _support(w: csr_array) -> csr_array:
-    """Return a (n, n) matrix with a one where w has an entry."""
-    return csr_array((np.ones(w.nnz), w.indices, w.indptr), shape=w.shape)
-
-
-def _identity(n: int) -> csr_array:
-    return csr_array(diags_array(np.ones(n)))
-
-
-def _symmetric(n: int, i: np.ndarray, j: np.ndarray, off: np.ndarray) -> MixingMatrix:
-    """Return the matrix with the weights ``off`` at (i, j); the diagonal completes each row."""
-    weights = csr_array((off, (i, j)), shape=(n, n))
-    return MixingMatrix(csr_array(weights + diags_array(1 - weights.sum(axis=1))))
 
 
 def _check_entries(w: csr_array, name: str) -> None:
@@ -381,10 +237,6 @@ def _check_sums(sums: np.ndarray, kind: str, name: str) -> None:
             f"({int((off > TOLERANCE).sum())} such {kind}s)",
             "store float64 weights with all their digits, every row and every column summing to 1",
         )
-
-
-def _check_connected(w: csr_array, name: str) -> None:
-    require_connected(w, f"the graph of {name}")
 
 
 def _check_aperiodic(w: csr_array, name: str) -> None:

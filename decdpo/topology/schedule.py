@@ -13,14 +13,7 @@ from scipy.sparse import csr_array
 from decdpo.errors import TopologyError
 from decdpo.topology.files import holds_weights, read_weights
 from decdpo.topology.graphs import make_graph
-from decdpo.topology.mixing import (
-    RULES,
-    TOLERANCE,
-    CompleteMatrix,
-    MixingMatrix,
-    from_weights,
-    require_connected,
-)
+from decdpo.topology.mixing import TOLERANCE, CompleteMatrix, MixingMatrix, require_connected
 from decdpo.topology.names import (
     DIRECTED,
     GRAPHS,
@@ -36,6 +29,7 @@ from decdpo.topology.varying import (
     rounds_to_halve,
     text_digest,
 )
+from decdpo.topology.weights import RULES, from_weights
 
 
 class Topology(Schedule, Protocol):

@@ -9,7 +9,6 @@ from scipy.sparse import csr_array
 
 from decdpo.errors import TopologyError
 from decdpo.topology import graphs
-from decdpo.topology.mixing import metropolis
 from decdpo.topology.names import GRAPHS, TIME_VARYING, WEIGHTS, weights_allowed
 from decdpo.topology.schedule import (
     Averaging,
@@ -22,6 +21,7 @@ from decdpo.topology.schedule import (
     require_connected_union,
     round_weights,
 )
+from decdpo.topology.weights import metropolis
 
 
 def products(schedule, n: int, rounds: int) -> np.ndarray:  # type: ignore[no-untyped-def]
