@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "FLUX_JOB_SIZE")
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "FLUX_TASK_RANK")
 
 
 def launched_by_mpi(environ: Mapping[str, str] = os.environ) -> int | None:
@@ -20,15 +19,3 @@ def launched_by_mpi(environ: Mapping[str, str] = os.environ) -> int | None:
     if tasks.isdigit() and (int(tasks) > 1 or "PMIX_RANK" in environ):
         return int(tasks)
     return None
-
-
-def launch_rank(environ: Mapping[str, str] = os.environ) -> int:
-    """Return this copy's number among those started, 0 if it was started alone.
-
-    For messages before MPI is up; afterwards ask the world.
-    """
-    names = _RANKS if launched_by_mpi(environ) is not None else ()
-    for name in (*names, *(("SLURM_PROCID",) if names else ())):
-        if environ.get(name, "").isdigit():
-            return int(environ[name])
-    return 0

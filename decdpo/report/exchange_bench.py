@@ -3,6 +3,15 @@
 Every rank hosts one agent. The contestants take turns, sample by sample, in one run, so that load
 from elsewhere hits all of them alike; a sample's time is that of the slowest rank. Started by
 ``decdpo bench exchange`` as ``mpirun python -m decdpo.report.exchange_bench SPEC OUT``.
+
+    ours       start, finish and displace, transport auto
+    ours_p2p   the same with every message sent
+    bare       the same messages by persistent requests of mpi4py, no copy, no mixing
+    pass       one memory pass: a copy of the vector
+    memcpy     the bytes received, copied within the process
+    window     hand-written: copy into a shared-memory window, barrier, fused blockwise mixing
+    allreduce  MPI Allreduce of the vector
+    gloo       torch.distributed gloo, isend and irecv with the neighbours
 """
 
 import json
@@ -23,17 +32,6 @@ from decdpo.topology.row import Row
 
 FLOAT = 4
 Step = Callable[[], None]
-
-CONTESTANTS = {
-    "ours": "start, finish and displace, transport auto",
-    "ours_p2p": "the same with every message sent",
-    "bare": "the same messages by persistent requests of mpi4py, no copy, no mixing",
-    "pass": "one memory pass: a copy of the vector",
-    "memcpy": "the bytes received, copied within the process",
-    "window": "hand-written: copy into a shared-memory window, barrier, fused blockwise mixing",
-    "allreduce": "MPI Allreduce of the vector",
-    "gloo": "torch.distributed gloo, isend and irecv with the neighbours",
-}
 
 
 def neighbours(graph: str, ranks: int) -> nx.Graph:

@@ -6,9 +6,9 @@ response) pairs never occurs in the data. 300 steps of DPO from the uniform poli
 reference; every method then starts from it (Appendix B: beta = 1, clip = 0.5).
 
 The source says neither the step size, nor the number of steps, nor what the "reward" of Table 1 is,
-nor whether it trained on drawn pairs, a table or a network. Here the loss is the expectation over
-all unmasked pairs, exact or over ``samples`` drawn ones, the policy is ``Tabular``, and ``sweep``
-varies the rest. ``REWARDS`` are the definitions that come into question:
+nor whether it trained on drawn pairs, a table or a network. Here the loss is the exact expectation
+over all unmasked pairs and the policy is ``Tabular``; the study ``balanced-toy`` varies the rest.
+``REWARDS`` are the definitions that come into question:
 
     utility_sum     sum_x E_pi[exp(-alpha (y - x)^2)], at most 20
     normalised_sum  the same with sum_y u(y|x) = 1, at most 8.7
@@ -21,9 +21,9 @@ Reference: Q. Ma et al., "Gradient Imbalance in Direct Preference Optimization",
 Table 1, Figures 1 and 2.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -69,15 +69,13 @@ class Toy:
     """The data of the experiment.
 
     mask : share of (prompt, response) pairs that never occur. alpha : of the utility. seed : of
-    the mask and of the draw. hidden : width of the policy's hidden layer, 0 for a table. samples :
-    labelled pairs that are drawn for the data; 0 is all pairs with their exact shares.
+    the mask. hidden : width of the policy's hidden layer, 0 for a table.
     """
 
     mask: float = 0.0
     alpha: float = 0.6
     seed: int = 0
     hidden: int = 0
-    samples: int = 0
 
     @property
     def log_utility(self) -> np.ndarray:
@@ -100,12 +98,7 @@ class Toy:
         seen = self.seen
         share = wins(self.log_utility) * (seen[:, :, None] & seen[:, None, :])
         share[:, np.arange(SIZE), np.arange(SIZE)] = 0.0
-        share /= share.sum()
-        if self.samples:
-            rng = generator(self.seed, Stream.SYNTHETIC, step=1)
-            share = rng.multinomial(self.samples, share.reshape(-1)).reshape(share.shape)
-            share = share / self.samples
-        return share
+        return share / share.sum()
 
 
 @dataclass(frozen=True)
@@ -113,16 +106,13 @@ class ToyResult:
     """What one setting of the experiment gave.
 
     rewards : method -> definition -> reward; "reference" is where all begin. policies : method ->
-    pi(y|x), (20, 20). losses : method -> final loss. lr, steps : after the reference.
+    pi(y|x), (20, 20). losses : method -> final loss. steps : taken after the reference.
     """
 
-    toy: Toy
-    optimizer: str
-    lr: float
     steps: int
     rewards: Mapping[str, Mapping[str, float]]
     policies: Mapping[str, np.ndarray] = field(repr=False)
-    losses: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, float]
 
 
 def balanced_toy(
@@ -162,9 +152,7 @@ def balanced_toy(
             table = policy.log_table(x).exp().numpy()
             rewards[mark][name] = reward(toy, table, begin)
             policies[mark][name], final[mark][name] = table, value
-    return [
-        ToyResult(toy, optimizer, lr, m, rewards[m], policies[m], final[m]) for m in marks
-    ]
+    return [ToyResult(m, rewards[m], policies[m], final[m]) for m in marks]
 
 
 def _train(
@@ -218,45 +206,6 @@ def reward(toy: Toy, policy: np.ndarray, reference: np.ndarray) -> dict[str, flo
         "greedy_sum": float(utility[np.arange(SIZE), policy.argmax(axis=1)].sum()),
         "log_utility": float((policy * score).sum() / SIZE),
         "win_rate": float(np.einsum("xa,xab,xb->", policy, wins(score), reference) / SIZE),
-    }
-
-
-def sweep(
-    *,
-    lrs: Iterable[float] = (0.3, 1.0, 3.0, 10.0),
-    steps: Sequence[int] = (30, 100, 300),
-    masks: Iterable[float] = MASKS,
-    seeds: Iterable[int] = range(5),
-    optimizer: str = "sgd",
-    hidden: int = 0,
-    samples: int = 0,
-    reference_steps: int = 300,
-) -> list[ToyResult]:
-    """Run ``balanced_toy`` over step sizes, numbers of steps, masks and seeds."""
-    found = []
-    for lr, mask, seed in product(lrs, masks, seeds):
-        toy = Toy(mask, seed=seed, hidden=hidden, samples=samples)
-        found += balanced_toy(
-            toy, lr=lr, steps=steps, optimizer=optimizer, reference_steps=reference_steps
-        )
-    return found
-
-
-def mean_table(
-    results: Iterable[ToyResult], definition: str
-) -> dict[tuple[str, float, int], dict[str, dict[float, float]]]:
-    """Gather a sweep into tables like Table 1, one for each optimizer, lr and number of steps.
-
-    Returns (optimizer, lr, steps) -> method -> mask -> reward, the mean over seeds.
-    """
-    cells: dict[tuple[str, float, int], dict[str, dict[float, list[float]]]] = {}
-    for r in results:
-        table = cells.setdefault((r.optimizer, r.lr, r.steps), {})
-        for method, rewards in r.rewards.items():
-            table.setdefault(method, {}).setdefault(r.toy.mask, []).append(rewards[definition])
-    return {
-        key: {m: {k: float(np.mean(v)) for k, v in by.items()} for m, by in table.items()}
-        for key, table in cells.items()
     }
 
 

@@ -12,9 +12,7 @@ from decdpo.theory.balanced_toy import (
     Toy,
     balanced_toy,
     claims,
-    mean_table,
     reward,
-    sweep,
     toy_losses,
     wins,
 )
@@ -31,9 +29,6 @@ def test_the_data_follow_the_utilities_and_leave_out_what_is_masked():
     u = np.exp(-0.6 * (np.array([a, b]) - x) ** 2.0)
     assert share[x, a, b] / (share[x, a, b] + share[x, b, a]) == pytest.approx(u[0] / u.sum())
     assert (Toy(0.4, seed=1).seen != seen).any() and Toy(0.0).seen.all()
-    drawn = Toy(mask=0.4, samples=500).weights()
-    assert drawn.sum() == pytest.approx(1) and (drawn[share == 0] == 0).all()
-    assert np.unique(drawn * 500 % 1).max() < 1e-9
 
 
 def test_rewards_of_policies_whose_rewards_are_known():
@@ -76,18 +71,6 @@ def test_unseen_responses_keep_their_logits_in_a_table():
         for x in range(SIZE):
             values = found.policies[name][x, masked[x]]
             assert values == pytest.approx(np.full(len(values), values[0])), name
-
-
-def test_a_sweep_is_gathered_into_tables():
-    results = sweep(
-        lrs=(1.0,), steps=(2, 4), masks=(0.0, 0.4), seeds=range(2), reference_steps=3
-    )
-    assert len(results) == 8
-    tables = mean_table(results, "best_sum")
-    assert set(tables) == {("sgd", 1.0, 2), ("sgd", 1.0, 4)}
-    pair = [r for r in results if r.steps == 4 and r.toy.mask == 0.4]
-    mean = np.mean([r.rewards["bdpo"]["best_sum"] for r in pair])
-    assert tables["sgd", 1.0, 4]["bdpo"][0.4] == pytest.approx(mean)
 
 
 def test_the_claims_hold_of_the_source_itself():
