@@ -182,18 +182,14 @@ def _measured(folder: Path) -> dict[str, float]:
 def _advise(
     args: argparse.Namespace, config: Config, experiment: "Experiment", problem: Any
 ) -> list[dict[str, Any]]:
-    from decdpo.errors import TopologyError
-    from decdpo.theory.advisor import advise
+    from decdpo.theory.advisor import advise, suitable
     from decdpo.topology.schedule import make_schedule
 
-    topologies = []
-    for graph in args.graphs or GRAPHS:
-        try:
-            topologies.append((graph, make_schedule(graph, "auto", problem.num_agents)))
-        except TopologyError:
-            # Of the default list, what does not suit this number of agents is left out.
-            if args.graphs:
-                raise
+    n = problem.num_agents
+    if args.graphs:
+        topologies = [(graph, make_schedule(graph, "auto", n)) for graph in args.graphs]
+    else:
+        topologies = suitable(GRAPHS, n)
     layout = experiment.objective.policy.layout
     choices = advise(
         problem,

@@ -13,6 +13,7 @@ STUDIES = {
     "staleness": ("decdpo.studies.staleness", "Staleness"),
     "topology-scaling": ("decdpo.studies.topology_scaling", "TopologyScaling"),
     "rates": ("decdpo.studies.rates", "Rates"),
+    "advisor": ("decdpo.studies.advisor", "Advisor"),
     "balanced-toy": ("decdpo.studies.balanced", "BalancedToy"),
     "heterogeneity": ("decdpo.studies.heterogeneity", "Heterogeneity"),
 }

@@ -119,7 +119,7 @@ class Rates(Study):
                 continue
             # The mean is over the models that rounds 0 ... R - 1 start from.
             row["mean_gradient_sq"] = float(np.mean(squares[:-1]))
-            bound = predict(_problem(known), row)
+            bound = predict(problem_of(known), row)
             row.update(bound.terms, bound=bound.total, limit=bound.step_limit)
             row["ratio"] = row["bound"] / row["mean_gradient_sq"]
 
@@ -157,7 +157,8 @@ class Rates(Study):
         return (Figure(self.name, tuple(panels)),)
 
 
-def _problem(constants: Mapping[str, Any]) -> Problem:
+def problem_of(constants: Mapping[str, Any]) -> Problem:
+    """Return what the bounds need of the record of ``MeasuredConstants``."""
     squared = constants["gradient_sq"] + constants["kappa_sq"] + constants["zeta_sq"]
     return Problem(
         constants["smoothness"],

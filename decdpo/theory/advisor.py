@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from decdpo.errors import ConfigError
+from decdpo.errors import ConfigError, TopologyError
 from decdpo.theory.bounds import Bound, Problem, best_step, decentralized, federated
-from decdpo.topology.schedule import Topology
+from decdpo.topology.schedule import Topology, make_schedule
 
 MAX_ROUNDS = 10**12
 
@@ -80,6 +80,21 @@ class Cost:
     bytes: int
     busiest: int
     gradients: int
+
+    @classmethod
+    def of_gossip(cls, schedule: Topology, message_bytes: int, local_steps: int = 1) -> "Cost":
+        """Return the cost of DecDPO on ``schedule``: a message on every arc."""
+        degree = schedule.num_sources
+        total, most = int(degree.sum()), int(degree.max())
+        return cls(total * message_bytes, most * message_bytes, local_steps)
+
+    @classmethod
+    def of_server(
+        cls, num_agents: int, participants: int, message_bytes: int, local_steps: int = 1
+    ) -> "Cost":
+        """Return the cost of FedDPO: S messages up and n down, all through the server."""
+        through = (participants + num_agents) * message_bytes
+        return cls(through, through, local_steps)
 
 
 @dataclass(frozen=True)
@@ -146,17 +161,25 @@ def advise(
     found = []
     for steps in local_steps:
         for chosen in participants:
-            cost = Cost((chosen + n) * message_bytes, (chosen + n) * message_bytes, steps)
+            cost = Cost.of_server(n, chosen, message_bytes, steps)
             bound = partial(federated, problem, local_steps=steps, participants=chosen)
             found += _choice("fedavg", "", steps, chosen, 0.0, cost, budget, bound)
         for name, schedule in topologies:
-            degree, rho = schedule.num_sources, per_round(schedule)
-            cost = Cost(
-                int(degree.sum()) * message_bytes, int(degree.max()) * message_bytes, steps
-            )
+            cost, rho = Cost.of_gossip(schedule, message_bytes, steps), per_round(schedule)
             bound = partial(decentralized, problem, local_steps=steps, rho=rho)
             found += _choice("dsgd", name, steps, n, rho, cost, budget, bound)
     return sorted(found, key=lambda c: (c.bound.total, c.local_steps, c.method, c.graph))
+
+
+def suitable(graphs: Iterable[str], num_agents: int) -> list[tuple[str, Topology]]:
+    """Return (name, schedule) of those graphs that there are for so many agents."""
+    found = []
+    for graph in graphs:
+        try:
+            found.append((graph, make_schedule(graph, "auto", num_agents)))
+        except TopologyError:
+            continue
+    return found
 
 
 def per_round(schedule: Topology) -> float:

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 
 from decdpo.cli import main
+from decdpo.errors import ConfigError
 from decdpo.studies.catalogue import STUDIES, builtin
-from decdpo.studies.cells import Training
+from decdpo.studies.cells import Memory, Training
+from decdpo.studies.engine import folder_of
+from decdpo.studies.rates import problem_of
 from decdpo.studies.study import Options
 from decdpo.studies.table import Table
+from decdpo.theory.bounds import best_step, federated
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -158,6 +162,119 @@ def test_a_bound_below_the_measured_mean_is_found_out(tmp_path):
         assert study.claims()[0].judge(table).held is held
 
 
+@pytest.fixture(scope="module")
+def advised(tmp_path_factory):
+    """The cells of the study of the advisor for one seed of eight agents, 60 rounds."""
+    options = Options(
+        tmp_path_factory.mktemp("advisor"), quick=True, seeds=1,
+        overrides=("run.rounds=60", "optim.lr=0.05"),
+    )  # fmt: skip
+    constants, *cells = builtin("advisor").cells(options)
+    return constants.work.records(folder_of(options.out, constants), Memory())[0], cells
+
+
+@pytest.mark.parametrize("budget", ["rounds", "messages", "time"])
+def test_every_candidate_of_the_advisor_spends_the_default_s_budget(advised, budget):
+    known, cells = advised
+    found = {}
+    for cell in cells:
+        found.setdefault(cell.labels.get(f"role_{budget}"), []).append(cell)
+    (default,), (choice,) = found["default"], found["advised"]
+    assert default.work.config.optim.lr == 0.05
+    candidates = [choice, *found["candidate"]]
+    assert len(candidates) == 18
+    assert choice.labels["predicted"] == min(c.labels["predicted"] for c in candidates)
+    messages = {"ring": 16, "exponential": 24, "one_peer_exponential": 8, "complete": 56}
+    spent = []
+    for cell in candidates:
+        config = cell.work.config
+        rounds, steps = config.run.rounds, config.algorithm.local_steps
+        if config.algorithm.kind == "fedavg":
+            sent = busiest = 8 + config.algorithm.participants
+        else:
+            sent = messages[config.topology.graph]
+            busiest = sent // 8
+        one = {"rounds": 1, "messages": sent, "time": busiest + steps}[budget]
+        spent.append((rounds * one, one))
+    limit = 60 * {"rounds": 1, "messages": 16, "time": 3}[budget]
+    assert all(limit - one < total <= limit for total, one in spent)
+    lr = choice.work.config.optim.lr
+    steps = [found[f"advised, step {change}"][0].work.config for change in ("/ 4", "* 4")]
+    assert [c.optim.lr / lr for c in steps] == pytest.approx([1 / 4, 4], rel=1e-5)
+    assert {c.run.rounds for c in steps} == {choice.work.config.run.rounds}
+
+
+def test_the_advised_step_is_that_of_the_measured_constants(advised):
+    known, cells = advised
+    (cell,) = [
+        c for c in cells if c.labels["setting"] == "FedDPO, S=8, E=4" and "role_rounds" in c.labels
+    ]
+    smooth, eta = known["smoothness"], cell.work.config.optim.lr
+    best = best_step(lambda step: federated(problem_of(known), step, 60, 4, 8))
+    assert eta == pytest.approx(best.step, rel=1e-5) and eta <= 1 / (4 * smooth)
+    assert cell.labels["predicted"] == pytest.approx(best.total)
+    # As many messages as the ring's, so it is a candidate on that budget by the same run.
+    assert cell.labels["role_messages"] == cell.labels["role_rounds"] == "candidate"
+    (longer,) = [c for c in cells if c.labels["setting"].startswith("default, gradients")]
+    (choice,) = [c for c in cells if c.labels.get("role_rounds") == "advised"]
+    assert longer.work.config.run.rounds == 60 * choice.work.config.algorithm.local_steps
+    assert longer.work.config.optim.lr == 0.05
+
+
+def advice_table(measured, tail=(0.6, 0.5)):
+    """A table where candidate k = 1, 2, 3 was predicted 2^k and measured ``measured(k)``.
+
+    The default is candidate 4; the advised one at other steps is ten times worse.
+    """
+    rng = np.random.default_rng(4)
+    rows = []
+    for seed in range(5):
+        runs = [
+            ("default", "default", 4, measured(4), 16.0),
+            ("advised", "FedDPO, S=8, E=16", 16, measured(1), 2.0),
+            ("candidate", "DecDPO ring, E=4", 4, measured(2), 4.0),
+            ("candidate", "DecDPO ring, E=1", 1, measured(3), 8.0),
+            ("advised, step / 4", "advised, step / 4", 16, 10 * measured(1), None),
+            ("advised, step * 4", "advised, step * 4", 16, 10 * measured(1), None),
+            ("default, gradients of the advised", "longer", 1, measured(0), None),
+        ]
+        for role, name, steps, square, predicted in runs:
+            roles = {f"role_{budget}": role for budget in ("rounds", "messages", "time")}
+            norm = np.sqrt(square * np.exp(rng.normal(0, 0.01)))
+            last = {"heldout/average/accuracy": 1 - square / 100}
+            labels = {"setting": name, "E": steps, "rounds": 10, **roles}
+            if predicted is not None:
+                labels["predicted"] = predicted
+            rows += training_rows(labels, [norm, norm], seed, **last)
+            for row in rows[-2:]:
+                row["loss"] = square
+    table = Table(rows)
+    builtin("advisor").derive(table)
+    return table
+
+
+def test_good_advice_is_known_from_bad_advice():
+    good = verdicts("advisor", advice_table(lambda k: 2.0 ** max(k, 1) / 3 if k else 1e-3))
+    bad = verdicts("advisor", advice_table(lambda k: 2.0**-k))
+    for text, verdict in good.items():
+        # The default that goes on is the best of all here.
+        assert verdict.held is ("goes on" not in text), (text, verdict)
+    assert any("Spearman 1" in v.numbers for v in good.values())
+    assert "Advised: FedDPO, S=8, E=16, 10 rounds in 5 seeds" in list(good.values())[0].numbers
+    paid = [v.held for text, v in bad.items() if "advised setting" in text and "goes" not in text]
+    assert paid == [False] * 10
+    assert [v.held for text, v in bad.items() if "rank" in text] == [False] * 3
+    far = [v for text, v in bad.items() if "predicted is above" in text]
+    assert [v.held for v in far] == [False] * 3 and "most 6" in far[0].numbers
+
+
+def test_a_prediction_below_what_is_measured_is_found_out():
+    found = verdicts("advisor", advice_table(lambda k: 2.0 ** max(k, 1) * 1.5))
+    low = [v for text, v in found.items() if "predicted is above" in text]
+    assert [v.held for v in low] == [False] * 3
+    assert all("below 1 in 15 of 15 runs" in v.numbers for v in low)
+
+
 def test_every_training_cell_of_a_seed_has_the_same_data(tmp_path):
     cells = builtin("participation").cells(Options(tmp_path, quick=True))
     data = {}
@@ -175,3 +292,21 @@ def test_a_quick_study_runs_to_its_summary(name, tmp_path, capsys):
     page = (tmp_path / "s" / "summary.md").read_text()
     assert "## Claims" in page and "not measured" not in page
     assert capsys.readouterr().out.count("\n") == 2 * len(builtin(name).claims())
+
+
+@pytest.mark.slow
+def test_the_study_of_the_advisor_runs_to_its_figure(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    arguments = ["--quick", "--seeds", "1", "--agents", "4", "--set", "run.rounds=4"]
+    assert main(["study", "advisor", "--out", str(tmp_path), *arguments]) == 0
+    page = (tmp_path / "summary.md").read_text()
+    assert "Spearman" in page and "nan" not in page and "not measured" not in page
+    drawn = (tmp_path / "advisor.svg").read_text()
+    for name in ("FedDPO", "DecDPO ring", "default", "advised", "as predicted"):
+        assert f">{name}</text>" in drawn, name
+
+
+def test_advice_is_compared_with_dsgd_alone(tmp_path):
+    options = Options(tmp_path, quick=True, seeds=1, overrides=("algorithm.kind=local",))
+    with pytest.raises(ConfigError, match="compared with local"):
+        builtin("advisor").cells(options)

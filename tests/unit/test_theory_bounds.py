@@ -10,7 +10,7 @@ from decdpo.algorithms.dsgd import Dsgd
 from decdpo.comm.local import LocalWorld
 from decdpo.errors import ConfigError
 from decdpo.params.optim import SGD
-from decdpo.theory.advisor import Budget, advise, per_round
+from decdpo.theory.advisor import Budget, Cost, advise, per_round, suitable
 from decdpo.theory.bounds import Problem, best_step, decentralized, federated, stale
 from decdpo.theory.stability import largest_stable_step, smallest_eigenvalue
 from decdpo.topology.schedule import make_schedule
@@ -220,3 +220,15 @@ def test_a_budget_too_small_for_a_round_offers_nothing():
 def test_budgets_that_say_nothing_are_refused(fields):
     with pytest.raises(ConfigError):
         Budget(**fields)
+
+
+def test_a_round_costs_its_messages_and_its_gradients():
+    ((_, ring), (_, one_peer)) = suitable(("ring", "one_peer_exponential"), 8)
+    assert Cost.of_gossip(ring, 10, 3) == Cost(bytes=160, busiest=20, gradients=3)
+    assert Cost.of_gossip(one_peer, 10) == Cost(bytes=80, busiest=10, gradients=1)
+    assert Cost.of_server(8, 2, 10, 4) == Cost(bytes=100, busiest=100, gradients=4)
+
+
+def test_graphs_that_there_are_not_for_so_many_agents_are_left_out():
+    assert [name for name, _ in suitable(("hypercube", "ring"), 6)] == ["ring"]
+    assert [name for name, _ in suitable(("hypercube", "ring"), 8)] == ["hypercube", "ring"]
