@@ -15,11 +15,16 @@ from decdpo.errors import DataError, EnvironmentFault
 
 def require_room(out: Path, force: bool) -> None:
     """Raise ``DataError`` unless ``out`` is free, or holds nothing but shards that may go."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise DataError(f"{out} is a file", "give another folder to --out")
-    present = set(os.listdir(out))
+    try:
+        present = set(os.listdir(out))
+    except FileNotFoundError:
+        present = set()
+    except NotADirectoryError:
+        raise DataError(f"{out} is a file, or is in one", "give another folder to --out") from None
+    except OSError as fault:
+        raise DataError(
+            f"{out} cannot be used: {fault.strerror}", "give another folder to --out"
+        ) from None
     if not present:
         return
     if not force:
@@ -30,7 +35,8 @@ def require_room(out: Path, force: bool) -> None:
     foreign = sorted(
         n for n in present if n not in ours and not (n.startswith("agent_") and n.endswith(".h5"))
     )
-    if foreign or FILE_NAME not in present or FORMAT not in (out / FILE_NAME).read_text("utf-8"):
+    index = out / FILE_NAME
+    if foreign or not index.is_file() or FORMAT.encode() not in index.read_bytes():
         raise DataError(
             f"{out} holds more than shards{': ' + foreign[0] if foreign else ''}",
             "give another folder: --force replaces shards only",
@@ -41,7 +47,7 @@ def require_room(out: Path, force: bool) -> None:
 def staging(out: Path) -> Iterator[Path]:
     """Yield a new folder beside ``out`` (mode 0700); it is removed if it was not renamed.
 
-    Raises ``EnvironmentFault`` if it cannot be written.
+    Raises ``EnvironmentFault`` if it cannot be written, or what is to be written is too large.
     """
     folder = None
     try:
@@ -53,6 +59,10 @@ def staging(out: Path) -> Iterator[Path]:
             f"cannot write shards to {out}: {error.strerror or error}",
             "check the free space, the quota and the permissions of that folder",
         ) from error
+    except MemoryError:
+        raise EnvironmentFault(
+            f"the shards for {out} do not fit into memory", "ask for fewer or smaller ones"
+        ) from None
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -209,11 +209,16 @@ def _fault(item: Judgment) -> str | None:
         return "empty answer"
     if item.chosen == item.rejected:
         return "equal answers"
+    return None if is_unicode(item.prompt + item.chosen + item.rejected) else "not valid Unicode"
+
+
+def is_unicode(text: str) -> bool:
+    """Say whether ``text`` can be written as UTF-8: JSON may escape half a character."""
     try:
-        (item.prompt + item.chosen + item.rejected).encode()
+        text.encode()
     except UnicodeEncodeError:
-        return "not valid Unicode"
-    return None
+        return False
+    return True
 
 
 def _extras(record: Record, columns: Columns) -> dict[str, Any]:
@@ -230,6 +235,8 @@ def _extras(record: Record, columns: Columns) -> dict[str, Any]:
     user = columns.user or "user"
     if record.get(user) is not None:
         extras["user"] = str(record[user])
+        if not is_unicode(extras["user"]):
+            raise Unusable(f"{user} is not valid Unicode")
     for name in ("chosen_features", "rejected_features"):
         if isinstance(record.get(name), list):
             extras[name] = [_finite(value, name) for value in record[name]]
@@ -245,7 +252,7 @@ def _number(record: Record, name: str) -> float:
 def _finite(value: Any, name: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise Unusable(f"{name} is not a finite number")

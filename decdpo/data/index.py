@@ -65,7 +65,7 @@ class ShardIndex:
         except (FileNotFoundError, NotADirectoryError):
             missing = "no index.json in" if folder.is_dir() else "there is no folder"
             raise DataError(f"no shards: {missing} {folder}", remedy) from None
-        except (ValueError, OSError) as error:
+        except (ValueError, RecursionError, OSError) as error:
             raise DataError(f"{path} cannot be read: {error}", remedy) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise DataError(f"{path} is not an index of decdpo shards", remedy)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from decdpo.data.columns import Columns
-from decdpo.data.formats import judgments, recognise
+from decdpo.data.formats import is_unicode, judgments, recognise
 from decdpo.data.report import Drops
 from decdpo.data.sources import Record, records, stems
 from decdpo.data.spill import PairStore
@@ -46,6 +46,9 @@ def read_sources(
         stream = records(path)
         head = list(itertools.islice(stream, 100))
         sample = [record for record in head if not isinstance(record, str)]
+        if not sample:
+            why = f": what stands there is {head[0]}" if head else ""
+            raise DataError(f"{path} holds no record{why}", "give a file with at least one record")
         try:
             form = recognise(sample, columns)
         except DataError as error:
@@ -104,6 +107,8 @@ def _values(
                 return f"no {column}"
             if isinstance(value, (list, dict)):
                 return f"{column} is not one value"
+            if not is_unicode(str(value)):
+                return f"{column} is not valid Unicode"
         found.append(str(value))
     return found
 

@@ -75,12 +75,16 @@ def make_shards(
         raise DataError(f"partition {plan.partition} needs a number of agents", "add --agents 8")
     if plan.agents is not None and plan.agents < 1:
         raise DataError(f"{plan.agents} agents", "use --agents 1 or more")
+    if not 0 <= plan.seed < 2**63:
+        raise DataError(f"seed {plan.seed} is not in [0, 2**63)", "use for example --seed 0")
+    paths = [Path(source) for source in sources]
+    _require_distinct(paths)
     require_room(out, force)
     with staging(out) as folder:
         store = PairStore(folder)
         try:
             report, prompt_format = read_sources(
-                [Path(source) for source in sources],
+                paths,
                 store,
                 plan.columns,
                 rule.column,
@@ -102,6 +106,15 @@ def make_shards(
     return ShardIndex.load(out)
 
 
+def _require_distinct(paths: Sequence[Path]) -> None:
+    """Refuse a source given twice: its pairs would be trained on and held out alike."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        first = seen.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            raise DataError(f"{path} and {first} are the same file", "name each source once")
+
+
 def _deal(
     store: PairStore, rule: Partition, plan: Plan, report: dict[str, Any]
 ) -> tuple[np.ndarray, list[str]]:
@@ -117,6 +130,8 @@ def _deal(
         report["pairs"] -= report["left_out"]["pairs"]
         return owner, names
     assert plan.agents is not None
+    if plan.agents > n:
+        raise DataError(f"{plan.agents} agents, but {n} pairs", "use fewer --agents")
     if rule.kind == "iid":
         owner = deal.iid(n, plan.agents, plan.seed)
     elif rule.kind == "contiguous":

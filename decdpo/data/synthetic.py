@@ -76,8 +76,7 @@ class Users(ABC):
         for key in ("agents", "pairs", "dimension"):
             _require(key, getattr(self, key), getattr(self, key) >= 1, "1 or more")
         for key in ("kappa", "scale"):
-            value = getattr(self, key)
-            _require(key, value, 0 <= value < np.inf, "a finite number of at least 0")
+            _require_length(key, getattr(self, key))
         _require("holdout", self.holdout, 0 <= self.holdout < 1, "a share in [0, 1)")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "a number in [0, 2**63)")
 
@@ -158,8 +157,7 @@ class Trajectories(Users):
         super().__post_init__()
         for key, low in (("states", 1), ("actions", 2), ("horizon", 1)):
             _require(key, getattr(self, key), getattr(self, key) >= low, f"{low} or more")
-        ok = 0 <= self.behaviour < np.inf
-        _require("behaviour", self.behaviour, ok, "a finite number of at least 0")
+        _require_length("behaviour", self.behaviour)
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -299,6 +297,11 @@ def _choose(rng: np.random.Generator, probabilities: np.ndarray) -> np.ndarray:
     # The last edge may miss 1 by rounding: a draw above it belongs to the last outcome.
     edges[..., -1] = 1.0
     return (rng.random(probabilities.shape[:-1])[..., None] >= edges).sum(axis=-1)
+
+
+def _require_length(key: str, value: float) -> None:
+    # Far below the largest float: sums of scores stay finite.
+    _require(key, value, 0 <= value <= 1e100, "a number in [0, 1e100]")
 
 
 def _require(key: str, value: object, good: bool, wanted: str) -> None:

@@ -245,6 +245,8 @@ def test_scores_weights_and_features_ride_along():
     for change, reason in [
         ({"score_chosen": None}, "score_chosen is not a finite number"),
         ({"weight": -1}, "weight is not positive"),
+        ({"weight": 10**400}, "weight is not a finite number"),
+        ({"user": "\ud800"}, "user is not valid Unicode"),
         ({"chosen_features": [1, float("nan")]}, "chosen_features is not a finite number"),
         ({"chosen_features": [1]}, "features of different lengths"),
     ]:

@@ -196,7 +196,11 @@ def test_explicit_features_are_kept(tmp_path):
         (Plan("by:colour"), "no column 'colour' for the partition"),
         (Plan("iid", 2, group="colour"), "no column 'colour' for the group"),
         (Plan("by:user", 9), "only 4 values"),
-        (Plan("iid", 102), "agents would have no training pair"),
+        (Plan("iid", 102), "102 agents, but 101 pairs"),
+        (Plan("iid", 10**20), "agents, but 101 pairs"),
+        (Plan("dirichlet:1e-9", 50), "agents would have no training pair"),
+        (Plan("iid", 2, seed=-1), "seed -1"),
+        (Plan("iid", 2, seed=2**64), "seed"),
         (Plan("by:user", group="user"), "agents would have no training pair: ."),
         (Plan("iid", 2, holdout=1.5), "holdout 1.5"),
         (Plan("iid", 2, columns=Columns(user="usr")), "no column 'usr'"),
@@ -229,6 +233,45 @@ def test_force_replaces_shards_and_nothing_else(tmp_path, source):
     with pytest.raises(DataError, match="is a file"):
         make_shards([source], source, Plan("iid", 2), force=True)
     assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    (out / "index.json").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="more than shards"):
+        make_shards([source], out, Plan("iid", 2), force=True)
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path, source):
+    with pytest.raises(DataError, match="File name too long"):
+        make_shards([source], tmp_path / ("x" * 300), Plan("iid", 2))
+
+
+def test_a_source_given_twice_is_refused(tmp_path, source):
+    (tmp_path / "alias.jsonl").symlink_to(source)
+    with pytest.raises(DataError, match="alias.jsonl and .* are the same file"):
+        make_shards([source, tmp_path / "alias.jsonl"], tmp_path / "s", Plan("iid", 2))
+
+
+@pytest.mark.parametrize(("text", "why"), [("[]", ""), ("a,b\n", ""), ("[1, 2]", "not an object")])
+def test_a_source_without_records_is_named(tmp_path, text, why):
+    path = tmp_path / "none"
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"none holds no record.*{why}"):
+        make_shards([path], tmp_path / "s", Plan("iid", 2))
+
+
+def test_values_that_are_no_text_are_dropped(tmp_path):
+    half = "\ud800"
+    source = write(tmp_path / "a.jsonl", rows(6, user=lambda k: half if k == 2 else str(k % 2)))
+    index = make_shards([source], tmp_path / "s", Plan("by:user"))
+    assert index.report["dropped"]["user is not valid Unicode"]["count"] == 1
+    source = write(tmp_path / "b.jsonl", rows(6, topic=lambda k: half if k == 2 else str(k % 2)))
+    index = make_shards([source], tmp_path / "t", Plan("by:topic"))
+    assert index.report["dropped"]["topic is not valid Unicode"]["count"] == 1
+
+
+def test_an_index_of_endless_brackets_is_refused(tmp_path):
+    (tmp_path / "index.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="cannot be read"):
+        ShardIndex.load(tmp_path)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, source, monkeypatch):

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from decdpo.data.synthetic import Choices, Trajectories, synthesize
 from decdpo.data.trajectories import features_digest, load_features, save_features
-from decdpo.errors import DataError
+from decdpo.errors import DataError, EnvironmentFault
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.3, 5.0])
@@ -109,15 +109,23 @@ def test_the_share_held_out_leaves_something_to_train_on():
         (Choices, {"agents": 0}, "agents = 0"),
         (Choices, {"kappa": -1.0}, "kappa"),
         (Choices, {"kappa": float("nan")}, "kappa"),
+        (Choices, {"scale": 1e300}, "scale"),
         (Choices, {"holdout": 1.0}, "holdout"),
         (Choices, {"seed": -1}, "seed"),
         (Trajectories, {"actions": 1}, "actions"),
         (Trajectories, {"behaviour": -1.0}, "behaviour"),
+        (Trajectories, {"behaviour": 1e308}, "behaviour"),
     ],
 )
 def test_numbers_that_make_no_users_are_refused(kind, fields, word):
     with pytest.raises(DataError, match=word):
         kind(**fields)
+
+
+def test_users_too_large_for_memory_are_refused(tmp_path):
+    with pytest.raises(EnvironmentFault, match="do not fit into memory"):
+        synthesize(Choices(dimension=10**14), tmp_path / "shards")
+    assert not list(tmp_path.iterdir())
 
 
 def test_feature_maps_are_checked(tmp_path):
