@@ -11,6 +11,7 @@ Two kinds, told apart by the suffix:
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import networkx as nx
@@ -18,8 +19,15 @@ import numpy as np
 from scipy.sparse import csr_array, load_npz
 
 from decdpo.errors import TopologyError
+from decdpo.topology.names import MAX_AGENTS
 
 MATRIX_SUFFIXES = (".npz", ".npy", ".csv")
+
+_UNSOUND = (
+    OSError, ValueError, KeyError, IndexError, EOFError, TypeError, MemoryError, RuntimeError,
+    BadZipFile,
+)  # fmt: skip
+"""What numpy and scipy raise for a file that is damaged or no matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +113,7 @@ def read_matrix(path: str | Path, num_agents: int | None = None) -> csr_array:
     """
     path = Path(path)
     matrix = _read_csv(path) if path.suffix.lower() == ".csv" else _read_numpy(path)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.shape[0]:
         raise TopologyError(
             f"{path}: the shape {matrix.shape} is not that of a square matrix",
             "store one row and one column per agent",
@@ -208,7 +216,7 @@ def count_agents(path: str | Path) -> int:
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield (line number, text) of the lines that hold more than a comment."""
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
                 text = line.partition("#")[0].strip()
                 if text:
@@ -236,6 +244,11 @@ def _edge(line: str, where: str) -> tuple[int, int, float | None]:
         raise TopologyError(
             f"{where}: {line[:60]!r} is not an edge", "write 'i j' or 'i j weight'"
         ) from None
+    if max(i, j) > MAX_AGENTS:
+        raise TopologyError(
+            f"{where}: agent {max(i, j)} is one too many for a graph",
+            "number the agents 0 ... n-1 without a gap",
+        )
     if min(i, j) < 0:
         raise TopologyError(f"{where}: agent {min(i, j)} is negative", "count agents from 0")
     if weight is not None and not 0 <= weight < float("inf"):
@@ -267,18 +280,29 @@ def _read_csv(path: Path) -> np.ndarray:
 
 def _read_numpy(path: Path) -> np.ndarray | csr_array:
     try:
+        with open(path, "rb") as stream:
+            if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):
+                raise ValueError("neither a .npy nor a .npz file")
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
             return content
         with content:
             names = content.files
             if "format" in names and "shape" in names:
-                return csr_array(load_npz(path))
+                return _read_sparse(path)
             if len(names) == 1:
                 return content[names[0]]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, BadZipFile) as fault:
+    except _UNSOUND as fault:
         raise _unreadable(path, fault) from fault
     raise TopologyError(
         f"{path} holds {len(names)} arrays: {', '.join(names[:8])}",
         "store the matrix alone, or by scipy.sparse.save_npz",
     )
+
+
+def _read_sparse(path: Path) -> csr_array:
+    stored: Any = load_npz(path)
+    if stored.format in ("csr", "csc", "bsr"):
+        # Compiled code would follow indices that lead out of the arrays.
+        stored.check_format(full_check=True)
+    return csr_array(stored)

@@ -32,6 +32,9 @@ from a file the weights that the file holds, metropolis if it holds none. An alg
 takes push in place of metropolis, and on directed graphs.
 """
 
+MAX_AGENTS = 10_000_000
+"""More agents than this would take hours and tens of gigabytes: rather a mistyped number."""
+
 _OPTIONS = {
     "random_regular": ("degree",),
     "erdos_renyi": ("probability",),

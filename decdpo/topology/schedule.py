@@ -17,6 +17,7 @@ from decdpo.topology.mixing import TOLERANCE, CompleteMatrix, MixingMatrix, requ
 from decdpo.topology.names import (
     DIRECTED,
     GRAPHS,
+    MAX_AGENTS,
     TIME_VARYING,
     WEIGHTS,
     options_used,
@@ -290,6 +291,10 @@ def _check_names(graph: str, weights: str, num_agents: int) -> None:
             )
     if num_agents < 1:
         raise TopologyError(f"{num_agents} agents are no topology", "take at least one agent")
+    if num_agents > MAX_AGENTS:
+        raise TopologyError(
+            f"{num_agents} agents are too many for a graph", f"take at most {MAX_AGENTS}"
+        )
     if weights not in weights_allowed(graph):
         why = (
             "brings its own weights (1/2 and 1/2)" if graph in TIME_VARYING else "is directed"

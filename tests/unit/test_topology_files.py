@@ -34,8 +34,11 @@ def test_edge_list_with_comments_and_own_weights(tmp_path: Path) -> None:
 
 def test_a_mistyped_id_is_no_huge_graph(tmp_path: Path) -> None:
     path = tmp_path / "g.txt"
-    path.write_text("0 1\n1 200000000000\n")
-    with pytest.raises(TopologyError, match="agent 200000000000, but 2 edges connect at most 3"):
+    path.write_text("0 1\n1 200000\n")
+    with pytest.raises(TopologyError, match="agent 200000, but 2 edges connect at most 3"):
+        count_agents(path)
+    path.write_text("0 1\n1 99999999999999999999\n")
+    with pytest.raises(TopologyError, match="line 2: agent 99999999999999999999 is one too many"):
         count_agents(path)
 
 
@@ -123,6 +126,39 @@ def test_bad_matrices_say_where(tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", W * 1j)
     with pytest.raises(TopologyError, match="complex128"):
         read_matrix(tmp_path / "c.npy")
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc"])
+@pytest.mark.parametrize(
+    ("indices", "indptr"), [([0, 9], [0, 1, 2]), ([0, -1], [0, 1, 2]), ([0, 1], [0, 2, 1])]
+)
+def test_sparse_files_that_point_outside_are_refused(
+    tmp_path: Path, kind: str, indices: list[int], indptr: list[int]
+) -> None:
+    path = tmp_path / "w.npz"
+    parts = {"data": np.ones(2), "indices": np.array(indices), "indptr": np.array(indptr)}
+    np.savez(path, shape=np.array([2, 2]), format=np.array(kind.encode()), **parts)
+    with pytest.raises(TopologyError, match="w.npz cannot be read"):
+        read_matrix(path)
+
+
+def test_a_matrix_of_no_agents_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", np.zeros((0, 0)))
+    with pytest.raises(TopologyError, match=r"w.npy: the shape \(0, 0\)"):
+        count_agents(tmp_path / "w.npy")
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text("0 1\n1 2\n", encoding="utf-8-sig", newline="\r\n")
+    assert nx.utils.graphs_equal(read_graph(tmp_path / "g.txt"), nx.path_graph(3))
+    (tmp_path / "w.csv").write_text("1,0\n0,1\n", encoding="utf-8-sig")
+    assert read_matrix(tmp_path / "w.csv").shape == (2, 2)
+
+
+def test_a_file_of_another_kind_is_not_taken_for_a_pickle(tmp_path: Path) -> None:
+    (tmp_path / "w.npy").write_bytes(b"\x80\x04 rubbish")
+    with pytest.raises(TopologyError, match="neither a .npy nor a .npz file"):
+        read_matrix(tmp_path / "w.npy")
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:

@@ -215,3 +215,8 @@ def test_a_thousand_rows_a_round_are_cheap() -> None:
     static = make_schedule("torus", "auto", 1000)
     assert static.mixing(0).row(5) is static.mixing(1).row(5)
     assert isinstance(round_weights(static.mixing(0), 1000), csr_array)
+
+
+def test_a_mistyped_number_of_agents_is_no_huge_graph() -> None:
+    with pytest.raises(TopologyError, match="100000000000000000000 agents are too many"):
+        make_schedule("ring", "auto", 10**20)
