@@ -59,7 +59,7 @@ def write_array(
     wanted = [
         cell
         for cell in cells
-        if isinstance(cell.work, Training) and not cell.work.finished(folder_of(out, cell))
+        if type(cell.work) is Training and not cell.work.finished(folder_of(out, cell))
     ]
     if not wanted:
         raise ConfigError(
@@ -82,7 +82,7 @@ def write_array(
     )
     with replacing(script, mode=0o755) as partial:
         partial.write_text(text, encoding="utf-8")
-    rest = sum(not isinstance(cell.work, Training) for cell in cells)
+    rest = sum(type(cell.work) is not Training for cell in cells)
     say(f"{len(wanted)} training cells; submit them with: sbatch {script}")
     if rest:
         say(f"{rest} cells are no training runs: they are run when the study is collected")

@@ -13,6 +13,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
 
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+"""States in which a job has ended for good."""
+
 
 def write_script(path: Path, text: str) -> None:
     """Write an executable file, making its folder."""
@@ -88,14 +91,33 @@ class Slurm:
 
     def wait(self, job: str, seconds: float = 120) -> dict[str, str]:
         """Wait until a job has ended for good; returns what SLURM knows about it."""
-        ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
         deadline = time.monotonic() + seconds
-        while (known := self.show(job))["JobState"] not in ended:
+        while (known := self.show(job))["JobState"] not in ENDED:
             if time.monotonic() > deadline:
                 self.cancel(job)
                 pytest.fail(f"job {job} is still {known['JobState']} after {seconds} s: {known}")
             time.sleep(0.2)
         return known
+
+    def wait_array(self, job: str, seconds: float) -> dict[int, tuple[str, str]]:
+        """Wait until every task of an array has ended; returns {number: (state, exit code)}."""
+        deadline = time.monotonic() + seconds
+        command = ["scontrol", "show", "job", "--oneliner", job]
+        while True:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            tasks = [
+                dict(word.split("=", 1) for word in line.split() if "=" in word)
+                for line in done.stdout.splitlines()
+            ]
+            if all(task["JobState"] in ENDED for task in tasks):
+                return {
+                    int(task["ArrayTaskId"]): (task["JobState"], task["ExitCode"]) for task in tasks
+                }
+            if time.monotonic() > deadline:
+                self.cancel(job)
+                states = [(task["ArrayTaskId"], task["JobState"]) for task in tasks]
+                pytest.fail(f"after {seconds} s not every task of {job} has ended: {states}")
+            time.sleep(0.2)
 
 
 def poll(condition, seconds: float = 60) -> None:

@@ -189,6 +189,14 @@ def test_a_slurm_array_covers_the_unfinished_cells_and_is_collected(tmp_path, sh
         write_array(study, cells, out, silent)
 
 
+def test_an_array_leaves_out_what_is_no_run_of_the_program(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--quick", "--seeds", "1", "--agents", "2", "--slurm"]
+    assert main(["study", "rates", "--out", str(out), *arguments]) == 0
+    assert "1 cells are no training runs" in capsys.readouterr().err
+    assert len((out / "cells" / "array.txt").read_text().split()) == 18
+
+
 @pytest.mark.slow
 def test_mpirun_gives_the_numbers_of_one_process_and_resumes(tmp_path, shards):
     pytest.importorskip("mpi4py")
@@ -215,6 +223,8 @@ def test_mpirun_gives_the_numbers_of_one_process_and_resumes(tmp_path, shards):
         ('hue = "optim.kind"', '"optim.lr" = [1]', "hue"),
         ("", '"optim.lr" = [-1.0]', "optim.lr"),
         ("", '"optim.speed" = [1]', "optim.speed"),
+        ("", '"optim.lr" = ' + "[" * 100_000, "not valid TOML"),
+        ("", '"optim.lr" = [' + "9" * 5000 + "]", "not valid TOML"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_one_error(tmp_path, shards, capsys, more, grid, what):
@@ -248,6 +258,13 @@ def test_two_studies_never_share_a_folder(tmp_path, shards, capsys):
     with engine.locked(out):
         assert main(["study", str(path), "--out", str(out)]) == 2
     assert "another study" in capsys.readouterr().err
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path, shards, capsys):
+    path = toml(tmp_path, shards)
+    before = sorted(shards.iterdir())
+    assert main(["study", str(path), "--out", str(shards)]) == 2
+    assert "holds shards" in capsys.readouterr().err and sorted(shards.iterdir()) == before
 
 
 def test_overrides_reach_every_cell_and_those_of_topology_only_what_has_one(tmp_path):

@@ -1,0 +1,121 @@
+"""The SLURM array of a study on a real SLURM: its tasks measure what the study itself measures."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from decdpo.data.synthetic import Choices, synthesize
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STUDY = """
+title = "Graphs"
+seeds = 2
+[grid]
+"topology.graph" = ["ring", "hypercube"]
+[base.run]
+rounds = 20
+[base.data]
+shards = "{shards}"
+batch_size = 4
+[base.policy]
+features = "columns"
+[base.log]
+every = 5
+"""
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A grid of which one half is impossible: three agents make no hypercube."""
+    shards = tmp_path / "shards"
+    synthesize(Choices(agents=3, pairs=24, dimension=8, holdout=0.25), shards)
+    path = tmp_path / "graphs.toml"
+    path.write_text(STUDY.format(shards=shards))
+    return path
+
+
+class Here:
+    """A folder in which the study is run, with the environment that its jobs need."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        program = folder / "venv" / "bin" / "decdpo"
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m decdpo "$@"\n')
+        program.chmod(0o755)
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+        self.environment = clean | {
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "DECDPO_HOME": str(REPOSITORY),
+            "DECDPO_VENV": str(folder / "venv"),
+        }
+
+    def study(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Give the study's command; returns its status and what it said."""
+        command = [sys.executable, "-m", "decdpo", "study", "../graphs.toml", "--out", "graphs"]
+        return subprocess.run(
+            [*command, *options],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """Read a table, without what depends on where and how fast it was run."""
+        with (self.folder / "graphs" / name).open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        placed = ("messages", "bytes", "wait_seconds", "compute_seconds", "elapsed_seconds")
+        return [{k: v for k, v in row.items() if k not in placed} for row in rows]
+
+
+def test_an_array_measures_what_the_study_measures_and_a_broken_cell_is_named(
+    slurm, study, tmp_path
+):
+    array, alone = Here(tmp_path / "array"), Here(tmp_path / "alone")
+    written = array.study("--slurm")
+    assert written.returncode == 0, written.stderr
+    names = (array.folder / "graphs/cells/array.txt").read_text().split()
+    assert len(names) == 4
+    job = slurm.submit(
+        "--ntasks-per-node=2",
+        array.folder / "graphs/array.slurm",
+        environment=array.environment,
+        folder=array.folder,
+    )
+    states = slurm.wait_array(job, 120)
+    output = (array.folder / "out").read_text()
+    assert len(states) == 4, states
+    broken = {number for number, (state, _) in states.items() if state == "FAILED"}
+    good = {number for number, found in states.items() if found == ("COMPLETED", "0:0")}
+    hypercube = {
+        number
+        for number, name in enumerate(names, start=1)
+        if "hypercube" in (array.folder / f"graphs/cells/{name}.toml").read_text()
+    }
+    assert broken == hypercube and len(good) == 2, (states, output)
+    assert {states[number][1] for number in broken} == {"2:0"}
+
+    first, second = alone.study(), array.study()
+    assert first.returncode == second.returncode == 1, "a broken cell is no success"
+    # What the tasks finished is kept: only the cells that cannot be finished are tried again.
+    tried = [line for line in second.stderr.splitlines() if line.startswith("[")]
+    assert len(tried) == 2 and all("hypercube" in t and "BROKEN" in t for t in tried), tried
+    for seed in (0, 1):
+        assert f"broken: topology.graph hypercube, seed {seed}" in second.stderr
+    for table in ("table.csv", "final.csv"):
+        assert array.rows(table) == alone.rows(table)
+    assert len(array.rows("final.csv")) == 2
+    assert len(array.rows("table.csv")) == 2 * 5
+    for name in ("summary.md", "graphs.svg", "graphs.png"):
+        ours, theirs = (here.folder / "graphs" / name for here in (array, alone))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    assert "hypercube" in (array.folder / "graphs/summary.md").read_text().split("Broken cells")[1]
