@@ -98,7 +98,7 @@ class Manifest:
             found = json.loads(content)
             named, version = found.pop("format"), found.pop("version")
             found.pop("sha256")
-        except (ValueError, KeyError, AttributeError, RecursionError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise Damaged(f"{path} is damaged: not the manifest of a checkpoint") from None
         if named != FORMAT or version != VERSION:
             raise Damaged(

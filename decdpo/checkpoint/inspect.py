@@ -98,6 +98,8 @@ def summary(folder: Path) -> dict[str, Any]:
     """Return what the manifest says, and the state of the first agent in words, as JSON values."""
     manifest = Manifest.read(folder)
     first = manifest.part_of(0)
+    if not (folder / first.file).is_file():
+        raise Damaged(f"{folder / first.file} is missing")
     with open_part(folder / first.file) as reader:
         structure, tensors, scalars = reader.contents(0)
     return {

@@ -33,12 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Start one ``mpirun`` per number of ranks and print what it measured."""
     graphs = _words(args.graphs)
+    if not graphs:
+        raise ConfigError("--graphs names none", f"choose from {', '.join(GRAPHS)}")
     for graph in graphs:
         if graph not in GRAPHS:
             raise ConfigError(f"--graphs: {graph!r} is none of {', '.join(GRAPHS)}")
     sizes, ranks = _numbers("--sizes", args.sizes), _numbers("--ranks", args.ranks)
     if args.rounds < 1:
         raise ConfigError(f"--rounds is {args.rounds}", "give at least 1")
+    if not args.limit > 0:
+        raise ConfigError(f"--limit is {args.limit:g}", "give a number of seconds above 0")
+    if args.out is not None and not _is_writable(args.out):
+        raise ConfigError(f"--out {args.out} cannot be written", "name a file in a folder of yours")
     if min(ranks) < 2:
         raise ConfigError(f"--ranks: {min(ranks)} process has no neighbour", "give at least 2")
     spec = {"graphs": graphs, "sizes": sizes, "samples": args.rounds}
@@ -46,8 +52,15 @@ def run(args: argparse.Namespace) -> int:
     for count in ranks:
         print(f"decdpo: measuring {count} ranks", file=sys.stderr, flush=True)
         records += _measure(spec, count, args.limit)
+    if not records:
+        raise EnvironmentFault(
+            f"nothing was measured within {args.limit:g} s", "raise --limit, or measure less"
+        )
     if args.out is not None:
-        args.out.write_text(json.dumps(records, indent=1) + "\n")
+        from decdpo.data.storage import replacing
+
+        with replacing(args.out, mode=0o644) as partial:
+            partial.write_text(json.dumps(records, indent=1) + "\n")
     print(json.dumps(records, indent=1) if args.json else _table(records))
     return 0
 
@@ -130,15 +143,21 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
+def _is_writable(path: Path) -> bool:
+    """Say whether a file can be made there: better known before the measurement than after."""
+    return not os.path.isdir(path) and os.access(path.parent, os.W_OK)
+
+
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _numbers(flag: str, text: str) -> list[int]:
     try:
-        numbers = [int(float(word)) for word in _words(text)]
+        given = [float(word) for word in _words(text)]
+        numbers = [int(number) for number in given]
     except (ValueError, OverflowError):
         raise ConfigError(f"{flag}: {text!r} is not a list of numbers") from None
-    if not numbers or min(numbers) < 1:
-        raise ConfigError(f"{flag}: {text!r} must be positive numbers")
+    if not numbers or numbers != given or min(numbers) < 1:
+        raise ConfigError(f"{flag}: {text!r} must be positive whole numbers")
     return numbers

@@ -1,7 +1,7 @@
 """Write the average model, or one agent's, for use elsewhere.
 
-A causal language model becomes a Hugging Face folder that transformers loads, a log-linear policy
-an .npz file in the folder.
+A causal language model becomes a Hugging Face folder that transformers loads, any other policy the
+file policy.npz in the folder.
 """
 
 import argparse
@@ -35,8 +35,7 @@ def _export(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.metrics import average_model
 
     config = read_config(args.folder, [])
-    if args.out.exists() and any(args.out.iterdir()):
-        raise ConfigError(f"{args.out} is not empty", "give a new folder with --out")
+    job.together(lambda: _require_room(args.out))
     experiment = prepare(job, config, args.folder, training=False)
     agents = experiment.agents
     if args.agent is not None and not 0 <= args.agent < len(agents):
@@ -48,9 +47,14 @@ def _export(job: "Job", args: argparse.Namespace) -> int:
         x, which = average_model(experiment.world, agents).data, "the average model"
     else:
         x, which = agents[args.agent].params.data, f"the model of agent {args.agent}"
-    # A log-linear policy is one file, a language model a folder of several.
-    target = args.out / "policy.npz" if config.policy.kind == "loglinear" else args.out
-    target.parent.mkdir(parents=True, exist_ok=True)
+    # A language model is a folder of several files.
+    target = args.out if config.policy.kind == "causal_lm" else args.out / "policy.npz"
+    job.together(lambda: target.parent.mkdir(parents=True, exist_ok=True))
     written = experiment.objective.policy.export(x, target)
     job.say(f"{which} after round {done} is in {written}")
     return 0
+
+
+def _require_room(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty", "give a new folder with --out")

@@ -17,6 +17,9 @@ from decdpo.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from decdpo.report.compare import RunFacts
 
+KEYS = {"heldout/accuracy_by_agent", "system"}
+"""What every record of a run has beside its round."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``decdpo report``."""
@@ -33,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.plot is not None and args.plot.suffix not in ("", ".png", ".svg"):
         raise ConfigError(f"--plot {args.plot}: unknown kind of picture", "end it in .png or .svg")
+    if args.plot is not None and not args.plot.name:
+        raise ConfigError("--plot names no file", "end it in .png or .svg")
     runs = [read_run(folder) for folder in args.runs]
     print(json.dumps([r.to_json() for r in runs], indent=1) if args.json else table(runs))
     if args.plot is not None:
@@ -54,6 +59,13 @@ def read_run(folder: Path) -> "RunFacts":
     records = read_metrics(path) if path.exists() else []
     if not records:
         raise DataError(f"{path} has no record yet", "wait for the first recorded round")
+    for record in records:
+        if not KEYS <= record.keys():
+            raise DataError(
+                f"{path}: the record of round {record['round']} has no "
+                f"{min(KEYS - record.keys())}",
+                "restore the file: this is not what a run writes",
+            )
     graph = f" on {config.topology.graph}" if config.topology is not None else ""
     steps = getattr(config.algorithm, "local_steps", 1)
     what = f"{config.algorithm.kind}{graph}, E={steps}, lr {config.optim.lr:g}, {config.loss.kind}"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from decdpo.errors import EnvironmentFault
+from decdpo.errors import DataError, EnvironmentFault
 
 PANELS = (
     ("loss", "loss", (("loss", "training"), ("heldout/average/loss", "held-out, average model"))),
@@ -20,13 +20,29 @@ PANELS = (
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a ``metrics.jsonl`` in order; a torn last line is left out."""
+    """Return the records of a ``metrics.jsonl`` in order; a torn last line is left out.
+
+    Raises ``DataError`` if the file cannot be read, or another line is not a record.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as fault:
+        raise DataError(
+            f"{path} cannot be read: {fault.strerror}", "give the folder of a run"
+        ) from None
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            record = None
+        if not isinstance(record, dict) or type(record.get("round")) is not int:
+            raise DataError(
+                f"{path}, line {number} is not a record", "restore the file, or delete the line"
+            )
+        records.append(record)
     return records
 
 

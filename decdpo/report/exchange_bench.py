@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -27,6 +28,7 @@ import torch
 
 from decdpo.comm import mpi
 from decdpo.comm.window import PAGE
+from decdpo.data.storage import replacing
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
 
@@ -338,8 +340,9 @@ def main() -> None:
             folder = os.path.dirname(out)
             records.append(run_cell(graph, size, spec["samples"], folder, int(0.7 * room[0])))
             if comm.Get_rank() == 0:
-                with open(out, "w") as stream:
-                    json.dump(records, stream)
+                # Whoever stops this program reads what is there.
+                with replacing(Path(out)) as partial:
+                    partial.write_text(json.dumps(records))
 
 
 def _alternate() -> Iterator[int]:

@@ -22,6 +22,7 @@ from decdpo.config import Config, parse
 from decdpo.data.index import ShardIndex
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.storage import replacing
+from decdpo.errors import DataError
 from decdpo.launch import Job
 from decdpo.metrics import Metrics, Progress, average_model, gradient_norm, pooled
 from decdpo.policies.base import Policy
@@ -167,7 +168,11 @@ class Training(Work):
     def finished(self, folder: Path) -> bool:
         """Say whether the last round is recorded."""
         path = folder / "metrics.jsonl"
-        records = read_metrics(path) if path.exists() else []
+        try:
+            records = read_metrics(path) if path.exists() else []
+        except DataError:
+            # What is damaged is measured again.
+            return False
         return bool(records) and records[-1]["round"] >= self.config.run.rounds
 
     def run(self, folder: Path, memory: Memory) -> None:

@@ -180,12 +180,12 @@ def _only(plan: Grid) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as fault:
         raise ConfigError(
             f"cannot read {path}: {fault.strerror}", "give the path of a TOML file"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise ConfigError(f"{path} is not valid TOML: {fault}", "mend that line") from None
 
 

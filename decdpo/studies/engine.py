@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+from decdpo.data.index import FILE_NAME as INDEX
 from decdpo.data.storage import replacing
-from decdpo.errors import DecdpoError, EnvironmentFault
+from decdpo.errors import ConfigError, DecdpoError, EnvironmentFault
 from decdpo.report.study_figures import draw
 from decdpo.studies.cells import Cell, Memory, Training
 from decdpo.studies.claims import Claim, Verdict
@@ -39,7 +40,14 @@ class Result:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other studies out of the folder while open; a kill opens it."""
+    """Keep other studies out of the folder while open; a kill opens it.
+
+    Raises ``EnvironmentFault`` if one is at work there, or it cannot be written, ``ConfigError`` if
+    it holds a run or shards.
+    """
+    for name, content in (("config.toml", "a run"), (INDEX, "shards")):
+        if os.path.exists(out / name):
+            raise ConfigError(f"{out} holds {content}", "give a folder of its own with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 TRAIN = """[run]
@@ -34,7 +35,9 @@ def test_synthetic_users_train_alike_on_any_number_of_ranks(shell, kind):
     assert records[-1]["loss"] < records[0]["loss"]
     shell("resume", "alone", "--set", "run.rounds=8")
     assert shell.metrics("alone")[-1]["round"] == 8
-    shell("export", "alone", "--out", "model.npz")
+    shell("export", "alone", "--out", "model")
+    with np.load(shell.folder / "model" / "policy.npz") as model:
+        assert model.files
 
 
 def test_options_that_would_be_ignored_are_refused(shell):

@@ -10,7 +10,7 @@ import pytest
 
 from decdpo.comm.launch import launched_by_mpi
 from decdpo.commands import bench
-from decdpo.errors import ConfigError
+from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.report.exchange_bench import memory_needed, neighbours, row_of
 
 
@@ -25,9 +25,15 @@ def parse(*words: str) -> argparse.Namespace:
     [
         (("--graphs", "ring,star"), "'star' is none of ring"),
         (("--sizes", "1e4,many"), "--sizes: '1e4,many' is not a list of numbers"),
+        (("--graphs", ","), "--graphs names none"),
         (("--sizes", "0"), "must be positive"),
+        (("--sizes", "1.5"), "whole numbers"),
         (("--ranks", "1,2"), "1 process has no neighbour"),
         (("--rounds", "0"), "--rounds is 0"),
+        (("--limit", "nan"), "--limit is nan"),
+        (("--limit", "-1"), "--limit is -1"),
+        (("--out", "/"), "--out / cannot be written"),
+        (("--out", "/nowhere/x"), "--out /nowhere/x cannot be written"),
     ],
 )
 def test_bad_arguments_are_named(words: tuple[str, ...], said: str) -> None:
@@ -51,6 +57,15 @@ def test_memory_grows_with_what_is_held() -> None:
     small, large = memory_needed(1000, 4, 2), memory_needed(1000, 4, 3)
     assert small["ours"] == large["ours"] == 2 * 4 * 1000 * 4
     assert large["ours_p2p"] - small["ours_p2p"] == 2 * 4 * 1000 * 4
+
+
+@pytest.mark.skipif(launched_by_mpi() is not None, reason="mpirun cannot start mpirun")
+@pytest.mark.skipif(
+    not (Path(sys.executable).parent / "mpirun").exists(), reason="no mpirun beside this Python"
+)
+def test_nothing_measured_is_an_error() -> None:
+    with pytest.raises(EnvironmentFault, match="nothing was measured within 0.01 s"):
+        bench.run(parse("--sizes", "1e3", "--ranks", "2", "--limit", "0.01"))
 
 
 @pytest.mark.slow

@@ -184,6 +184,20 @@ def test_other_harm_that_verify_names(run_folder):
     assert any("not a whole checkpoint" in problem for problem in verify(moved))
 
 
+@pytest.mark.parametrize("text", ["", "[]", "3", "[" * 100_000, '{"format": 3}'])
+@pytest.mark.parametrize("action", ["show", "digest"])
+def test_a_manifest_that_is_none_is_named(run_folder, action, text):
+    (run_folder / "checkpoints" / "round_000020" / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError, match="not the manifest of a checkpoint"):
+        call(action, run_folder)
+
+
+def test_show_names_a_missing_part(run_folder):
+    (run_folder / "checkpoints" / "round_000020" / "part_0000.h5").unlink()
+    with pytest.raises(CheckpointError, match="part_0000.h5 is missing"):
+        call("show", run_folder)
+
+
 def test_an_option_without_meaning_is_refused(run_folder):
     with pytest.raises(ConfigError, match="--state"):
         call("verify", run_folder, "--state")

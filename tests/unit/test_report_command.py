@@ -80,3 +80,29 @@ def test_what_is_no_run_or_not_begun_is_one_error(runs, capsys):
     assert main(["report", "one", "two"]) == 2
     assert "no record yet" in capsys.readouterr().err
     assert main(["report", "one", "--plot", "x.gif"]) == 2
+    assert main(["report", "one", "--plot", ""]) == 2
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda text: "x\n" + text, "line 1 is not a record"),
+        (lambda text: "[]\n" + text, "line 1 is not a record"),
+        (lambda text: "\udcff\n" + text, "line 1 is not a record"),
+        (lambda text: "[" * 100_000 + "\n" + text, "line 1 is not a record"),
+        (lambda text: '{"round": 1}\n' + text, "round 1 has no heldout/accuracy_by_agent"),
+        (lambda text: text.replace("system", "sys"), "round 1 has no system"),
+    ],
+)
+def test_records_that_are_none_are_named(runs, capsys, harm, said):
+    path = runs / "one" / "metrics.jsonl"
+    path.write_text(harm(path.read_text()), errors="surrogateescape")
+    assert main(["report", "one"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_in_place_of_the_records_is_named(runs, capsys):
+    (runs / "one" / "metrics.jsonl").unlink()
+    (runs / "one" / "metrics.jsonl").mkdir()
+    assert main(["report", "one"]) == 2
+    assert "cannot be read: Is a directory" in capsys.readouterr().err
