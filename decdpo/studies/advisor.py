@@ -59,7 +59,7 @@ class Advisor(Study):
 
     name = "advisor"
     title = "What the theory advises, against the default setting"
-    source = "nothing; it puts the bounds of the study rates to use"
+    source = "the bounds of Distributed DPO put to use; the numbers are ours"
     setting = (
         "default: DecDPO, ring, E = 1, optim.lr 0.1 (1 on texts); candidates: FedDPO with S = n "
         f"and n/4, DecDPO on {', '.join(GRAPHS)}, each with E in {LOCAL_STEPS} and its own step "
