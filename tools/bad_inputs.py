@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from decdpo.cli import main as decdpo
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "preferences.jsonl.gz"
@@ -66,6 +68,12 @@ def swap(one: str, other: str) -> None:
     first, second = Path(one).read_bytes(), Path(other).read_bytes()
     Path(one).write_bytes(second)
     Path(other).write_bytes(first)
+
+
+def sparse(path: str, indices: list[int], indptr: list[int]) -> None:
+    """Write a 2 x 2 matrix in scipy's format, with these indices, sound or not."""
+    parts = {"indices": np.array(indices), "indptr": np.array(indptr), "format": np.array(b"csr")}
+    np.savez(path, data=np.ones(len(indices)), shape=np.array([2, 2]), **parts)
 
 
 def edit_json(path: str, key: str, value: object) -> None:
@@ -184,6 +192,19 @@ CASES = [
         prepare=lambda: write("w.csv", "0.5,0.4\n0.5,0.5\n"),
     ),
     Case("a graph of no agents", "topology ring --agents 0", ("0",)),
+    Case("a graph of agents without end", "topology ring --agents 99999999999999999999",
+         ("too many",)),
+    Case("an id without end", "topology file --file g.txt", ("g.txt, line 1",),
+         prepare=lambda: write("g.txt", "0 99999999999999999999\n")),
+    Case("a sparse matrix that points outside", "topology file --file w.npz", ("w.npz", "indices"),
+         prepare=lambda: sparse("w.npz", [0, 9], [0, 1, 2])),
+    Case("a sparse matrix whose rows go back", "topology file --file w.npz", ("w.npz", "indptr"),
+         prepare=lambda: sparse("w.npz", [0, 1], [0, 5, 2])),
+    Case("noise for a matrix", "topology file --file w.npy", ("w.npy", "neither a .npy"),
+         prepare=lambda: write("w.npy", bytes(range(128, 256)))),
+    Case("a matrix of no agents", "topology file --file w.csv", ("w.csv", "(0,)"),
+         prepare=lambda: write("w.csv", "")),
+    Case("a picture of no kind", "topology ring --plot x.txt", ("x.txt", ".svg")),
     # Sources
     Case("no such source", "shard nowhere.jsonl --agents 2 --out s", ("nowhere.jsonl",)),
     Case("an empty source", "shard empty.jsonl --agents 2 --out s", ("empty.jsonl",),
@@ -203,6 +224,35 @@ CASES = [
     Case("all held out", "shard data.jsonl.gz --agents 2 --holdout 1.0 --out s", ("holdout",)),
     Case("a drop under --strict", "shard odd.jsonl --agents 1 --strict --out s", ("source rows 2",),
          prepare=lambda: write("odd.jsonl", rows(PAIR, {**PAIR, "chosen": ""}, PAIR, PAIR))),
+    Case("a source given twice", "shard plain.jsonl ./plain.jsonl --agents 2 --out s",
+         ("same file",)),
+    Case("a list of nothing", "shard none.json --agents 2 --out s", ("none.json holds no record",),
+         prepare=lambda: write("none.json", "[]")),
+    Case("a table of nothing", "shard none.csv --agents 2 --out s", ("none.csv holds no record",),
+         prepare=lambda: write("none.csv", "prompt,chosen,rejected\n")),
+    Case("a table with two columns of one name", "shard odd.csv --agents 2 --out s",
+         ("odd.csv has no table header",), prepare=lambda: write("odd.csv", "a,b,b\n1,2,3\n")),
+    Case("UTF-16", "shard bad.jsonl --agents 2 --out s", ("bad.jsonl",),
+         prepare=lambda: write("bad.jsonl", rows(PAIR).encode("utf-16"))),
+    Case("Latin-1", "shard bad.jsonl --agents 2 --out s", ("bad.jsonl is not UTF-8",),
+         prepare=lambda: write("bad.jsonl", rows(PAIR).encode() + b'{"prompt": "\xfc"}\n')),
+    Case("brackets without end", "shard bad.json --agents 2 --out s", ("bad.json, element 1",),
+         prepare=lambda: write("bad.json", "[" * 100_000)),
+    Case("a gzip with more behind it", "shard a.gz --agents 2 --out s", ("a.gz cannot be read",),
+         prepare=lambda: write("a.gz", gzip.compress(rows(PAIR).encode()) + b"more")),
+    Case("a link to itself", "shard loop --agents 2 --out s", ("loop",),
+         prepare=lambda: os.symlink("loop", "loop")),
+    Case("agents without end", "shard plain.jsonl --agents 99999999999999999999 --out s",
+         ("99999999999999999999 agents", "pairs")),
+    Case("a negative seed", "shard plain.jsonl --agents 2 --seed -1 --out s", ("seed -1",)),
+    Case("a hold-out that is no number", "shard plain.jsonl --agents 2 --holdout nan --out s",
+         ("holdout nan",)),
+    Case("shards in a file", "shard plain.jsonl --agents 2 --out good.toml/s", ("in one",)),
+    Case("shards with an endless name", f"shard plain.jsonl --agents 2 --out {'x' * 300}",
+         ("File name too long",)),
+    Case("users too large for memory", "synthesize choices --dimension 100000000000000 --out s",
+         ("memory",)),
+    Case("a distance beyond all numbers", "synthesize choices --kappa 1e300 --out s", ("kappa",)),
     Case("shards that exist", "shard data.jsonl.gz --agents 2 --out shards", ("shards",)),
     # Shards
     Case("a folder without shards", TRAIN, ("index.json",),
@@ -217,6 +267,8 @@ CASES = [
          prepare=lambda: (config("")(), swap(shard(1), shard(2)))[0]),
     Case("a foreign file", TRAIN, ("shards/",),
          prepare=lambda: (config("")(), write(shard(3), "hello"))[0]),
+    Case("an index that is none", "evaluate run", ("index.json cannot be read",),
+         prepare=lambda: write("shards/index.json", "[" * 100_000)),
     Case("an edited index", TRAIN, ("index.json", "checksum"),
          prepare=lambda: (config("")(), edit_json("shards/index.json", "seed", 7))[0]),
     # Runs and checkpoints
@@ -244,6 +296,33 @@ CASES = [
     Case("exporting into a full folder", "export run --out shards", ("shards", "not empty")),
     Case("metrics that are none", "resume run --set run.rounds=6", ("metrics.jsonl", "line 1"),
          prepare=lambda: write("run/metrics.jsonl", "x\n" + Path("run/metrics.jsonl").read_text())),
+    Case("a manifest that is none", f"checkpoint show {NEWEST}", ("not the manifest",), 3,
+         lambda: write(NEWEST + "/manifest.json", "[]")),
+    Case("a part that is missing", f"checkpoint show {NEWEST}", ("part_0000.h5 is missing",), 3,
+         lambda: Path(NEWEST, "part_0000.h5").unlink()),
+    Case("exporting into a file", "export run --out good.toml", ("good.toml: Not a directory",)),
+    Case("exporting below a file", "export run --out good.toml/x", ("good.toml/x",)),
+    Case("exporting through a dangling link", "export run --out gone", ("gone",),
+         prepare=lambda: os.symlink("nowhere/x", "gone")),
+    Case("reporting records that are none", "report run", ("metrics.jsonl, line 1",),
+         prepare=lambda: write("run/metrics.jsonl", b"\xff\n{}\n")),
+    Case("reporting a record of something else", "report run", ("has no", "round 1"),
+         prepare=lambda: write("run/metrics.jsonl", '{"round": 1}\n')),
+    Case("drawing into no file", "report run --plot /", ("--plot",)),
+    # Theory, studies, benchmarks
+    Case("a step beyond all numbers", "theory good.toml --iterations 2 --set optim.lr=1e300",
+         ("optim.lr = 1e+300",)),
+    Case("a budget that is no number", "theory good.toml --budget-bytes nan", ("budget", "nan")),
+    Case("two budgets", "theory good.toml --budget-bytes 1 --budget-rounds 1", ("exactly one",)),
+    Case("a study that is a folder", "study run.toml --out s", ("run.toml: Is a directory",),
+         prepare=lambda: os.mkdir("run.toml")),
+    Case("a study without end", "study bad.toml --out s", ("bad.toml is not valid TOML",),
+         prepare=lambda: write("bad.toml", "x = " + "[" * 100_000)),
+    Case("a study among shards", "study methods --quick --out shards", ("shards holds shards",)),
+    Case("a study in a run", "study methods --quick --out run", ("run holds a run",)),
+    Case("no graph to measure", "bench exchange --graphs ,", ("--graphs names none",)),
+    Case("a benchmark kept in a folder", "bench exchange --out run", ("--out run",)),
+    Case("a limit that is none", "bench exchange --limit nan", ("--limit is nan",)),
     # The environment
     Case("MPI ranks for a few agents", "bench exchange --ranks 0", ("0",)),
     Case("diverging", TRAIN, ("agent", "round"), 1,

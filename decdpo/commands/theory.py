@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from decdpo.commands.resume import read_config
 from decdpo.config import Config, load
+from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from decdpo.experiment import Experiment
@@ -91,7 +92,14 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
     experiment.close()
     if job.is_root:
         problem = start.problem()
-        result["prediction"] = _predict(config, experiment, problem, args.delay)
+        try:
+            result["prediction"] = _predict(config, experiment, problem, args.delay)
+        except OverflowError:
+            raise ConfigError(
+                f"the bound at optim.lr = {config.optim.lr:g} and run.rounds = {config.run.rounds} "
+                "is beyond all numbers",
+                "take a smaller step, or fewer rounds",
+            ) from None
         if is_run:
             result["measured"] = _measured(args.source)
         result["advice"] = _advise(args, config, experiment, problem)
@@ -100,8 +108,6 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from decdpo.errors import ConfigError
-
     for key, low in (("pairs", 0), ("iterations", 0), ("delay", 0), ("top", 1)):
         if getattr(args, key) < low:
             raise ConfigError(f"--{key} {getattr(args, key)} is too small", f"give {low} or more")
@@ -167,7 +173,9 @@ def _measured(folder: Path) -> dict[str, float]:
     """Return the mean, first, smallest and last ||grad L(x_bar)||^2 that the run recorded."""
     from decdpo.report.curves import read_metrics
 
-    squares = [r["gradient_norm"] ** 2 for r in read_metrics(folder / "metrics.jsonl")]
+    path = folder / "metrics.jsonl"
+    norms = [r.get("gradient_norm") for r in read_metrics(path)] if path.exists() else []
+    squares = [norm**2 for norm in norms if norm is not None]
     if not squares:
         return {}
     return {

@@ -65,7 +65,7 @@ class Budget:
         else:
             assert self.seconds is not None
             each, total = self.seconds_of(cost), self.seconds
-        return MAX_ROUNDS if each == 0 else min(int(total / each), MAX_ROUNDS)
+        return int(total / each) if total < each * MAX_ROUNDS else MAX_ROUNDS
 
     def seconds_of(self, cost: "Cost") -> float:
         """Return the seconds of one round."""
