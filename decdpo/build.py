@@ -58,7 +58,8 @@ from decdpo.params.optim import (
 )
 from decdpo.policies.base import Policy
 from decdpo.policies.loglinear import LogLinear
-from decdpo.policies.objective import Objective, Stats, check_start
+from decdpo.policies.objective import Objective, check_start
+from decdpo.policies.stats import Stats
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
 from decdpo.run import Agent, Run, Schedule, Store

@@ -19,7 +19,8 @@ from torch import Tensor
 from decdpo.comm.world import World
 from decdpo.errors import DataError
 from decdpo.params.flat import FlatParams
-from decdpo.policies.objective import Stats
+from decdpo.policies.objective import Batch
+from decdpo.policies.stats import Stats
 from decdpo.rng import Stream, generator
 from decdpo.run import Agent, Run
 
@@ -41,19 +42,20 @@ def squared_gaps(agents: list[Agent], mean: FlatParams) -> dict[int, np.ndarray]
     Their mean over all agents is the consensus distance.
     """
     own = {}
+    gap = torch.empty_like(mean.shared)
     for agent in agents:
-        gap = agent.params.shared.double() - mean.shared.double()
-        own[agent.id] = np.array([float(torch.dot(gap, gap))])
+        torch.sub(agent.params.shared, mean.shared, out=gap)
+        norm = torch.linalg.vector_norm(gap, dtype=torch.float64)
+        own[agent.id] = np.array([float(norm) ** 2])
     return own
 
 
 def gradient_norm(run: Run, mean: FlatParams, rows: Mapping[int, np.ndarray]) -> float:
     """Return ||grad L(x_bar)||, L the mean over agents of their loss on ``rows``. Collective."""
-    own = {}
-    for agent in run.agents:
-        run.objective.gradient(mean, agent.data, rows[agent.id])
-        own[agent.id] = _array(mean.grad).copy()
-    return float(np.linalg.norm(run.world.sum(own))) / run.world.num_agents
+    batches = [Batch(mean, agent.data, rows[agent.id]) for agent in run.agents]
+    done = zip(run.agents, run.objective.gradients(batches))
+    total = run.world.sum((agent.id, _array(mean.grad)) for agent, _ in done)
+    return float(np.linalg.norm(total)) / run.world.num_agents
 
 
 def _array(vector: Tensor) -> np.ndarray:
@@ -75,13 +77,15 @@ class HeldOut:
 
     def own(self, run: Run) -> dict[int, Stats]:
         """Evaluate every local agent's model on its own held-out pairs."""
-        return {
-            a.id: run.objective.evaluate(a.params, a.data, self.rows[a.id]) for a in run.agents
-        }
+        return self._evaluate(run, {a.id: a.params for a in run.agents})
 
     def average(self, run: Run, mean: FlatParams) -> dict[int, Stats]:
         """Evaluate the average model on every local agent's held-out pairs."""
-        return {a.id: run.objective.evaluate(mean, a.data, self.rows[a.id]) for a in run.agents}
+        return self._evaluate(run, {a.id: mean for a in run.agents})
+
+    def _evaluate(self, run: Run, models: Mapping[int, FlatParams]) -> dict[int, Stats]:
+        batches = [Batch(models[a.id], a.data, self.rows[a.id]) for a in run.agents]
+        return {a.id: s for a, s in zip(run.agents, run.objective.evaluations(batches))}
 
 
 def _pick(seed: int, agent: Agent, *, heldout: bool, at_most: int) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 from decdpo.algorithms.base import Algorithm
 from decdpo.comm.world import Exchange, Trace, World
 from decdpo.params.flat import FlatParams
-from decdpo.policies.objective import Objective, Stats
+from decdpo.policies.objective import Objective
+from decdpo.policies.stats import Stats
 from decdpo.topology import row
 
 

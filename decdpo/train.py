@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from decdpo.errors import NumericalError
-from decdpo.policies.objective import Stats
+from decdpo.policies.objective import Batch
+from decdpo.policies.stats import Stats
 from decdpo.run import Agent, Run
 from decdpo.topology.row import Mixing
 
@@ -35,11 +36,7 @@ def train(run: Run) -> Ending:
         if run.overlap:
             start(run, t, mixing)
         with span(run, "compute", t) as compute:
-            for agent in run.agents:
-                if mixing.row(agent.id).active:
-                    local_steps(run, agent, t)
-                else:
-                    agent.stats = Stats.zero()
+            local_steps(run, t, [a for a in run.agents if mixing.row(a.id).active])
         if not run.overlap:
             start(run, t, mixing)
         finish(run, t)
@@ -92,18 +89,24 @@ def start(run: Run, t: int, mixing: Mixing) -> None:
             run.exchange.start(agent.id, t, row, message)
 
 
-def local_steps(run: Run, agent: Agent, t: int) -> None:
-    """Take the E local steps of round ``t``."""
-    agent.stats = Stats.zero()
+def local_steps(run: Run, t: int, active: list[Agent]) -> None:
+    """Take the E local steps of round ``t`` with the ``active`` agents of this process."""
+    for agent in run.agents:
+        agent.stats = Stats.zero()
     for h in range(run.local_steps):
         step = t * run.local_steps + h
-        rows = agent.sampler.rows(step, run.batch_size)
+        lr = run.lr(step)
+        batches = [
+            Batch(a.params, a.data, a.sampler.rows(step, run.batch_size)) for a in active
+        ]
         try:
-            agent.stats += run.objective.gradient(agent.params, agent.data, rows)
+            for agent, stats in zip(active, run.objective.gradients(batches)):
+                agent.stats += stats
+                run.algorithm.local_step(agent.state, agent.params.grad, lr)
         except NumericalError as fault:
             raise NumericalError(f"round {t}, local step {h}: {fault.what}", fault.remedy) from None
-        run.algorithm.local_step(agent.state, agent.params.grad, run.lr(step))
-    check_finite(agent, t, rows)
+    for agent, batch in zip(active, batches):
+        check_finite(agent, t, batch.rows)
 
 
 def finish(run: Run, t: int) -> None:

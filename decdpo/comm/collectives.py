@@ -12,6 +12,7 @@ import numpy as np
 from decdpo.comm.local import ordered_sum
 from decdpo.comm.placement import Placement
 from decdpo.comm.waiting import Patience
+from decdpo.comm.world import Arrays, in_order
 
 SMALL = 1 << 16
 """Up to so many values in all, every rank gets every agent's array and sums by itself."""
@@ -47,14 +48,15 @@ class Collectives:
         ends = np.cumsum(counts)
         return [bytes(found[end - count : end]).decode() for end, count in zip(ends, counts)]
 
-    def sum(self, values: Mapping[int, np.ndarray], placement: Placement) -> np.ndarray:
+    def sum(self, values: Arrays, placement: Placement) -> np.ndarray:
         """Return the sum over agents in ascending id, float64. Collective.
 
         A rank gets its share of the positions from all agents, sums them in order, and the shares
         are gathered; large arrays go block by block, so the extra memory stays bounded.
         """
         mine = placement.agents_of(self._comm.rank)
-        arrays = [np.asarray(values[agent]) for agent in mine]
+        lent = not isinstance(values, Mapping)
+        arrays = [array.copy() if lent else array for array in in_order(values, mine)]
         shape, flat = arrays[0].shape, [array.reshape(-1) for array in arrays]
         size = flat[0].size
         if placement.num_agents * size <= SMALL:
@@ -70,7 +72,7 @@ class Collectives:
         size = flat[0].size
         counts = size * _agents_per_rank(placement)
         found = self._gather(np.concatenate(flat).astype(np.float64), counts)
-        return ordered_sum(list(found.reshape(placement.num_agents, size)))
+        return ordered_sum(found.reshape(placement.num_agents, size))
 
     def _sum_shares(self, flat: list[np.ndarray], placement: Placement) -> np.ndarray:
         ranks, size = self._comm.size, flat[0].size
@@ -85,7 +87,7 @@ class Collectives:
         self._wait(
             self._comm.Ialltoallv([out.astype(np.float64), sends], [heard.reshape(-1), receives])
         )
-        return self._gather(ordered_sum(list(heard)), lengths)
+        return self._gather(ordered_sum(heard), lengths)
 
     def _gather(self, mine: np.ndarray, counts: np.ndarray) -> np.ndarray:
         found = np.empty(int(counts.sum()), dtype=mine.dtype)

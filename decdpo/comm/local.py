@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decdpo.comm.faults import as_error
 from decdpo.comm.placement import Placement
-from decdpo.comm.world import Counters, Trace
+from decdpo.comm.world import Arrays, Counters, Trace, in_order
 from decdpo.errors import StallError
 from decdpo.messages import Inbox, Letter
 from decdpo.topology.row import Row
@@ -114,9 +114,9 @@ class LocalWorld:
         """
         return LocalExchange(self.local_agents, size, dtype, device)
 
-    def sum(self, values: Mapping[int, np.ndarray]) -> np.ndarray:
+    def sum(self, values: Arrays) -> np.ndarray:
         """Sum one array per agent in ascending agent id, in float64."""
-        return ordered_sum([np.asarray(values[agent]) for agent in self.local_agents])
+        return ordered_sum(in_order(values, self.local_agents))
 
     def collect(self, values: Mapping[int, Any]) -> dict[int, Any]:
         """Return the values, in ascending agent id."""
@@ -154,10 +154,11 @@ class LocalSideChannel:
         return [outcome]
 
 
-def ordered_sum(arrays: list[np.ndarray]) -> np.ndarray:
+def ordered_sum(arrays: Iterable[np.ndarray]) -> np.ndarray:
     """Return ((a_0 + a_1) + a_2) + ... in float64: one order, hence one result."""
-    total = arrays[0].astype(np.float64)
-    for array in arrays[1:]:
+    rest = iter(arrays)
+    total = next(rest).astype(np.float64)
+    for array in rest:
         total += array
     return total
 

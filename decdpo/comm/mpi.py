@@ -26,6 +26,7 @@ from decdpo.comm.staging import Copies, StagedExchange
 from decdpo.comm.stop import StopAgreement
 from decdpo.comm.waiting import Patience
 from decdpo.comm.window import Segment, Window
+from decdpo.comm.world import Arrays
 from decdpo.errors import ConfigError, EnvironmentFault
 
 TIMEOUT = 600.0
@@ -209,7 +210,7 @@ class MpiWorld:
         self._exchanges.append(exchange)
         return exchange
 
-    def sum(self, values: Mapping[int, np.ndarray]) -> np.ndarray:
+    def sum(self, values: Arrays) -> np.ndarray:
         """Sum one array per agent in ascending agent id, in float64. Collective."""
         return self._collectives.sum(values, self._placement)
 

@@ -4,7 +4,7 @@ Two worlds implement these protocols: ``LocalWorld`` (all agents in this process
 (agents spread over ranks). Nothing above this package knows the word rank.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,6 +31,20 @@ class Counters:
     wait_seconds: float = 0.0
     wait_by_neighbour: dict[int, float] = field(default_factory=dict)
     ages: list[int] = field(default_factory=list)
+
+
+Arrays = Mapping[int, np.ndarray] | Iterable[tuple[int, np.ndarray]]
+"""An array for every local agent: by agent id, or one after another in ascending id, where an array
+may be overwritten once the next is asked for."""
+
+
+def in_order(values: Arrays, agents: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield the arrays of ``agents``, ascending; ``ValueError`` if they are of other agents."""
+    pairs = ((i, values[i]) for i in agents) if isinstance(values, Mapping) else values
+    for agent, (of, array) in zip(agents, pairs, strict=True):
+        if of != agent:
+            raise ValueError(f"an array of agent {of} where that of agent {agent} is due")
+        yield np.asarray(array)
 
 
 Trace = Callable[[str, float, float, Mapping[str, int]], None]
@@ -107,7 +121,7 @@ class World(Protocol):
         """
         ...
 
-    def sum(self, values: Mapping[int, np.ndarray]) -> np.ndarray:
+    def sum(self, values: Arrays) -> np.ndarray:
         """Sum one equally shaped array per agent in ascending agent id, in float64. Collective.
 
         ``values`` holds the local agents'. The same bits on every process for any placement of

@@ -39,6 +39,8 @@ class PairLoss(Protocol):
     """A loss of preference pairs; an instance is one frozen choice of its constants.
 
     beta : the scale that turns log-ratios into rewards (nats to reward units).
+
+    The loss of a pair depends on that pair alone, unless the class says ``couples_pairs = True``.
     """
 
     @property
@@ -47,3 +49,8 @@ class PairLoss(Protocol):
     def __call__(self, pairs: PairLogProbs) -> Tensor:
         """Return the (B,) losses, differentiable in ``pairs.chosen`` and ``pairs.rejected``."""
         ...
+
+
+def couples_pairs(loss: PairLoss) -> bool:
+    """Say whether the loss of a pair depends on the other pairs of its batch."""
+    return getattr(loss, "couples_pairs", False)

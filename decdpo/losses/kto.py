@@ -17,6 +17,7 @@ eq. 8. The crossed form for pairs is that of the authors' paired trainer.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -68,6 +69,8 @@ class KTO:
 
     Raises ConfigError if a constant is out of range.
     """
+
+    couples_pairs: ClassVar[bool] = True
 
     beta: float = 0.1
     desirable_weight: float = 1.0

@@ -26,10 +26,12 @@ class ForwardPass(Protocol):
 class Policy(Protocol):
     """A model family; one instance serves every agent of a process.
 
-    layout : of the flat parameter vector.
+    layout : of the flat parameter vector. concurrent : whether ``forward`` may be called for other
+    agents before the ``backward`` of an earlier pass; not where all share one set of weights.
     """
 
     layout: Layout
+    concurrent: bool
 
     def initial(self) -> Tensor:
         """Return a new (P,) vector: the reference weights, where every agent begins."""

@@ -145,6 +145,8 @@ class CausalLM:
     without transformers.
     """
 
+    concurrent = False
+
     def __init__(
         self,
         folder: str | os.PathLike[str],

@@ -2,9 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from math import log
 
 import numpy as np
@@ -13,24 +15,52 @@ from scipy.sparse import csr_array
 WORD = re.compile(r"\w+|[^\w\s]")
 """A word of the hashed features: a run of letters and digits, or one punctuation mark."""
 
+TERMS, TEXTS = 1 << 18, 1 << 12
+"""Terms and answers whose features are kept at hand: few terms make up most of a text, and where
+several answers to a prompt were compared, each of them is in several pairs."""
 
-def hashed_features(text: str, dimension: int, seed: int = 0) -> dict[int, float]:
-    """Return the non-zero features of one answer, {column: value}, columns in [0, dimension).
 
-    Lower-cased words and pairs of adjacent words, each hashed to a column and a sign (Weinberger et
-    al., "Feature hashing for large scale multitask learning", 2009) with BLAKE2b, so that every
-    machine agrees. A term that occurs c times counts 1 + ln c: repetition says little more.
+class Hashing:
+    """A hash function from terms to features, with a sign for each term.
+
+    dimension : features are numbered 0 ... dimension - 1. seed : chooses the function. sparse : is
+    ``features`` as two arrays, the columns and values (K,) of a text; remembers recent texts.
+
+    Weinberger et al., "Feature hashing for large scale multitask learning", 2009, with BLAKE2b, so
+    that every machine agrees.
     """
-    words = WORD.findall(text.lower())
-    terms = Counter(words)
-    terms.update(f"{a} {b}" for a, b in zip(words, words[1:]))
-    salt = seed.to_bytes(8, "little")
-    features: dict[int, float] = {}
-    for term, count in terms.items():
-        code = int.from_bytes(blake2b(term.encode(), digest_size=8, salt=salt).digest(), "little")
-        column, sign = (code >> 1) % dimension, 1 - 2 * (code & 1)
-        features[column] = features.get(column, 0.0) + sign * (1 + log(count))
-    return features
+
+    def __init__(self, dimension: int, seed: int = 0) -> None:
+        salt = seed.to_bytes(8, "little")
+
+        def place(term: str) -> tuple[int, int]:
+            digest = blake2b(term.encode(), digest_size=8, salt=salt).digest()
+            code = int.from_bytes(digest, "little")
+            return (code >> 1) % dimension, 1 - 2 * (code & 1)
+
+        self.dimension = dimension
+        self._place = lru_cache(TERMS)(place)
+        self.sparse = lru_cache(TEXTS)(self._sparse)
+
+    def features(self, text: str) -> dict[int, float]:
+        """Return the features of one answer, {column: value}; a value may be zero.
+
+        The terms are lower-cased words and pairs of adjacent words. A term that occurs c times
+        counts 1 + ln c: repetition says little more.
+        """
+        words = WORD.findall(text.lower())
+        terms = Counter(words)
+        terms.update([f"{a} {b}" for a, b in pairwise(words)])
+        features: dict[int, float] = {}
+        for term, count in terms.items():
+            column, sign = self._place(term)
+            value = sign if count == 1 else sign * (1 + log(count))
+            features[column] = features.get(column, 0.0) + value
+        return features
+
+    def _sparse(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        features = self.features(text)
+        return np.array(list(features), dtype=np.int64), np.array(list(features.values()))
 
 
 @dataclass(frozen=True)
@@ -75,33 +105,39 @@ class FeatureDifferences:
         np.add.at(out, self.columns, self.values * np.repeat(coefficients, counts))
 
 
-def collect(
-    rows: Iterable[dict[int, float]], dimension: int, dtype: np.dtype
-) -> FeatureDifferences:
-    """Gather rows of {column: value} into one compressed matrix of ``dtype``; drops zeros."""
-    counts, columns, values = [0], [np.zeros(0, np.intp)], [np.zeros(0, dtype)]
-    for row in rows:
-        kept = sorted((c, v) for c, v in row.items() if v) or [(0, 0.0)]
-        counts.append(len(kept))
-        columns.append(np.array([c for c, _ in kept], dtype=np.intp))
-        values.append(np.array([v for _, v in kept], dtype=dtype))
-    starts = np.cumsum(counts, dtype=np.intp)
-    return FeatureDifferences(starts, np.concatenate(columns), np.concatenate(values), dimension)
-
-
 def hashed_differences(
-    answers: Iterable[tuple[str, str]], dimension: int, dtype: np.dtype, seed: int = 0
+    answers: Iterable[tuple[str, str]], hashing: Hashing, dtype: np.dtype
 ) -> FeatureDifferences:
     """Hash pairs of answers (chosen, rejected) into their feature differences."""
+    columns, values, sizes = [np.zeros(0, np.int64)], [np.zeros(0)], []
+    for chosen, rejected in answers:
+        for answer, sign in ((chosen, 1.0), (rejected, -1.0)):
+            found, counted = hashing.sparse(answer)
+            columns.append(found)
+            values.append(sign * counted)
+        # With a zero of its own, no row is empty.
+        columns.append(np.zeros(1, np.int64))
+        values.append(np.zeros(1))
+        sizes.append(sum(map(len, columns[-3:])))
+    return _sum_rows(np.concatenate(columns), np.concatenate(values), sizes, hashing, dtype)
 
-    def rows() -> Iterator[dict[int, float]]:
-        for chosen, rejected in answers:
-            row = hashed_features(chosen, dimension, seed)
-            for column, value in hashed_features(rejected, dimension, seed).items():
-                row[column] = row.get(column, 0.0) - value
-            yield row
 
-    return collect(rows(), dimension, dtype)
+def _sum_rows(
+    columns: np.ndarray, values: np.ndarray, sizes: list[int], hashing: Hashing, dtype: np.dtype
+) -> FeatureDifferences:
+    """Sort rows of ``sizes`` entries each, sum what shares a column, drop the zeros but one."""
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((columns, rows))
+    rows, columns, values = rows[order], columns[order], values[order]
+    fresh = (np.diff(rows, prepend=-1) != 0) | (np.diff(columns, prepend=-1) != 0)
+    first = np.flatnonzero(fresh)
+    if first.size:
+        rows, columns, values = rows[first], columns[first], np.add.reduceat(values, first)
+    filled = np.bincount(rows[values != 0], minlength=len(sizes))
+    kept = (values != 0) | ((filled[rows] == 0) & (np.diff(rows, prepend=-1) != 0))
+    starts = np.searchsorted(rows[kept], np.arange(len(sizes) + 1)).astype(np.intp)
+    columns, values = columns[kept].astype(np.intp), values[kept].astype(dtype)
+    return FeatureDifferences(starts, columns, values, hashing.dimension)
 
 
 def column_differences(

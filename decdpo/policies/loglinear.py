@@ -23,7 +23,12 @@ from decdpo.errors import PolicyError
 from decdpo.losses.base import PairLogProbs
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.encoded import EncodedShard, shard_columns
-from decdpo.policies.features import FeatureDifferences, column_differences, hashed_differences
+from decdpo.policies.features import (
+    FeatureDifferences,
+    Hashing,
+    column_differences,
+    hashed_differences,
+)
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -34,13 +39,11 @@ class FeatureShard(EncodedShard):
     """One agent's N pairs as feature differences.
 
     differences : (N, P) dphi, sparse. ref_chosen, ref_rejected : (N,) reference log-probabilities.
-    length : (N,) ones, for an answer is a single step.
     """
 
     differences: FeatureDifferences
     ref_chosen: np.ndarray
     ref_rejected: np.ndarray
-    length: Tensor
 
 
 @dataclass
@@ -97,6 +100,7 @@ class LogLinear:
     Lives on the CPU. Raises ``PolicyError`` for arguments that make no policy.
     """
 
+    concurrent = True
     device = CPU
 
     def __init__(
@@ -118,6 +122,7 @@ class LogLinear:
         self.layout = Layout(("theta",), ((dimension,),), dimension, DTYPES[dtype])
         self.features = features
         self.seed = seed
+        self._hashing = Hashing(dimension, seed)
         self._dtype = np.dtype(dtype)
         start = np.zeros(dimension) if reference is None else np.asarray(reference)
         if start.shape != (dimension,) or not np.isfinite(start).all():
@@ -136,7 +141,7 @@ class LogLinear:
         dimension = self.layout.size
         if self.features == "hashed":
             answers = ((p.chosen, p.rejected) for p in shard.pairs(np.arange(shard.num_pairs)))
-            differences = hashed_differences(answers, dimension, self._dtype, self.seed)
+            differences = hashed_differences(answers, self._hashing, self._dtype)
         else:
             if shard.features is None:
                 raise PolicyError(
@@ -157,7 +162,6 @@ class LogLinear:
             differences=differences,
             ref_chosen=ref_chosen.numpy(),
             ref_rejected=ref_rejected.numpy(),
-            length=torch.ones(shard.num_pairs, dtype=self.layout.dtype),
         )
 
     def forward(
@@ -169,7 +173,7 @@ class LogLinear:
         # NumPy's take costs a fifth of torch's indexing on batches this small.
         ref_chosen = torch.from_numpy(data.ref_chosen.take(rows))
         ref_rejected = torch.from_numpy(data.ref_rejected.take(rows))
-        length = data.length[: len(rows)]
+        length = torch.ones_like(chosen)  # An answer is a single step.
         gap = None if data.score_gap is None else data.score_gap[torch.from_numpy(rows)]
         logps = PairLogProbs(chosen, rejected, ref_chosen, ref_rejected, length, length, gap)
         return LogLinearPass(logps, params, batch)

@@ -2,89 +2,54 @@
 
 The loss sees nothing but the (B,) log-probabilities. Its derivatives by them, the cotangents, are
 all that travels back into the policy, so any loss works with any policy.
+
+Batches of several agents are scored together where policy and loss allow it: with models as small
+as the log-linear one, a thousand agents in one process would otherwise spend their time in a
+thousand small calls. The bits are those of each batch scored alone.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from math import log
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from decdpo.errors import NumericalError, PolicyError
-from decdpo.losses.base import PairLogProbs, PairLoss
+from decdpo.losses.base import PairLogProbs, PairLoss, couples_pairs
 from decdpo.params.flat import FlatParams
-from decdpo.policies.base import Policy
+from decdpo.policies.base import ForwardPass, Policy
 from decdpo.policies.encoded import EncodedShard
+from decdpo.policies.stats import Stats, summarize
 
-SATURATED_MARGIN = log((1 + 0.96**0.5) / (1 - 0.96**0.5))
-"""4.585: beyond this reward margin sigma' < 0.01, so DPO hardly learns from the pair any more."""
+LANES = 32
+"""Every batch is filled up to a multiple of so many pairs before the loss sees it. A vector
+operation rounds what is left over after its last full step (32 float32 values at most) unlike the
+rest; filled up, a pair is rounded alike whatever lies beside it."""
 
-METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-    "drift/chosen",
-    "imbalance/log_ratio",
-    "saturated",
-)
+GROUP_PAIRS = 2048
+"""Pairs scored together at most. Far below the 32,768 values at which torch divides a vector
+between threads, which would cut it elsewhere than at a multiple of ``LANES``."""
 
 
-@dataclass(frozen=True)
-class Stats:
-    """Sums over pairs that add up across batches, agents and ranks.
+class Batch(NamedTuple):
+    """Some pairs of one agent, to be scored by a model.
 
-    values : (2 + len(METRICS),) float64: the number of pairs that carry weight, their total weight,
-    and for each name of ``METRICS`` the weighted sum over pairs. ``zero()`` is of no pairs.
-
-    ======================== =====================================================================
-    loss                     the preference loss
-    rewards/chosen           beta h_w, with h = log pi_theta(y|x) - log pi_ref(y|x); /rejected: h_l
-    rewards/margins          beta (h_w - h_l)
-    rewards/accuracies       share of pairs with a positive margin; a tie counts half
-    logps/chosen, /rejected  log pi_theta(y|x), summed over the answer (nats)
-    drift/chosen             h_w: how far the chosen answers' log-probability moved (nats)
-    imbalance/log_ratio      ln |dL/dpi_w| - ln |dL/dpi_l|, the gradient imbalance of Balanced-DPO
-                             eq. 2 in logs; log pi_l - log pi_w for DPO. Positive: the gradient
-                             leans to the chosen answer. A vanished cotangent counts as 1e-300.
-    saturated                share of pairs with sigma'(margin) < 0.01, that is |margin| > 4.585
-    ======================== =====================================================================
+    params : the model. data : the agent's encoded shard. rows : (B,) shard rows.
     """
 
-    values: np.ndarray
+    params: FlatParams
+    data: EncodedShard
+    rows: np.ndarray
 
-    @classmethod
-    def zero(cls) -> "Stats":
-        """Return the statistics of no pairs."""
-        return cls(np.zeros(2 + len(METRICS)))
 
-    def __add__(self, other: "Stats") -> "Stats":
-        return Stats(self.values + other.values)
+class Scores(NamedTuple):
+    """One scored batch: the cotangents (B,) of the mean loss, and the statistics."""
 
-    @property
-    def count(self) -> int:
-        """Number of pairs that carry weight."""
-        return int(self.values[0])
-
-    def to_array(self) -> np.ndarray:
-        """Return a copy of the (K,) float64 sums, in an order that never changes."""
-        return self.values.copy()
-
-    @classmethod
-    def from_array(cls, values: np.ndarray) -> "Stats":
-        """Take the (K,) sums that ``to_array`` gave, or their sum over agents."""
-        return cls(np.array(values, dtype=np.float64))
-
-    def means(self) -> dict[str, float]:
-        """Return the weighted mean of each metric; empty if no pair carries weight."""
-        if not self.count:
-            return {}
-        return dict(zip(METRICS, (self.values[2:] / self.values[1]).tolist()))
+    d_chosen: Tensor
+    d_rejected: Tensor
+    stats: Stats
 
 
 @dataclass(frozen=True)
@@ -105,13 +70,24 @@ class Objective:
 
         Raises ``NumericalError`` naming agent and rows if a loss or log-probability is not finite.
         """
-        params.grad.zero_()
-        # An overflow is reported with its rows, as an error: NumPy need not warn of it as well.
-        with np.errstate(over="ignore", invalid="ignore"):
-            forward = self.policy.forward(params, data, rows)
-            losses, d_chosen, d_rejected = self._cotangents(forward.logps, data, rows)
-            forward.backward(d_chosen, d_rejected)
-            return self._stats(forward.logps, losses, d_chosen, d_rejected, data, rows)
+        return next(self.gradients([Batch(params, data, rows)]))
+
+    def gradients(self, batches: Iterable[Batch]) -> Iterator[Stats]:
+        """Do ``gradient`` for one batch after another, yielding after each.
+
+        When a batch is yielded, its gradient is in its ``params.grad``, and its parameters may be
+        changed; batches may share the buffer of the gradient. Raises as ``gradient`` does.
+        """
+        for group in self._groups(batches):
+            # An overflow is reported with its rows, as an error: NumPy need not warn of it as well.
+            with np.errstate(over="ignore", invalid="ignore"):
+                passes = [self.policy.forward(*batch) for batch in group]
+                scored = self._score(group, passes)
+            for batch, forward, scores in zip(group, passes, scored):
+                batch.params.grad.zero_()
+                with np.errstate(over="ignore", invalid="ignore"):
+                    forward.backward(scores.d_chosen, scores.d_rejected)
+                yield scores.stats
 
     def evaluate(
         self, params: FlatParams, data: EncodedShard, rows: np.ndarray, batch_size: int = 64
@@ -120,78 +96,112 @@ class Objective:
 
         batch_size : pairs evaluated at once; a matter of memory only. Raises as ``gradient`` does.
         """
-        total = Stats.zero()
-        with np.errstate(over="ignore", invalid="ignore"):
-            for part in _parts(rows, batch_size):
-                logps = self.policy.forward(params, data, part, need_grad=False).logps
-                total += self._stats(logps, *self._cotangents(logps, data, part), data, part)
-        return total
+        return self.evaluations([Batch(params, data, rows)], batch_size)[0]
 
-    def _cotangents(
-        self, logps: PairLogProbs, data: EncodedShard, rows: np.ndarray
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return losses (B,) and the derivatives of their mean by both log-probabilities."""
+    def evaluations(self, batches: Sequence[Batch], batch_size: int = 64) -> list[Stats]:
+        """Do ``evaluate`` for every batch; one without pairs has the statistics of none."""
+        totals = [Stats.zero() for _ in batches]
+        parts = [
+            (place, batch._replace(rows=rows))
+            for place, batch in enumerate(batches)
+            for rows in _parts(batch.rows, batch_size)
+        ]
+        places = iter([place for place, _ in parts])
+        for group in self._groups(part for _, part in parts):
+            with np.errstate(over="ignore", invalid="ignore"):
+                passes = [self.policy.forward(*part, need_grad=False) for part in group]
+                scored = self._score(group, passes)
+            for scores in scored:
+                totals[next(places)] += scores.stats
+        return totals
+
+    def _groups(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+        """Put together the batches that are scored together."""
+        together = self.policy.concurrent and not couples_pairs(self.loss)
+        group: list[Batch] = []
+        pairs = 0
+        for batch in batches:
+            if group and not (together and pairs + len(batch.rows) <= GROUP_PAIRS):
+                yield group
+                group, pairs = [], 0
+            group.append(batch)
+            pairs += len(batch.rows)
+        if group:
+            yield group
+
+    def _score(self, group: list[Batch], passes: list[ForwardPass]) -> list[Scores]:
+        """Return cotangents and statistics of every batch of a group."""
+        width = 1 if couples_pairs(self.loss) else LANES
+        lanes = _Lanes([len(batch.rows) for batch in group], width)
+        pairs = lanes.fill([forward.logps for forward in passes])
+        weight = _weights(group)
+        # d mean(losses) / d loss_b = w_b / B
+        share = np.repeat(1.0 / lanes.sizes, lanes.sizes) * (1.0 if weight is None else weight)
         with torch.enable_grad():
-            chosen = logps.chosen.detach().requires_grad_()
-            rejected = logps.rejected.detach().requires_grad_()
-            losses = self.loss(replace(logps, chosen=chosen, rejected=rejected))
-            if data.weight is None:
-                mean = losses.mean()
-            else:
-                mean = (torch.as_tensor(data.weight[rows]).to(losses) * losses).mean()
-            mean.backward()
-        # A loss may ignore one of the answers; its cotangent is then zero.
-        d_chosen = torch.zeros_like(losses) if chosen.grad is None else chosen.grad
-        d_rejected = torch.zeros_like(losses) if rejected.grad is None else rejected.grad
-        return losses.detach(), d_chosen, d_rejected
-
-    def _stats(
-        self,
-        logps: PairLogProbs,
-        losses: Tensor,
-        d_chosen: Tensor,
-        d_rejected: Tensor,
-        data: EncodedShard,
-        rows: np.ndarray,
-    ) -> Stats:
-        parts = (losses, logps.chosen, logps.rejected, logps.ref_chosen, logps.ref_rejected)
-        stacked = torch.stack((*parts, d_chosen, d_rejected)).to("cpu", torch.float64).numpy()
-        if not np.isfinite(stacked).all():
-            raise _not_finite(stacked, data, rows)
-        drift, drift_rejected = stacked[1:3] - stacked[3:5]
-        margin = self.loss.beta * (drift - drift_rejected)
-        slope = np.log(np.maximum(np.abs(stacked[5:]), 1e-300))
-        kinks = np.array((np.sign(margin), slope[0] - slope[1], np.abs(margin) > SATURATED_MARGIN))
-        count = total = float(len(rows))
-        linear = stacked
-        if data.weight is not None:
-            weight = data.weight[rows]
-            count, total = float(np.count_nonzero(weight)), float(weight.sum())
-            linear, kinks = stacked * weight, kinks * weight
-        # Most metrics are linear in what was stacked: summing first is one pass over the batch.
-        sums = linear.sum(axis=1)
-        loss, chosen, rejected, ref_chosen, ref_rejected = sums[:5].tolist()
-        signs, slopes, saturated = kinks.sum(axis=1).tolist()
-        reward = self.loss.beta * (chosen - ref_chosen)
-        reward_rejected = self.loss.beta * (rejected - ref_rejected)
-        return Stats(
-            np.array(
-                (
-                    count,
-                    total,
-                    loss,
-                    reward,
-                    reward_rejected,
-                    reward - reward_rejected,
-                    0.5 * (total + signs),
-                    chosen,
-                    rejected,
-                    chosen - ref_chosen,
-                    slopes + rejected - chosen,
-                    saturated,
-                )
+            chosen, rejected = pairs.chosen.requires_grad_(), pairs.rejected.requires_grad_()
+            losses = self.loss(pairs)
+            slopes = torch.autograd.grad(
+                losses, (chosen, rejected), lanes.spread(share, losses), allow_unused=True
             )
-        )
+        # A loss may ignore one of the answers; its cotangent is then zero.
+        both = [torch.zeros_like(losses) if slope is None else slope for slope in slopes]
+        logps = (chosen, rejected, pairs.ref_chosen, pairs.ref_rejected)
+        stacked = lanes.drop(torch.stack((losses, *logps, *both)).detach())
+        values = stacked.to("cpu", torch.float64).numpy()
+        if not np.isfinite(values).all():
+            raise _not_finite(values, group, lanes.starts)
+        stats = summarize(values, lanes.starts, weight, self.loss.beta)
+        cotangents = stacked[5:].split(lanes.sizes.tolist(), dim=1)
+        return [Scores(slope[0], slope[1], each) for slope, each in zip(cotangents, stats)]
+
+
+class _Lanes:
+    """Where the pairs of A batches lie once each batch is filled up to a multiple of ``width``.
+
+    sizes : (A,) pairs of every batch, at least 1. starts : (A,) where each begins, unfilled.
+    """
+
+    def __init__(self, sizes: list[int], width: int) -> None:
+        self.sizes = np.array(sizes)
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        filled = -(-self.sizes // width) * width
+        within = np.arange(filled.sum()) - np.repeat(np.cumsum(filled) - filled, filled)
+        last = np.repeat(self.sizes - 1, filled)
+        # What fills up is a repetition of the batch's last pair: a loss can always take that.
+        self._source = torch.from_numpy(np.repeat(self.starts, filled) + np.minimum(within, last))
+        self._kept = torch.from_numpy(np.flatnonzero(within <= last))
+
+    def fill(self, batches: list[PairLogProbs]) -> PairLogProbs:
+        """Join the log-probabilities of all batches, filled up."""
+        joined: dict[str, Any] = {}
+        for field in fields(PairLogProbs):
+            columns = [getattr(batch, field.name) for batch in batches]
+            known = all(column is not None for column in columns)
+            joined[field.name] = self._take(torch.cat(columns), self._source) if known else None
+        return PairLogProbs(**joined)
+
+    def spread(self, values: np.ndarray, like: Tensor) -> Tensor:
+        """Put one value (N,) at every pair and 0 at what fills up, with the type of ``like``."""
+        spread = torch.zeros_like(like)
+        spread[self._kept.to(like.device)] = torch.from_numpy(values).to(like)
+        return spread
+
+    def drop(self, filled: Tensor) -> Tensor:
+        """Return the columns of ``filled`` that belong to a pair, (K, N)."""
+        return self._take(filled, self._kept)
+
+    def _take(self, vector: Tensor, places: Tensor) -> Tensor:
+        return vector.index_select(-1, places.to(vector.device))
+
+
+def _weights(group: list[Batch]) -> np.ndarray | None:
+    """Return the weights (N,) of all pairs of the group, None if they count alike."""
+    if all(batch.data.weight is None for batch in group):
+        return None
+    weights = [
+        np.ones(len(rows)) if data.weight is None else data.weight[rows] for _, data, rows in group
+    ]
+    return np.concatenate(weights)
 
 
 def check_start(policy: Policy, data: EncodedShard, batch_size: int = 16, batches: int = 1) -> None:
@@ -223,7 +233,12 @@ def _name_rows(data: EncodedShard, rows: np.ndarray) -> str:
     return f"{named} (source row {', '.join(str(data.source_rows[r]) for r in rows[:8])})"
 
 
-def _not_finite(stacked: np.ndarray, data: EncodedShard, rows: np.ndarray) -> NumericalError:
+def _not_finite(stacked: np.ndarray, group: list[Batch], starts: np.ndarray) -> NumericalError:
+    """Make the error for the first batch with a value that is not finite in ``stacked`` (7, N)."""
+    pair = np.flatnonzero(~np.isfinite(stacked).all(axis=0))[0]
+    place = int(np.searchsorted(starts, pair, side="right")) - 1
+    _, data, rows = group[place]
+    stacked = stacked[:, starts[place] : starts[place] + len(rows)]
     names = (
         "loss",
         "log pi(chosen)",

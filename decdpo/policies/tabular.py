@@ -87,6 +87,7 @@ class Tabular:
     Lives on the CPU. Raises ``PolicyError`` for arguments that make no policy.
     """
 
+    concurrent = True
     device = CPU
 
     def __init__(

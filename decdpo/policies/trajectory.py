@@ -145,6 +145,7 @@ class Trajectory:
     Lives on the CPU. Raises ``PolicyError`` for arguments that make no policy.
     """
 
+    concurrent = True
     device = CPU
 
     def __init__(

@@ -23,7 +23,7 @@ from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import SGD, AdamW
-from decdpo.policies.objective import Stats
+from decdpo.policies.stats import Stats
 from decdpo.run import Agent, Run
 from decdpo.topology.participation import Participation
 from decdpo.topology.schedule import Averaging, make_schedule, round_weights
@@ -46,7 +46,7 @@ class Quadratics:
         self.noise = noise * rng.normal(size=(200, n, P))
         self.taken = []
 
-    def gradients(self, X, step):
+    def slopes(self, X, step):
         """Return the (n, P) gradients of all agents at their own rows of X."""
         return np.einsum("npq,nq->np", self.A, X - self.c) + self.noise[step % 200]
 
@@ -55,12 +55,12 @@ class Quadratics:
         """The (P,) minimum of the mean objective without noise."""
         return np.linalg.solve(self.A.sum(axis=0), np.einsum("npq,nq->p", self.A, self.c))
 
-    def gradient(self, params, agent, rows):
-        (step,) = rows
-        self.taken.append((agent, int(step)))
-        slope = self.A[agent] @ (params.data.numpy() - self.c[agent])
-        params.grad.copy_(torch.from_numpy(slope + self.noise[step % 200, agent]))
-        return Stats.zero()
+    def gradients(self, batches):
+        for params, agent, (step,) in batches:
+            self.taken.append((agent, int(step)))
+            slope = self.A[agent] @ (params.data.numpy() - self.c[agent])
+            params.grad.copy_(torch.from_numpy(slope + self.noise[step % 200, agent]))
+            yield Stats.zero()
 
 
 class Recorder:
@@ -160,7 +160,7 @@ def test_fedavg_averages_its_participants(local_steps, momentum, participants, s
         ends = [local_path(problem, x, i, steps, momentum=momentum, v=V[i]) for i in chosen]
         x = weights @ np.stack(ends) / weights.sum()
         theirs.append(np.tile(x, (N, 1)))
-        taken += [(i, step) for i in chosen for step in steps]
+        taken += [(i, step) for step in steps for i in chosen]
     agree(ours, theirs)
     assert (ours == ours[:, :1]).all()
     assert problem.taken == taken
@@ -237,7 +237,7 @@ def test_gradient_tracking_is_its_recursion(graph, overlap):
     ours = trained(GradientTracking(SGD(), P), schedule, problem, overlap=overlap)
     X, Y, old, theirs = zeros(), zeros(), zeros(), [zeros()]
     for t in range(ROUNDS):
-        W, G = dense(schedule, t), problem.gradients(X, t)
+        W, G = dense(schedule, t), problem.slopes(X, t)
         Y = W @ Y + G - old if overlap else W @ (Y + G - old)
         X, old = W @ X - LR * Y, G
         theirs.append(X)
@@ -264,7 +264,7 @@ def test_exact_diffusion_is_its_recursion(graph):
     ours = trained(ExactDiffusion(SGD(), P), schedule, problem)
     X, psi_old, theirs = zeros(), zeros(), [zeros()]
     for t in range(ROUNDS):
-        psi = X - LR * problem.gradients(X, t)
+        psi = X - LR * problem.slopes(X, t)
         X, psi_old = (np.eye(N) + dense(schedule, t)) / 2 @ (psi + X - psi_old), psi
         theirs.append(X)
     agree(ours, theirs)
@@ -275,11 +275,11 @@ def test_exact_diffusion_is_the_two_step_form_of_d2():
     problem, schedule = Quadratics(), make_schedule("ring", "metropolis", N)
     ours = trained(ExactDiffusion(SGD(), P), schedule, problem)
     W = (np.eye(N) + dense(schedule, 0)) / 2
-    old, G_old = zeros(), problem.gradients(zeros(), 0)
+    old, G_old = zeros(), problem.slopes(zeros(), 0)
     X = W @ (old - LR * G_old)
     theirs = [old, X]
     for t in range(1, ROUNDS):
-        G = problem.gradients(X, t)
+        G = problem.slopes(X, t)
         X, old, G_old = W @ (2 * X - old - LR * (G - G_old)), X, G
         theirs.append(X)
     agree(ours, theirs)
@@ -329,7 +329,7 @@ def test_quasi_global_momentum_is_its_recursion(graph, overlap, local_steps):
     for t in range(ROUNDS):
         W, Y, path = dense(schedule, t), X, 0.0
         for step in range(t * local_steps, (t + 1) * local_steps):
-            Y = Y - lr(step) * (0.9 * M + problem.gradients(Y, step))
+            Y = Y - lr(step) * (0.9 * M + problem.slopes(Y, step))
             path += lr(step)
         new = W @ X + Y - X if overlap else W @ Y
         M = 0.8 * M + 0.2 * (X - new) / path
@@ -345,7 +345,7 @@ def test_alone_quasi_global_momentum_is_quasi_hyperbolic():
     ours = trained(QuasiGlobalMomentum(SGD(), P, beta, mu), schedule, problem)
     x, v, b = np.zeros(P), np.zeros(P), mu + (1 - mu) * beta
     for t in range(ROUNDS):
-        g = problem.gradients(x[None], t)[0]
+        g = problem.slopes(x[None], t)[0]
         v = b * v + (1 - b) * g
         x = x - LR / (1 - beta) * ((1 - beta / b) * g + beta / b * v)
         np.testing.assert_allclose(ours[t + 1, 0], x, rtol=0, atol=1e-12)
@@ -373,7 +373,7 @@ def test_push_sum_is_its_recursion(graph, weights, overlap, local_steps, momentu
         A, Y = dense(schedule, t), X
         np.testing.assert_allclose(A.sum(axis=0), 1)
         for step in range(t * local_steps, (t + 1) * local_steps):
-            V = momentum * V + problem.gradients(Y / w, step)
+            V = momentum * V + problem.slopes(Y / w, step)
             Y = Y - LR * V
         X = A @ X + Y - X if overlap else A @ Y
         w = A @ w
@@ -428,7 +428,7 @@ def test_a_single_agent_does_plain_sgd(name):
     problem, x = Quadratics(n=1), np.zeros(P)
     ours = common(name, n=1)
     for t in range(ROUNDS):
-        x = x - LR * problem.gradients(x[None], t)[0]
+        x = x - LR * problem.slopes(x[None], t)[0]
         np.testing.assert_allclose(ours[t + 1, 0], x, rtol=0, atol=1e-12)
 
 
@@ -445,7 +445,7 @@ def test_the_mean_follows_the_mean_gradient(name):
     problem, schedule = Quadratics(), make_schedule("ring", "metropolis", N)
     X = trained(GOSSIP[name](P), schedule, problem)
     for t in range(ROUNDS):
-        step = LR * problem.gradients(X[t], t).mean(axis=0)
+        step = LR * problem.slopes(X[t], t).mean(axis=0)
         np.testing.assert_allclose(
             X[t + 1].mean(axis=0), X[t].mean(axis=0) - step, rtol=0, atol=1e-12
         )
@@ -464,7 +464,7 @@ def test_personal_parameters_never_leave_their_agent(name):
     X = trained(algorithm, schedule, problem, server=name in SERVER, personal=2)
     alone = zeros()
     for t in range(ROUNDS):
-        alone = alone - LR * problem.gradients(alone, t)
+        alone = alone - LR * problem.slopes(alone, t)
     np.testing.assert_allclose(X[-1, :, 3:], alone[:, 3:], rtol=0, atol=1e-12)
     assert np.abs(X[-1, :, :3] - alone[:, :3]).max() > 0.05
 

@@ -9,12 +9,15 @@ import torch
 from decdpo.data.shard import PreferenceShard
 from decdpo.errors import NumericalError, PolicyError
 from decdpo.losses.base import PairLogProbs
+from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.dpo import DPO
 from decdpo.params.flat import FlatParams
 from decdpo.policies.loglinear import LogLinear
-from decdpo.policies.objective import METRICS, SATURATED_MARGIN, Objective, Stats, check_start
+from decdpo.policies.objective import Batch, Objective, check_start
+from decdpo.policies.stats import METRICS, SATURATED_MARGIN, Stats
 
 NUM = 12
+PAIR_LOSSES = [LOSS_CLASSES[name] for name in LOSS_CLASSES if name != "beta_dpo"]
 
 
 def shard(**columns):
@@ -57,6 +60,16 @@ class Scored:
     def __call__(self, pairs: PairLogProbs) -> torch.Tensor:
         assert pairs.score_gap is not None
         return pairs.score_gap * (pairs.rejected_ratio - pairs.chosen_ratio)
+
+
+@dataclass(frozen=True)
+class Softplus:
+    """A loss whose last few values in a vector torch rounds otherwise than the rest."""
+
+    beta: float = 1.0
+
+    def __call__(self, pairs: PairLogProbs) -> torch.Tensor:
+        return torch.nn.functional.softplus(pairs.rejected_ratio - pairs.chosen_ratio)
 
 
 def test_metrics_are_what_their_names_say(policy, params):
@@ -169,8 +182,8 @@ def test_statistics_add_up_over_batches(policy, params):
     whole = objective.evaluate(params, data, np.arange(NUM))
     parts = objective.evaluate(params, data, np.arange(NUM), batch_size=5)
     assert parts.count == whole.count == NUM
-    assert parts.to_array() == pytest.approx(whole.to_array(), rel=1e-12)
-    again = Stats.from_array(whole.to_array()) + Stats.zero()
+    assert parts.values == pytest.approx(whole.values, rel=1e-12)
+    again = whole + Stats.zero()
     assert again.means() == whole.means()
     assert Stats.zero().means() == {} and Stats.zero().count == 0
 
@@ -199,3 +212,71 @@ def test_a_foreign_reference_is_noticed_at_the_start(policy):
     check_start(policy, data, batch_size=4)
     with pytest.raises(PolicyError, match="shard row 9"):
         check_start(policy, data, batch_size=4, batches=3)
+
+
+def agents_apart(policy, weighted):
+    """Return batches of unequal size, one of them with repeated pairs, of agents with own models."""
+    batches = []
+    for agent, size in enumerate((1, 7, 31, 32, 33, 40)):
+        rng = np.random.default_rng(agent)
+        features = {
+            "chosen_features": rng.standard_normal((24, 4)),
+            "rejected_features": rng.standard_normal((24, 4)),
+            "score_chosen": rng.uniform(2, 3, 24),
+            "score_rejected": rng.uniform(0, 1, 24),
+        }
+        if weighted:
+            features["weight"] = rng.integers(0, 3, 24).astype(float)
+        data = policy.encode(
+            PreferenceShard.from_pairs(
+                [("p", "c", "r")] * 24, num_train=24, agent=agent, columns=features
+            )
+        )
+        x = torch.from_numpy(4 * rng.standard_normal(4)).to(policy.layout.dtype)
+        rows = rng.integers(0, 24, size)
+        batches.append(Batch(FlatParams(policy.layout, x), data, rows))
+    return batches
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", [Softplus, *PAIR_LOSSES])
+def test_agents_scored_together_have_the_bits_of_agents_scored_alone(loss, dtype, weighted):
+    policy = LogLinear(4, features="columns", dtype=dtype)
+    objective = Objective(policy, loss())
+    batches = agents_apart(policy, weighted)
+    together = list(objective.gradients(batches))
+    grads = [batch.params.grad.clone() for batch in batches]
+    evaluated = objective.evaluations(batches, batch_size=9)
+    for batch, stats, grad, held in zip(batches, together, grads, evaluated):
+        alone = objective.gradient(*batch)
+        assert (alone.values == stats.values).all()
+        assert torch.equal(batch.params.grad, grad) and grad.any()
+        assert (objective.evaluate(*batch, batch_size=9).values == held.values).all()
+
+
+def test_a_batch_may_change_its_model_once_it_is_yielded(policy):
+    batches, objective = agents_apart(policy, False), Objective(policy, DPO())
+    shared = torch.zeros(4, dtype=torch.float64)
+    alone = [objective.gradient(*batch).means() and batch.params.grad.clone() for batch in batches]
+    lent = [b._replace(params=FlatParams(policy.layout, b.params.data, shared)) for b in batches]
+    for batch, expected, _ in zip(lent, alone, objective.gradients(lent)):
+        assert torch.equal(shared, expected)
+        batch.params.data.fill_(1e3)
+
+
+def test_a_fault_in_a_group_names_its_own_agent(policy):
+    batches, objective = agents_apart(policy, False), Objective(policy, DPO())
+    _, data, rows = batches[3]
+    data.differences.values[4 * rows[5]] = np.nan
+    with pytest.raises(NumericalError, match=rf"agent 3: .* shard row {rows[5]}\b"):
+        list(objective.gradients(batches))
+
+
+@pytest.mark.parametrize("loss", PAIR_LOSSES)
+def test_the_objective_is_the_mean_of_the_loss_over_the_batch_alone(loss):
+    policy = LogLinear(4, features="columns", dtype="float64")
+    for params, data, rows in agents_apart(policy, False):
+        pairs = policy.forward(params, data, rows).logps
+        stats = Objective(policy, loss()).gradient(params, data, rows)
+        assert stats.means()["loss"] == pytest.approx(loss()(pairs).mean().item(), rel=1e-12)

@@ -160,7 +160,7 @@ def test_a_cached_reference_equals_one_computed_with_each_batch(policy):
     for one in (policy, fresh):
         params = start(one, 0.01)
         stats = Objective(one, DPO()).gradient(params, one.encode(shard()), ROWS)
-        found.append((stats.to_array(), params.grad))
+        found.append((stats.values, params.grad))
     assert (found[0][0] == found[1][0]).all()
     assert torch.equal(found[0][1], found[1][1])
 
@@ -250,7 +250,7 @@ def test_large_batches_are_evaluated_in_parts(policy):
         params = start(one, 0.02)
         stats = Objective(one, DPO()).gradient(params, one.encode(shard()), ROWS[:5])
         found.append((stats, params.grad))
-    assert (found[0][0].to_array() == found[1][0].to_array()).all()
+    assert (found[0][0].values == found[1][0].values).all()
     assert (found[0][1] - found[1][1]).norm() < 1e-5 * found[0][1].norm()
 
 

@@ -7,7 +7,7 @@ from math import log
 import numpy as np
 import pytest
 
-from decdpo.policies.features import column_differences, hashed_differences, hashed_features
+from decdpo.policies.features import Hashing, column_differences, hashed_differences
 
 PAIRS = [
     ("The cat sat. The cat!", "a dog sat"),
@@ -19,33 +19,33 @@ PAIRS = [
 
 def test_words_and_adjacent_pairs_count_logarithmically_and_ignore_case():
     wide = 2**61
-    values = sorted(abs(v) for v in hashed_features("The cat sat. The cat!", wide).values())
+    values = sorted(abs(v) for v in Hashing(wide).features("The cat sat. The cat!").values())
     # the x2, cat x2, "the cat" x2; sat, ".", "!", "cat sat", "sat .", ". the", "cat !" once
     assert values == pytest.approx([1.0] * 7 + [1 + log(2)] * 3)
-    assert hashed_features("THE CAT", wide) == hashed_features("the cat", wide)
-    assert hashed_features("cat the", wide) != hashed_features("the cat", wide)
+    assert Hashing(wide).features("THE CAT") == Hashing(wide).features("the cat")
+    assert Hashing(wide).features("cat the") != Hashing(wide).features("the cat")
 
 
 def test_features_are_the_same_in_another_process():
     code = (
-        "from decdpo.policies.features import hashed_features;"
-        "print(sorted(hashed_features('to be or not to be', 997, 3).items()))"
+        "from decdpo.policies.features import Hashing;"
+        "print(sorted(Hashing(997, 3).features('to be or not to be').items()))"
     )
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    here = sorted(hashed_features("to be or not to be", 997, 3).items())
+    here = sorted(Hashing(997, 3).features("to be or not to be").items())
     assert other.stdout.strip() == str(here)
 
 
 def test_seed_draws_another_hash_function():
-    assert hashed_features("a b c", 1000, 0) != hashed_features("a b c", 1000, 1)
+    assert Hashing(1000, 0).features("a b c") != Hashing(1000, 1).features("a b c")
 
 
 def test_columns_and_signs_are_spread_evenly():
     words = " ".join(f"w{i}" for i in range(4000))
-    features = hashed_features(words, 16)
-    single = [hashed_features(f"w{i}", 16) for i in range(4000)]
+    features = Hashing(16).features(words)
+    single = [Hashing(16).features(f"w{i}") for i in range(4000)]
     columns = np.array([c for f in single for c in f])
     signs = np.array([v for f in single for v in f.values()])
     assert set(features) == set(range(16))
@@ -56,11 +56,11 @@ def test_columns_and_signs_are_spread_evenly():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_hashed_differences_are_the_difference_of_both_answers(dtype):
-    differences = hashed_differences(PAIRS, 50, np.dtype(dtype), seed=7)
+    differences = hashed_differences(PAIRS, Hashing(50, 7), np.dtype(dtype))
     dense = np.zeros((len(PAIRS), 50))
     for row, pair in enumerate(PAIRS):
         for sign, text in zip((1, -1), pair):
-            for column, value in hashed_features(text, 50, 7).items():
+            for column, value in Hashing(50, 7).features(text).items():
                 dense[row, column] += sign * value
     assert differences.matrix.toarray() == pytest.approx(dense.astype(dtype))
     assert differences.values.dtype == dtype
@@ -69,7 +69,7 @@ def test_hashed_differences_are_the_difference_of_both_answers(dtype):
 
 def test_batches_repeat_and_reorder_rows_and_keep_their_bits():
     rng = np.random.default_rng(0)
-    differences = hashed_differences(PAIRS, 200, np.dtype(np.float32))
+    differences = hashed_differences(PAIRS, Hashing(200), np.dtype(np.float32))
     theta = rng.standard_normal(200).astype(np.float32)
     rows = np.array([3, 1, 0, 3])
     batch = differences.batch(rows)
@@ -84,7 +84,7 @@ def test_batches_repeat_and_reorder_rows_and_keep_their_bits():
 
 
 def test_an_empty_batch_has_no_margins():
-    batch = hashed_differences(PAIRS, 20, np.dtype(np.float32)).batch(np.zeros(0, np.intp))
+    batch = hashed_differences(PAIRS, Hashing(20), np.dtype(np.float32)).batch(np.zeros(0, np.intp))
     assert batch.margins(np.ones(20, np.float32)).shape == (0,)
 
 
