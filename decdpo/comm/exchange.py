@@ -24,7 +24,7 @@ from decdpo.comm.local import check_message, check_start, never_sent
 from decdpo.comm.p2p import Edge, Route
 from decdpo.comm.placement import Placement
 from decdpo.comm.progress import Progress
-from decdpo.comm.slots import Format, Slot
+from decdpo.comm.slots import Format, Memory, Slot, aligned
 from decdpo.comm.waiting import Patience
 from decdpo.comm.window import ReadInPlace, Window, WindowEdge, announce
 from decdpo.comm.world import Counters, Trace
@@ -90,14 +90,12 @@ class _Outbox:
 class MpiExchange:
     """Carries vectors between agents on different ranks of a communicator, and within a rank.
 
-    Vectors live on the CPU; ``StagedExchange`` adds the way from and to a device.
+    Vectors live on the CPU; ``DeviceExchange`` is for those of a device.
 
     format : of the messages. patience : how to wait. on_round : told every round that begins.
     on_close : called when everything has been freed. depth : send slots of an agent; 2, unless
     letters may be late.
     """
-
-    _pinned = False
 
     def __init__(
         self,
@@ -117,6 +115,7 @@ class MpiExchange:
         mine = wiring.placement.agents_of(wiring.rank)
         self._agents = range(mine[0], mine[-1] + 1)
         self._depth = depth
+        self._memory: Memory = aligned
         self._outboxes = {agent: _Outbox(agent, depth) for agent in mine}
         self._edges: dict[int, Edge | WindowEdge] = {}
         self._claims: dict[int, Claim] = {}
@@ -209,10 +208,14 @@ class MpiExchange:
         """Give back what the earlier round has used."""
         for source, claim in self._claims.items():
             self._complete(source, claim)
-            claim.release()
+            self._give_back(claim)
         self._claims.clear()
         self._round = round
         self._on_round(round)
+
+    def _give_back(self, claim: Claim) -> None:
+        """Let the next letter come into the slot of one that has been read."""
+        claim.release()
 
     def _complete(self, source: int, claim: Claim) -> None:
         """Wait for a letter that nobody has read to its end: its slot cannot be reused before."""
@@ -237,7 +240,7 @@ class MpiExchange:
             if window is not None and rank in node_ranks:
                 edge = WindowEdge(window, self._format, node_ranks[rank], rank, source)
             else:
-                edge = Edge(comm, self._format, source, rank, self._pinned)
+                edge = Edge(comm, self._format, source, rank, self._memory)
             self._edges[source] = edge
         return edge
 
@@ -260,7 +263,7 @@ class MpiExchange:
         if slot is None:
             window = self._wiring.window
             if window is None:
-                slot = Slot(self._format, pinned=self._pinned)
+                slot = Slot(self._format, self._memory(self._format.nbytes))
             else:
                 slot = window.slot(self._format, window.me, outbox.agent, parity)
             slot.label(outbox.agent)

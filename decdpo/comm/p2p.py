@@ -7,7 +7,7 @@ fills them in order: round t, then the next round in which the source speaks to 
 
 from typing import Any
 
-from decdpo.comm.slots import Format, Slot
+from decdpo.comm.slots import Format, Memory, Slot
 
 
 class Route:
@@ -21,9 +21,7 @@ class Route:
         self.rank = rank
         self.agent = agent
         self.slot = slot
-        self._requests = [
-            comm.Send_init(slot.bytes[cut], rank, source) for cut in slot.format.cuts
-        ]
+        self._requests = [comm.Send_init(piece, rank, source) for piece in slot.pieces()]
         self._pending = 0
 
     def start(self, chunk: int) -> None:
@@ -49,12 +47,10 @@ class Route:
 class ReceiveSlot(Slot):
     """A slot whose receives are posted; chunks arrive in order."""
 
-    def __init__(
-        self, comm: Any, format: Format, source: int, rank: int, pinned: bool = False
-    ) -> None:
-        super().__init__(format, pinned=pinned)
+    def __init__(self, comm: Any, format: Format, source: int, rank: int, memory: Memory) -> None:
+        super().__init__(format, memory(format.nbytes))
         self._source = source
-        self._requests = [comm.Recv_init(self.bytes[cut], rank, source) for cut in format.cuts]
+        self._requests = [comm.Recv_init(piece, rank, source) for piece in self.pieces()]
         self._arrived = 0
         self.post()
 
@@ -93,11 +89,9 @@ class ReceiveSlot(Slot):
 class Edge:
     """The letters of one remote agent to this rank: a queue of two receive slots."""
 
-    def __init__(
-        self, comm: Any, format: Format, source: int, rank: int, pinned: bool = False
-    ) -> None:
+    def __init__(self, comm: Any, format: Format, source: int, rank: int, memory: Memory) -> None:
         self.rank = rank
-        self._slots = [ReceiveSlot(comm, format, source, rank, pinned) for _ in range(2)]
+        self._slots = [ReceiveSlot(comm, format, source, rank, memory) for _ in range(2)]
 
     def claim(self, round: int) -> ReceiveSlot:
         """Return the slot that the source's message of ``round`` fills; rounds ascend."""

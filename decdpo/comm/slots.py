@@ -1,8 +1,10 @@
 """One message as it lies in memory: 64 bytes of header, then the vector."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ _MAGIC, _DIGEST, _ROUND, _SOURCE, _SIZE = 0, slice(1, 3), 3, 4, 5
 STAMP = 7
 """The header word in which a slot in shared memory says how much of a round it holds."""
 
+Memory = Callable[[int], Tensor]
+"""Makes (nbytes,) uint8 for a slot, which begins at a multiple of 64 bytes."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -25,13 +30,15 @@ class Format:
 
     size : M, values in the vector. dtype : of the values. digest : names the parameter layout.
     chunk_bytes : about how many bytes travel as one message; cut at multiples of ``BLOCK`` values,
-    so that mixing a chunk gives the bits that mixing the whole vector gives.
+    so that mixing a chunk gives the bits that mixing the whole vector gives. apart : the header
+    travels from host memory as a chunk of its own, before the first values, which lie on a device.
     """
 
     size: int
     dtype: torch.dtype
     digest: str
     chunk_bytes: int
+    apart: bool = False
 
     @cached_property
     def nbytes(self) -> int:
@@ -41,9 +48,14 @@ class Format:
     @cached_property
     def parts(self) -> tuple[slice, ...]:
         """The values in each chunk; at least one chunk, be it empty."""
-        step = max(1, round(self.chunk_bytes / (BLOCK * self.dtype.itemsize))) * BLOCK
-        starts = range(0, max(self.size, 1), step)
-        return tuple(slice(lo, min(lo + step, self.size)) for lo in starts)
+        starts = range(0, max(self.size, 1), self.step)
+        parts = tuple(slice(lo, min(lo + self.step, self.size)) for lo in starts)
+        return (slice(0, 0), *parts) if self.apart else parts
+
+    @property
+    def step(self) -> int:
+        """The values in a full chunk."""
+        return max(1, round(self.chunk_bytes / (BLOCK * self.dtype.itemsize))) * BLOCK
 
     @cached_property
     def cuts(self) -> tuple[slice, ...]:
@@ -64,18 +76,26 @@ class Format:
 class Slot:
     """A place for one message.
 
-    raw : (nbytes,) uint8 on the CPU, 64-byte aligned. body : (M,) the vector in it. bytes : numpy
-    view of ``raw``, which MPI sends as it is. words : (8,) int64, the header. round : of the
-    message it holds, -1 for none.
+    raw : (nbytes,) uint8, 64-byte aligned; on a device only if the header travels apart. body :
+    (M,) the vector in it. words : (8,) int64 on the CPU, the header. round : of the message it
+    holds, -1 for none.
     """
 
-    def __init__(self, format: Format, raw: Tensor | None = None, pinned: bool = False) -> None:
+    def __init__(self, format: Format, raw: Tensor) -> None:
         self.format = format
-        self.raw = aligned(format.nbytes, pinned) if raw is None else raw
-        self.bytes: np.ndarray = self.raw.numpy()
-        self.words = self.bytes[:HEADER].view(np.int64)
-        self.body = self.raw[HEADER:].view(format.dtype)
+        self.raw = raw
+        self.body = raw[HEADER:].view(format.dtype)
+        head = aligned(HEADER) if format.apart else raw[:HEADER]
+        self.words: np.ndarray = head.numpy().view(np.int64)
         self.round = -1
+
+    def pieces(self) -> list[Any]:
+        """Return what MPI sends or fills as it is, chunk by chunk."""
+        cuts = self.format.cuts
+        if self.format.apart:
+            return [self.words, *(self.raw[cut] for cut in cuts[1:])]
+        whole = self.raw.numpy()
+        return [whole[cut] for cut in cuts]
 
     def label(self, source: int) -> None:
         """Write the parts of the header that stay the same."""

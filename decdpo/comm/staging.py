@@ -10,34 +10,51 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from decdpo.comm.exchange import MpiExchange, Wiring, _Outbox
-from decdpo.comm.slots import Format, Slot
+from decdpo.comm.slots import Format, Slot, aligned
 from decdpo.comm.waiting import Patience
+from decdpo.messages import Inbox
 
 
 class Done(Protocol):
-    """The end of a copy that runs by itself."""
+    """The end of work that a device does by itself."""
 
     def query(self) -> bool: ...
 
     def synchronize(self) -> None: ...
 
 
-class Copies:
-    """Copies between a GPU and pinned memory, on a stream beside the computation's.
-
-    device : "cuda:k".
-    """
-
-    pinned = True
+class Gpu:
+    """A GPU, as a process that computes on it sees it. device : "cuda:k"."""
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+
+    def enter(self) -> None:
+        """Make this GPU the calling thread's own.
+
+        A new thread has none: MPI cannot reach a GPU's memory from it, and its first question to a
+        GPU would occupy memory on number 0. Choosing number 0 alone has no effect on a new thread;
+        a question to its stream has.
+        """
+        torch.cuda.set_device(self.device)
+        torch.cuda.current_stream(self.device).query()
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Return memory for a slot: (nbytes,) uint8 where MPI shall find the message."""
+        return aligned(nbytes, pinned=True)
+
+
+class Copies(Gpu):
+    """Copies between a GPU and pinned memory, on a stream beside the computation's."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
         self._side = torch.cuda.Stream(self.device)
 
     def follow(self) -> None:
@@ -56,52 +73,116 @@ class Copies:
         torch.cuda.current_stream(self.device).wait_event(done)
 
 
-class StagedExchange(MpiExchange):
-    """An exchange of vectors that live on a device. copies : how they get there and back."""
+G = TypeVar("G", bound=Gpu)
+
+
+class DeviceExchange(MpiExchange, Generic[G]):
+    """An exchange of vectors that live on a device.
+
+    What must wait for work of the device is done in the order in which that was queued, as soon as
+    somebody looks: this thread while it waits, or the progress thread.
+
+    gpu : the device, and how slots are filled there.
+    """
 
     def __init__(
         self,
         format: Format,
         wiring: Wiring,
         patience: Patience,
-        copies: Copies,
+        gpu: G,
         on_round: Callable[[int], None] = lambda round: None,
     ) -> None:
         super().__init__(format, wiring, patience, on_round)
-        self._pinned = copies.pinned
-        self._copies = copies
-        self._empty = self._empty.to(copies.device)
-        self._snapshots: dict[int, Tensor] = {}
-        self._downloads: dict[int, Done] = {}
-        self._mirrors: dict[int, Tensor] = {}
-        self._uploads: dict[int, list[Done]] = {}
+        self._gpu = gpu
+        self._memory = gpu.allocate
+        self._empty = self._empty.to(gpu.device)
         self._waiting: deque[tuple[Done, Callable[[], None]]] = deque()
-        # The progress thread pumps, too.
         self._lock = threading.Lock()
         if wiring.progress is not None:
+            # Before the probe of MPI, which moves what lies on the device.
+            wiring.progress.probes.insert(0, gpu.enter)
             wiring.progress.probes.append(self.pump)
 
     def pump(self) -> None:
-        """Send the chunks whose download is done."""
+        """Do what the device is ready for."""
         with self._lock:
             while self._waiting and self._waiting[0][0].query():
                 self._waiting.popleft()[1]()
 
+    def finish(self, agent: int, round: int) -> Inbox:
+        """Return what ``agent`` hears in ``round``; its parts arrive while they are used."""
+        if self._wiring.progress is None:
+            # The others may need what waits here, and this thread may not come again.
+            self._drain()
+        return super().finish(agent, round)
+
     def close(self) -> None:
-        """Send what is downloaded still, then free everything. Collective."""
+        """Send what still waits for the device, then free everything. Collective."""
         self._drain()
         progress = self._wiring.progress
         if progress is not None and self.pump in progress.probes:
             progress.probes.remove(self.pump)
-        for uploads in self._uploads.values():
-            for done in uploads:
-                done.synchronize()
+            progress.probes.remove(self._gpu.enter)
+        super().close()
+
+    def _after(self, done: Done, action: Callable[[], None]) -> None:
+        """Do ``action`` once ``done``, which ends after all that earlier actions wait for."""
+        with self._lock:
+            self._waiting.append((done, action))
+
+    def _turn(self, round: int) -> None:
+        # What this round uses again must not be among what still waits.
+        self._drain()
+        super()._turn(round)
+
+    def _rest(self) -> None:
+        with self._lock:
+            idle = not self._waiting
+        if idle:
+            super()._rest()
+
+    def _wait(self, done: Callable[[], bool], agent: int, neighbour: int, round: int) -> None:
+        def pumped() -> bool:
+            self.pump()
+            return done()
+
+        super()._wait(pumped, agent, neighbour, round)
+
+    def _drain(self) -> None:
+        """Do all that waits for the device."""
+        with self._lock:
+            while self._waiting:
+                self._waiting[0][0].synchronize()
+                self._waiting.popleft()[1]()
+
+
+class StagedExchange(DeviceExchange[Copies]):
+    """An exchange of vectors of a device through host memory."""
+
+    def __init__(
+        self,
+        format: Format,
+        wiring: Wiring,
+        patience: Patience,
+        gpu: Copies,
+        on_round: Callable[[int], None] = lambda round: None,
+    ) -> None:
+        super().__init__(format, wiring, patience, gpu, on_round)
+        self._snapshots: dict[int, Tensor] = {}
+        self._downloads: dict[int, Done] = {}
+        self._mirrors: dict[int, Tensor] = {}
+        self._uploads: dict[int, list[Done]] = {}
+
+    def close(self) -> None:
+        """Finish the copies, then free everything. Collective."""
+        self._finish_uploads()
         super().close()
 
     def _fill(
         self, outbox: _Outbox, slot: Slot, message: Tensor, post: Callable[[int], None]
     ) -> None:
-        agent, copies = outbox.agent, self._copies
+        agent, copies = outbox.agent, self._gpu
         snapshot = self._snapshots.get(agent)
         if snapshot is None:
             snapshot = self._snapshots[agent] = self._new()
@@ -114,8 +195,7 @@ class StagedExchange(MpiExchange):
         for chunk, part in enumerate(self._format.parts):
             done = copies.copy(slot.body[part], snapshot[part])
             self._downloads[agent] = done
-            with self._lock:
-                self._waiting.append((done, partial(post, chunk)))
+            self._after(done, partial(post, chunk))
         self.pump()
 
     def _spoken(self, agent: int, slot: Slot) -> Tensor:
@@ -134,41 +214,21 @@ class StagedExchange(MpiExchange):
             if chunk == len(uploads):
                 if chunk == 0:
                     # The mixing of the last round still reads the mirror.
-                    self._copies.follow()
+                    self._gpu.follow()
                 body = self._claims[source].body
-                uploads.append(self._copies.copy(self._heard(source)[part], body[part]))
-            self._copies.lead(uploads[chunk])
+                uploads.append(self._gpu.copy(self._heard(source)[part], body[part]))
+            self._gpu.lead(uploads[chunk])
 
     def _turn(self, round: int) -> None:
+        self._finish_uploads()
+        super()._turn(round)
+
+    def _finish_uploads(self) -> None:
+        """Wait until no copy reads a receive slot any more."""
         for uploads in self._uploads.values():
             for done in uploads:
                 done.synchronize()
         self._uploads.clear()
-        super()._turn(round)
-
-    def _reclaim(self, outbox: _Outbox, parity: int) -> None:
-        self._drain()
-        super()._reclaim(outbox, parity)
-
-    def _rest(self) -> None:
-        with self._lock:
-            idle = not self._waiting
-        if idle:
-            super()._rest()
-
-    def _wait(self, done: Callable[[], bool], agent: int, neighbour: int, round: int) -> None:
-        def pumped() -> bool:
-            self.pump()
-            return done()
-
-        super()._wait(pumped, agent, neighbour, round)
-
-    def _drain(self) -> None:
-        """Send every chunk, waiting for its download."""
-        with self._lock:
-            while self._waiting:
-                self._waiting[0][0].synchronize()
-                self._waiting.popleft()[1]()
 
     def _new(self) -> Tensor:
-        return torch.empty(self._format.size, dtype=self._format.dtype, device=self._copies.device)
+        return torch.empty(self._format.size, dtype=self._format.dtype, device=self._gpu.device)

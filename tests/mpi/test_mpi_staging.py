@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from decdpo.comm.local import LocalWorld
+from decdpo.comm.slots import aligned
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
 
@@ -36,10 +37,14 @@ class Late:
 class LateCopies:
     """Stands in for a GPU: "cpu:0" is the device, "cpu" the host."""
 
-    pinned = False
-
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+
+    def enter(self) -> None:
+        pass
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return aligned(nbytes)
 
     def follow(self) -> None:
         pass

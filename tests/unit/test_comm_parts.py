@@ -89,7 +89,8 @@ def test_buffers_are_aligned() -> None:
 
 def slot_of(source: int, round: int, **changes: Any) -> Slot:
     usual = {"size": 3, "dtype": torch.float32, "digest": "d", "chunk_bytes": 1}
-    slot = Slot(Format(**{**usual, **changes}))
+    format = Format(**{**usual, **changes})
+    slot = Slot(format, aligned(format.nbytes))
     slot.label(source)
     slot.date(round)
     return slot
@@ -108,10 +109,10 @@ def slot_of(source: int, round: int, **changes: Any) -> Slot:
 def test_a_header_that_does_not_fit_is_named(sent: Slot, expected: str) -> None:
     here = slot_of(2, 5)
     here.check(2, 5)
-    here.bytes[:HEADER] = sent.bytes[:HEADER]
+    here.words[:] = sent.words
     with pytest.raises(EnvironmentFault, match=expected):
         here.check(2, 5)
-    here.bytes[:HEADER] = 0
+    here.words[:] = 0
     with pytest.raises(EnvironmentFault, match="not a message of this version"):
         here.check(2, 5)
 
@@ -181,7 +182,8 @@ class FakeComm:
 
 def test_a_route_is_done_when_every_chunk_was_taken() -> None:
     comm = FakeComm()
-    route = Route(comm, Slot(Format(2 * BLOCK, torch.float32, "", 1)), 0, 1, 4)
+    format = Format(2 * BLOCK, torch.float32, "", 1)
+    route = Route(comm, Slot(format, aligned(format.nbytes)), 0, 1, 4)
     assert route.done()
     route.start(0)
     route.start(1)
