@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from decdpo.errors import DataError, EnvironmentFault
 
@@ -65,10 +65,10 @@ def records(path: Path) -> Iterator[Record | str]:
         raise DataError(f"{path} is not UTF-8 text: {error}", _RECOGNISED) from error
 
 
-def _bytes(path: Path) -> IO[bytes]:
+def _bytes(path: Path) -> gzip.GzipFile | io.BufferedReader:
     with open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
+    return gzip.open(path) if zipped else open(path, "rb")
 
 
 def _json_lines(path: Path, text: io.TextIOWrapper) -> Iterator[Record | str]:
@@ -90,7 +90,9 @@ def _json_array(path: Path, text: io.TextIOWrapper) -> Iterator[Record | str]:
     buffer, position, number = text.read(_CHUNK), 0, 1
     position = buffer.index("[") + 1
     while True:
-        position = _BETWEEN.match(buffer, position).end()  # type: ignore[union-attr]
+        gap = _BETWEEN.match(buffer, position)
+        assert gap is not None, "the pattern matches nothing at all, too"
+        position = gap.end()
         if buffer.startswith("]", position):
             return
         try:

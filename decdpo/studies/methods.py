@@ -10,6 +10,7 @@ from decdpo.studies.study import (
     Options,
     Study,
     curves,
+    distance_panel,
     gap_panel,
     num_agents,
     pairs_of,
@@ -98,13 +99,7 @@ class Methods(Study):
     def figures(self, table: Table) -> Sequence[Figure]:
         """Return gradient norm, training loss and consensus distance over the rounds."""
         loss = Panel("training loss", "round", "loss", tuple(curves(table, HUE, "loss")))
-        distance = Panel(
-            "consensus distance",
-            "round",
-            "mean squared distance",
-            tuple(curves(table.above("consensus_distance", 1e-20), HUE, "consensus_distance")),
-            log_y=True,
-        )
+        distance = distance_panel(table, HUE)
         return (Figure(self.name, (gap_panel(table, HUE, "gradient norm"), loss, distance)),)
 
 

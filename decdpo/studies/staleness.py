@@ -5,10 +5,10 @@ from functools import partial
 
 import numpy as np
 
-from decdpo.report.study_figures import Figure, Panel
+from decdpo.report.study_figures import Figure
 from decdpo.studies.cells import Cell
 from decdpo.studies.claims import Claim, Verdict, compare, increasing
-from decdpo.studies.study import Options, Study, curves, gap_panel, training_cells
+from decdpo.studies.study import Options, Study, distance_panel, gap_panel, training_cells
 from decdpo.studies.table import Table
 
 PAPER = "Distributed DPO, Fig. 5 and 10"
@@ -76,16 +76,8 @@ class Staleness(Study):
         """Return gradient norm and consensus distance for each step size."""
         norms = [gap_panel(table, hue(lr), f"gradient norm, eta = {lr:g}") for lr in RATES]
         distances = [
-            Panel(
-                f"consensus distance, eta = {lr:g}",
-                "round",
-                "mean squared distance",
-                tuple(curves(table.above("consensus_distance", 1e-20), hue(lr),
-                             "consensus_distance")),
-                log_y=True,
-            )
-            for lr in RATES
-        ]  # fmt: skip
+            distance_panel(table, hue(lr), f"consensus distance, eta = {lr:g}") for lr in RATES
+        ]
         return (Figure(self.name, (*norms, *distances)),)
 
 

@@ -241,3 +241,11 @@ def gap_panel(table: Table, hue: Sequence[tuple[str, Labels]], title: str = "") 
     lines = tuple(curves(table, hue, "gap"))
     label = r"$\|\nabla L(\bar{x})\|^2$ / first value"
     return Panel(title, "round", label, lines, log_y=True)
+
+
+def distance_panel(
+    table: Table, hue: Sequence[tuple[str, Labels]], title: str = "consensus distance"
+) -> Panel:
+    """Return the consensus distance over the rounds, where it is more than rounding."""
+    lines = tuple(curves(table.above("consensus_distance", 1e-20), hue, "consensus_distance"))
+    return Panel(title, "round", "mean squared distance", lines, log_y=True)

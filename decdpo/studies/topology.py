@@ -9,6 +9,7 @@ from decdpo.studies.study import (
     Options,
     Study,
     curves,
+    distance_panel,
     gap_panel,
     pairs_of,
     training_cells,
@@ -75,13 +76,7 @@ class Topology(Study):
 
     def figures(self, table: Table) -> Sequence[Figure]:
         """Return gradient norm, consensus distance and the order by spectral gap."""
-        distance = Panel(
-            "consensus distance",
-            "round",
-            "mean squared distance",
-            tuple(curves(table.above("consensus_distance", 1e-20), HUE, "consensus_distance")),
-            log_y=True,
-        )
+        distance = distance_panel(table, HUE)
         loss = Panel("training loss", "round", "loss", tuple(curves(table, HUE, "loss")))
         return (Figure(self.name, (gap_panel(table, HUE, "gradient norm"), distance, loss)),)
 

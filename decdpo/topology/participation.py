@@ -1,4 +1,4 @@
-"""Which agents take part in a round of federated averaging, the same choice on every rank."""
+"""Which agents take part in a round of federated averaging, known to every process untold."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from decdpo.topology.varying import text_digest
 class Participation:
     """S of n agents, drawn uniformly without replacement in every round, are averaged.
 
-    The round's own random numbers choose them: nothing needs saving, and no rank has to be told.
+    The round's own random numbers choose them: nothing needs saving or telling.
 
     num_agents : n. participants : S. seed : of the draw. weights : (n,) positive, for instance the
     agents' numbers of pairs; a participant weighs its share of the participants' sum. None for

@@ -29,7 +29,7 @@ class Mixing(Protocol):
 
 
 class Schedule(Protocol):
-    """Maps a round to its mixing weights; the same on every rank."""
+    """Maps a round to its mixing weights; the same in every process."""
 
     def mixing(self, round: int) -> Mixing:
         """Return the mixing weights of ``round`` (0-based)."""

@@ -1,4 +1,4 @@
-"""Schedules: which mixing weights apply in which round, the same on every rank."""
+"""Schedules: which mixing weights apply in which round, the same in every process."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Schedules with another matrix in every round, which no rank has to be told."""
+"""Schedules with another matrix in every round, which every process knows untold."""
 
 import hashlib
 from dataclasses import dataclass
