@@ -52,8 +52,9 @@ class Part:
 class Manifest:
     """What a checkpoint is, and of which run.
 
-    round : rounds completed, the next to run. serial : the how-manieth checkpoint of its run it is.
-    agents : how many. parts : the files. identity : what must not change on resuming, by key.
+    round : rounds completed, hence the next to run. serial : its number among the checkpoints of
+    its run, from 1. agents : how many. parts : the files. identity : what must not change on
+    resuming, by key.
     config : the text of the effective configuration. versions : of the libraries that wrote it.
     extra : what else the run wants back, as JSON. created : UTC time.
     """
@@ -141,8 +142,7 @@ def round_of(folder: Path) -> int | None:
 
 
 def committed(folder: Path) -> dict[int, Path]:
-    """Return the committed checkpoints in ``folder`` by round, ascending; whatever else is there
-    is not looked at."""
+    """Return the committed checkpoints in ``folder`` by round, ascending; skip all else."""
     found = {}
     if folder.is_dir():
         for entry in folder.iterdir():

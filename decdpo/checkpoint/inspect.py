@@ -95,7 +95,10 @@ def digests(folder: Path) -> Iterator[tuple[int, Digests]]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Return what the manifest says, and the state of the first agent in words, as JSON values."""
+    """Return what the manifest says, and the state of the first agent in words, as JSON values.
+
+    Raises ``Damaged`` if the manifest or that agent's part cannot be read.
+    """
     manifest = Manifest.read(folder)
     first = manifest.part_of(0)
     if not (folder / first.file).is_file():

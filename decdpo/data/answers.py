@@ -55,8 +55,11 @@ class Judgment:
 class Answers:
     """Where a file keeps its two answers and its verdicts.
 
-    labels : columns of verdicts; with ``people`` each column is one person's. votes : column of a
-    list of [person, verdict], or None. scores : columns of the answers' scores, or None.
+    name : of the format, in the report. prompt : columns, joined by ``joiner``. answers : their
+    columns. labels : columns of verdicts; with ``people`` each column is one person's. votes :
+    column of a list of [person, verdict], or None. values : what a verdict says for the first and
+    for the second answer, None for the usual words. scores : columns of the answers' scores, or
+    None.
     """
 
     name: str

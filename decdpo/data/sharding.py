@@ -66,8 +66,9 @@ def make_shards(
     force : replace shards that are already in ``out``; other files are never touched.
     progress : is told how far reading and writing are.
 
-    Raises ``DataError`` if a source cannot be read, the plan does not fit the data, an agent would
-    have no training pair, or ``plan.strict`` and something could not be used.
+    Raises ``DataError`` if a source cannot be read or is given twice, the plan does not fit the
+    data, an agent would have no training pair, ``out`` holds something else, or ``plan.strict`` and
+    something could not be used; ``EnvironmentFault`` if ``out`` cannot be written.
     """
     out = Path(os.path.abspath(out))
     rule = parse_partition(plan.partition)

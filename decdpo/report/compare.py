@@ -85,7 +85,7 @@ def table(runs: Sequence[RunFacts]) -> str:
 def plot(runs: Sequence[RunFacts], path: Path) -> None:
     """Draw the metrics of all runs over the rounds into ``path``, a PNG and an SVG beside it.
 
-    Raises ``EnvironmentFault`` if matplotlib is not installed.
+    Raises ``EnvironmentFault`` without matplotlib or room to write.
     """
     panels = []
     for key, title, log_y in PANELS:

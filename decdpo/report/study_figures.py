@@ -83,7 +83,8 @@ class Figure:
 def draw(figure: Figure, folder: Path) -> list[str]:
     """Write ``folder``/NAME.png and NAME.svg, and return the two names.
 
-    The same numbers give the same SVG. Raises ``EnvironmentFault`` if matplotlib is not installed.
+    The same numbers give the same SVG. Raises ``EnvironmentFault`` without matplotlib or room to
+    write.
     """
     try:
         import matplotlib
