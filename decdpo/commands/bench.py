@@ -21,11 +21,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     topics = parser.add_subparsers(metavar="WHAT", required=True)
     text = "time one round (exchange and mixing) against bare MPI, memcpy, Allreduce and gloo"
     exchange = topics.add_parser("exchange", help=text, description=text, allow_abbrev=False)
-    exchange.add_argument("--graphs", default="ring,exponential,complete", metavar="G,G,...")
-    exchange.add_argument("--sizes", default="1e4,1e6,1e7", metavar="N,N,...", help="floats")
-    exchange.add_argument("--ranks", default="2,4", metavar="N,N,...", help="processes")
-    exchange.add_argument("--rounds", type=int, default=15, metavar="N", help="samples of each")
-    exchange.add_argument("--limit", type=float, default=900.0, metavar="S", help="per rank count")
+    exchange.add_argument(
+        "--graphs", default=",".join(GRAPHS), metavar="G,G,...", help="(%(default)s)"
+    )
+    exchange.add_argument(
+        "--sizes", default="1e4,1e6,1e7", metavar="N,N,...", help="floats (%(default)s)"
+    )
+    exchange.add_argument(
+        "--ranks", default="2,4", metavar="N,N,...", help="processes (%(default)s)"
+    )
+    exchange.add_argument(
+        "--rounds", type=int, default=15, metavar="N", help="samples of each (%(default)s)"
+    )
+    exchange.add_argument(
+        "--limit", type=float, default=900.0, metavar="S",
+        help="seconds for each number of ranks (%(default)g)",
+    )  # fmt: skip
     exchange.add_argument("--json", action="store_true", help="print JSON, nothing else")
     exchange.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there as well")
 

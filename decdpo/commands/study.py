@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     parser.add_argument(
         "--ranks", type=int, default=0, metavar="N",
-        help="run every training cell under mpirun, on N ranks (in process)",
+        help="run every training cell under mpirun on N ranks; 0: in this process (0)",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a small version, to try it")
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds (mostly 5)")

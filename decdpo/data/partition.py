@@ -117,8 +117,9 @@ def hold_out(
     """Return the (n,) bool mask of held-out pairs.
 
     Without groups, each agent holds out ``fraction`` of its pairs, rounded, at least one, as long
-    as one is left to train on; at 0 nothing is held out. With groups, whole groups are held out over all agents, as many as come closest to
-    ``fraction`` of the pairs: nothing of a held-out group is seen in training by anyone.
+    as one is left to train on; at 0 nothing is held out. With groups, whole groups are held out
+    over all agents, as many as come closest to ``fraction`` of the pairs: nothing of a held-out
+    group is seen in training by anyone.
 
     owner : (n,) agent of each pair, -1 for none. groups : (n,) int codes, or None.
 
