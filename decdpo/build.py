@@ -19,6 +19,7 @@ from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.push_sum import PushSum
 from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
 from decdpo.algorithms.recall import Recalling, told_since
+from decdpo.algorithms.running import Running
 from decdpo.codecs.base import Codec
 from decdpo.codecs.cast import Cast
 from decdpo.codecs.identity import Identity
@@ -41,7 +42,7 @@ from decdpo.data.sampling import EpochSampler
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import FEATURES_FILE, load_features
 from decdpo.errors import ConfigError, TopologyError
-from decdpo.losses.base import PairLoss
+from decdpo.losses.base import PairLoss, RunningLoss
 from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.names import LOSSES
 from decdpo.metrics import HeldOut, Metrics, Progress, keep_until
@@ -82,7 +83,7 @@ UNION_ROUNDS = 64
 """Rounds of a time-varying schedule whose links together must connect all agents."""
 
 
-def make_loss(section: Any) -> PairLoss:
+def make_loss(section: Any) -> PairLoss | RunningLoss:
     """Return the loss of the section ``[loss]``."""
     constants = {f.name: getattr(section, f.name) for f in fields(section) if f.name != "kind"}
     return LOSS_CLASSES[section.kind](**constants)
@@ -297,6 +298,8 @@ def make_agents(
     objective = Objective(policy, make_loss(config.loss))
     optimizer = make_optimizer(config.optim)
     algorithm = make_algorithm(config.algorithm, optimizer, policy.layout, config.run.seed)
+    if LOSSES[config.loss.kind].has_state:
+        algorithm = Running(algorithm)
     late = config.staleness
     if late.kind in ("seeded", "replay") and late.max_age:
         algorithm = Recalling(algorithm, policy.layout.num_shared, late.max_age)

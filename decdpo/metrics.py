@@ -19,7 +19,6 @@ from torch import Tensor
 from decdpo.comm.world import World
 from decdpo.errors import DataError
 from decdpo.params.flat import FlatParams
-from decdpo.policies.objective import Batch
 from decdpo.policies.stats import Stats
 from decdpo.rng import Stream, generator
 from decdpo.run import Agent, Run
@@ -52,7 +51,7 @@ def squared_gaps(agents: list[Agent], mean: FlatParams) -> dict[int, np.ndarray]
 
 def gradient_norm(run: Run, mean: FlatParams, rows: Mapping[int, np.ndarray]) -> float:
     """Return ||grad L(x_bar)||, L the mean over agents of their loss on ``rows``. Collective."""
-    batches = [Batch(mean, agent.data, rows[agent.id]) for agent in run.agents]
+    batches = [agent.batch(rows[agent.id], mean) for agent in run.agents]
     done = zip(run.agents, run.objective.gradients(batches))
     total = run.world.sum((agent.id, _array(mean.grad)) for agent, _ in done)
     return float(np.linalg.norm(total)) / run.world.num_agents
@@ -84,7 +83,7 @@ class HeldOut:
         return self._evaluate(run, {a.id: mean for a in run.agents})
 
     def _evaluate(self, run: Run, models: Mapping[int, FlatParams]) -> dict[int, Stats]:
-        batches = [Batch(models[a.id], a.data, self.rows[a.id]) for a in run.agents]
+        batches = [a.batch(self.rows[a.id], models[a.id]) for a in run.agents]
         return {a.id: s for a, s in zip(run.agents, run.objective.evaluations(batches))}
 
 

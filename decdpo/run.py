@@ -9,7 +9,7 @@ import numpy as np
 from decdpo.algorithms.base import Algorithm
 from decdpo.comm.world import Exchange, Trace, World
 from decdpo.params.flat import FlatParams
-from decdpo.policies.objective import Objective
+from decdpo.policies.objective import Batch, Objective
 from decdpo.policies.stats import Stats
 from decdpo.topology import row
 
@@ -79,6 +79,16 @@ class Agent:
     data: Any
     sampler: Sampler
     stats: Stats
+
+    def batch(self, rows: np.ndarray, model: FlatParams | None = None) -> Batch:
+        """Return the shard rows ``rows`` (B,), to be scored by the agent's model.
+
+        With another ``model`` the batch is for measuring, and leaves the agent's state alone.
+        """
+        running = getattr(self.state, "running", None)
+        if model is None:
+            return Batch(self.params, self.data, rows, running)
+        return Batch(model, self.data, rows, None if running is None else running.clone())
 
 
 @dataclass

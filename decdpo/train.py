@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from decdpo.errors import NumericalError
-from decdpo.policies.objective import Batch
 from decdpo.policies.stats import Stats
 from decdpo.run import Agent, Run
 from decdpo.topology.row import Mixing
@@ -96,9 +95,7 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
     for h in range(run.local_steps):
         step = t * run.local_steps + h
         lr = run.lr(step)
-        batches = [
-            Batch(a.params, a.data, a.sampler.rows(step, run.batch_size)) for a in active
-        ]
+        batches = [a.batch(a.sampler.rows(step, run.batch_size)) for a in active]
         try:
             for agent, stats in zip(active, run.objective.gradients(batches)):
                 agent.stats += stats

@@ -42,11 +42,11 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
     world, agents, objective = experiment.world, experiment.agents, experiment.objective
     done = experiment.store.load(experiment.states(), round=args.round, required=True)
     mean = average_model(world, agents)
+    own = objective.evaluations([a.batch(a.data.heldout_rows) for a in agents])
+    average = objective.evaluations([a.batch(a.data.heldout_rows, mean) for a in agents])
     models = {
-        "own": {
-            a.id: objective.evaluate(a.params, a.data, a.data.heldout_rows) for a in agents
-        },
-        "average": {a.id: objective.evaluate(mean, a.data, a.data.heldout_rows) for a in agents},
+        model: {a.id: stats for a, stats in zip(agents, scored)}
+        for model, scored in (("own", own), ("average", average))
     }
     mine = {
         a.id: {"pairs": a.data.num_heldout, **{m: _pick(s[a.id]) for m, s in models.items()}}

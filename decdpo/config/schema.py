@@ -339,8 +339,6 @@ def _loss_sections() -> dict[str, type]:
     """Make one dataclass per loss from the options that the losses themselves declare."""
     sections = {}
     for name, loss in LOSSES.items():
-        if loss.has_state:
-            continue
         fields: list[Any] = [("kind", str, option(name, "which loss"))]
         fields += [(o.name, type(o.default), option(o.default, o.doc)) for o in loss.options]
         sections[name] = make_dataclass(name, fields, frozen=True)

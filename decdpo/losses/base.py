@@ -1,7 +1,7 @@
 """What a preference loss sees and returns."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -51,6 +51,25 @@ class PairLoss(Protocol):
         ...
 
 
-def couples_pairs(loss: PairLoss) -> bool:
+@runtime_checkable
+class RunningLoss(Protocol):
+    """A loss with a running statistic (1,) of the batches so far, 0 before the first.
+
+    beta : the scale that turns log-ratios into rewards (nats to reward units).
+    """
+
+    @property
+    def beta(self) -> float: ...
+
+    def at(self, running: Tensor) -> PairLoss:
+        """Return the loss of the batch that finds the statistic ``running`` (1,)."""
+        ...
+
+    def update(self, running: Tensor, pairs: PairLogProbs) -> Tensor:
+        """Return the statistic (1,) after the batch ``pairs``; ``running`` is left as it was."""
+        ...
+
+
+def couples_pairs(loss: PairLoss | RunningLoss) -> bool:
     """Say whether the loss of a pair depends on the other pairs of its batch."""
     return getattr(loss, "couples_pairs", False)

@@ -6,16 +6,8 @@ With the gap ``M = h_w - h_l`` (nats), its batch mean and its running mean M0:
     l    = -log sigma(beta (h_w - h_l))
     M0  <- m M0 + (1 - m) mean M
 
-No gradient flows through beta. The loss stays pure: M0 is a ``GapMean`` that the caller keeps.
-In each local step of an agent
-
-    loss = beta_dpo.at(state)             # a PairLoss with M0 fixed
-    losses = loss(pairs)
-    state = beta_dpo.update(state, pairs)
-
-so the state belongs beside the agent's parameters: its one tensor can be a view of the last value
-of the message buffer (then neighbours average it as they average parameters, which is sound since
-the update is linear in M0 and in the gap) and is saved as it is in a checkpoint.
+No gradient flows through beta. The loss stays pure: M0 is kept by the algorithm, beside the agent's
+parameters (``algorithms.running``), so that neighbours average it and a checkpoint holds it.
 
 Our reading where the paper and its program differ: M0 is the value before the present batch (the
 paper's order), gaps are log-ratios in nats (the program; the paper has them times beta_0), and M0
@@ -29,8 +21,8 @@ section 4.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from decdpo.losses.base import PairLogProbs
@@ -38,18 +30,8 @@ from decdpo.losses.constants import log_sigmoid, require_between, require_positi
 
 
 @dataclass(frozen=True)
-class GapMean:
-    """The running statistics of beta-DPO.
-
-    mean : (1,) M0, the running mean of h_w - h_l over batches (nats), without gradient.
-    """
-
-    mean: Tensor
-
-
-@dataclass(frozen=True)
 class BetaDPO:
-    """The constants of beta-DPO; ``at(state)`` is the loss of one batch.
+    """The constants of beta-DPO, a ``RunningLoss``; ``at(mean)`` is the loss of one batch.
 
     beta : beta_0, the scale where the batch gap equals its running mean, > 0.
     alpha : relative change of beta per nat of the gap, >= 0 (0 is DPO).
@@ -58,6 +40,8 @@ class BetaDPO:
 
     Raises ConfigError if a constant is out of range.
     """
+
+    couples_pairs: ClassVar[bool] = True
 
     beta: float = 0.1
     alpha: float = 0.6
@@ -71,29 +55,27 @@ class BetaDPO:
         require_positive("beta_min", self.beta_min)
         require_between("beta_min", self.beta_min, 0.0, self.beta)
 
-    def init(self, like: Tensor) -> GapMean:
-        """Return M0 = 0, with the type and device of ``like``."""
-        return GapMean(torch.zeros(1, dtype=like.dtype, device=like.device))
+    def at(self, mean: Tensor) -> "DynamicDPO":
+        """Return the loss of the batch that finds the running mean ``mean`` (1,), M0 in nats."""
+        return DynamicDPO(self, mean)
 
-    def at(self, state: GapMean) -> "DynamicDPO":
-        """Return the loss of the batch that follows ``state``."""
-        return DynamicDPO(self, state)
-
-    def update(self, state: GapMean, pairs: PairLogProbs) -> GapMean:
-        """Return the running mean after the batch ``pairs``; ``state`` is left as it was."""
+    def update(self, mean: Tensor, pairs: PairLogProbs) -> Tensor:
+        """Return the running mean (1,) after the batch ``pairs``; ``mean`` is left as it was."""
         m = self.momentum
-        return GapMean(m * state.mean + (1.0 - m) * _gap(pairs).to(state.mean.dtype))
+        return m * mean + (1.0 - m) * _gap(pairs).to(mean)
 
 
 @dataclass(frozen=True)
 class DynamicDPO:
     """``l = -log sigma(beta (h_w - h_l))`` with the beta of this batch; a PairLoss.
 
-    constants : of beta-DPO. state : the running mean before this batch.
+    constants : of beta-DPO. mean : (1,) the running mean before this batch, nats.
     """
 
+    couples_pairs: ClassVar[bool] = True
+
     constants: BetaDPO
-    state: GapMean
+    mean: Tensor
 
     @property
     def beta(self) -> float:
@@ -104,7 +86,7 @@ class DynamicDPO:
         """Return the 1-element beta of the batch ``pairs``, without gradient."""
         gap = _gap(pairs)
         c = self.constants
-        beta = c.beta * (1.0 + c.alpha * (gap - self.state.mean.to(gap.dtype)))
+        beta = c.beta * (1.0 + c.alpha * (gap - self.mean.to(gap)))
         return beta.clamp(min=c.beta_min)
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:

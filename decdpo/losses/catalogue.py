@@ -31,4 +31,4 @@ LOSS_CLASSES: dict[str, type] = {
     "nbdpo_v2_symmetric": SymmetricNbDPOv2,
     "bdpo": BDPO,
 }
-"""Every loss by its name; all are PairLoss but ``beta_dpo``, whose ``at(state)`` is one."""
+"""Every loss by its name: each a PairLoss, but for ``beta_dpo``, a RunningLoss."""

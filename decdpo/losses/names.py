@@ -19,7 +19,7 @@ class LossInfo:
     doc : the formula in one line, with z = beta (h_w - h_l).
     options : the constants it uses; any other key would be ignored, and is therefore refused.
     needs_score : whether the shards must hold a score of each answer.
-    has_state : whether it carries running statistics from batch to batch.
+    has_state : whether it has a running statistic of the batches, which agents then share.
     """
 
     doc: str

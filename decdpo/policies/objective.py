@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from decdpo.errors import NumericalError, PolicyError
-from decdpo.losses.base import PairLogProbs, PairLoss, couples_pairs
+from decdpo.losses.base import PairLogProbs, PairLoss, RunningLoss, couples_pairs
 from decdpo.params.flat import FlatParams
 from decdpo.policies.base import ForwardPass, Policy
 from decdpo.policies.encoded import EncodedShard
@@ -36,12 +36,14 @@ between threads, which would cut it elsewhere than at a multiple of ``LANES``.""
 class Batch(NamedTuple):
     """Some pairs of one agent, to be scored by a model.
 
-    params : the model. data : the agent's encoded shard. rows : (B,) shard rows.
+    params : the model. data : the agent's encoded shard. rows : (B,) shard rows. running : (1,) the
+    agent's running statistic, for a loss that has one.
     """
 
     params: FlatParams
     data: EncodedShard
     rows: np.ndarray
+    running: Tensor | None = None
 
 
 class Scores(NamedTuple):
@@ -60,7 +62,7 @@ class Objective:
     """
 
     policy: Policy
-    loss: PairLoss
+    loss: PairLoss | RunningLoss
 
     def gradient(self, params: FlatParams, data: EncodedShard, rows: np.ndarray) -> Stats:
         """Overwrite ``params.grad`` (P,) with the gradient of the batch's mean loss.
@@ -75,18 +77,21 @@ class Objective:
     def gradients(self, batches: Iterable[Batch]) -> Iterator[Stats]:
         """Do ``gradient`` for one batch after another, yielding after each.
 
-        When a batch is yielded, its gradient is in its ``params.grad``, and its parameters may be
-        changed; batches may share the buffer of the gradient. Raises as ``gradient`` does.
+        When a batch is yielded, its gradient is in its ``params.grad``, its running statistic is
+        updated, and its parameters may be changed; batches may share the buffer of the gradient.
+        Raises as ``gradient`` does.
         """
         for group in self._groups(batches):
             # An overflow is reported with its rows, as an error: NumPy need not warn of it as well.
             with np.errstate(over="ignore", invalid="ignore"):
-                passes = [self.policy.forward(*batch) for batch in group]
+                passes = [self.policy.forward(*batch[:3]) for batch in group]
                 scored = self._score(group, passes)
             for batch, forward, scores in zip(group, passes, scored):
                 batch.params.grad.zero_()
                 with np.errstate(over="ignore", invalid="ignore"):
                     forward.backward(scores.d_chosen, scores.d_rejected)
+                if isinstance(self.loss, RunningLoss) and batch.running is not None:
+                    batch.running.copy_(self.loss.update(batch.running, forward.logps))
                 yield scores.stats
 
     def evaluate(
@@ -109,7 +114,7 @@ class Objective:
         places = iter([place for place, _ in parts])
         for group in self._groups(part for _, part in parts):
             with np.errstate(over="ignore", invalid="ignore"):
-                passes = [self.policy.forward(*part, need_grad=False) for part in group]
+                passes = [self.policy.forward(*part[:3], need_grad=False) for part in group]
                 scored = self._score(group, passes)
             for scores in scored:
                 totals[next(places)] += scores.stats
@@ -129,6 +134,14 @@ class Objective:
         if group:
             yield group
 
+    def _loss(self, batch: Batch) -> PairLoss:
+        """Return the loss that ``batch`` meets; the same for all where it does not run."""
+        if not isinstance(self.loss, RunningLoss):
+            return self.loss
+        if batch.running is None:
+            raise ValueError("a loss with a running statistic needs the agent's")
+        return self.loss.at(batch.running)
+
     def _score(self, group: list[Batch], passes: list[ForwardPass]) -> list[Scores]:
         """Return cotangents and statistics of every batch of a group."""
         width = 1 if couples_pairs(self.loss) else LANES
@@ -139,7 +152,7 @@ class Objective:
         share = np.repeat(1.0 / lanes.sizes, lanes.sizes) * (1.0 if weight is None else weight)
         with torch.enable_grad():
             chosen, rejected = pairs.chosen.requires_grad_(), pairs.rejected.requires_grad_()
-            losses = self.loss(pairs)
+            losses = self._loss(group[0])(pairs)
             slopes = torch.autograd.grad(
                 losses, (chosen, rejected), lanes.spread(share, losses), allow_unused=True
             )
@@ -199,7 +212,8 @@ def _weights(group: list[Batch]) -> np.ndarray | None:
     if all(batch.data.weight is None for batch in group):
         return None
     weights = [
-        np.ones(len(rows)) if data.weight is None else data.weight[rows] for _, data, rows in group
+        np.ones(len(rows)) if data.weight is None else data.weight[rows]
+        for _, data, rows, _ in group
     ]
     return np.concatenate(weights)
 
@@ -237,7 +251,7 @@ def _not_finite(stacked: np.ndarray, group: list[Batch], starts: np.ndarray) -> 
     """Make the error for the first batch with a value that is not finite in ``stacked`` (7, N)."""
     pair = np.flatnonzero(~np.isfinite(stacked).all(axis=0))[0]
     place = int(np.searchsorted(starts, pair, side="right")) - 1
-    _, data, rows = group[place]
+    _, data, rows, _ = group[place]
     stacked = stacked[:, starts[place] : starts[place] + len(rows)]
     names = (
         "loss",

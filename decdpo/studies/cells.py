@@ -243,7 +243,8 @@ def start_record(run: Run) -> Row:
     mean = average_model(run.world, run.agents)
     rows = heldout.gradient_rows
     norm = gradient_norm(run, mean, rows)
-    own = {a.id: run.objective.evaluate(mean, a.data, rows[a.id]) for a in run.agents}
+    scored = run.objective.evaluations([a.batch(rows[a.id], mean) for a in run.agents])
+    own = {a.id: stats for a, stats in zip(run.agents, scored)}
     record = {
         "round": 0,
         "loss": pooled(run.world, own).means()["loss"],

@@ -33,6 +33,7 @@ from decdpo.theory.curvature import (
     CHUNK,
     PairLosses,
     agent_hessian,
+    constant_loss,
     largest_eigenvalue,
     mean_gradient,
 )
@@ -102,6 +103,7 @@ def measure(
     iterations : of the search for L*; 0 takes 0 as L*, below which no preference loss of the DPO
         family falls. Policies without closed-form derivatives always do that.
     """
+    constant_loss(objective)
     rows = {i: _spread(shard.num_train, max_pairs) for i, shard in data.items()}
     parts = {i: _gradients(objective, params, data[i], rows[i], batch_size) for i in data}
     mean = world.sum({i: p.gradient for i, p in parts.items()}) / world.num_agents
@@ -220,7 +222,7 @@ def _squared_norms(
 
 def _largest_second_derivative(objective: Objective) -> float | None:
     """Return max l'' as a function of the margin of two log-probabilities, if it is known."""
-    loss = objective.loss
+    loss = constant_loss(objective)
     if isinstance(loss, (DPO, RobustDPO)):
         return loss.beta**2 / 4
     return 2.0 if isinstance(loss, (IPO, SummedIPO)) else None

@@ -18,7 +18,8 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.errors import ConfigError
+from decdpo.losses.base import PairLogProbs, PairLoss, RunningLoss
 from decdpo.params.flat import FlatParams
 from decdpo.policies.curvature import CurvedPass
 from decdpo.policies.encoded import EncodedShard
@@ -30,6 +31,16 @@ SMALL = 48
 
 CHUNK = 16
 """Pairs that a policy without closed forms, a large model, evaluates at once."""
+
+
+def constant_loss(objective: Objective) -> PairLoss:
+    """Return the loss of ``objective``; ``ConfigError`` if it changes from batch to batch."""
+    if isinstance(objective.loss, RunningLoss):
+        raise ConfigError(
+            "loss.kind = 'beta_dpo' follows the batches: it has no constants of its own",
+            "measure with loss.kind = 'dpo', which it is at the mean gap",
+        )
+    return objective.loss
 
 
 class PairLosses:
@@ -47,7 +58,7 @@ class PairLosses:
                 t.detach().requires_grad_() for t in (logps.chosen, logps.rejected)
             )
             chosen, rejected = self._inputs
-            values = objective.loss(replace(logps, chosen=chosen, rejected=rejected))
+            values = constant_loss(objective)(replace(logps, chosen=chosen, rejected=rejected))
             if data.weight is not None:
                 values = values * torch.as_tensor(data.weight[rows]).to(values)
             self._slopes = self._grad(values.sum(), create_graph=True)

@@ -1,10 +1,11 @@
-"""Runs whose letters are late or compressed: ranks, stops, recording and replaying."""
+"""Runs whose letters are late, compressed or hold a statistic: ranks, stops, replaying."""
 
 import json
 
 import pytest
 
 LATE = ["--set", "staleness.kind=seeded", "--set", "staleness.max_age=3"]
+RUNNING = ["--set", "loss.kind=beta_dpo"]
 CHOCO = ["--set", "algorithm.kind=choco", "--set", "algorithm.gamma=0.3"]
 
 
@@ -13,7 +14,9 @@ def total(shell, run, key):
     return [json.loads(line)["system"][key] for line in lines]
 
 
-@pytest.mark.parametrize("options", [LATE, [*CHOCO, "--set", "algorithm.codec=int4"]])
+@pytest.mark.parametrize(
+    "options", [LATE, [*CHOCO, "--set", "algorithm.codec=int4"], [*RUNNING, *LATE]]
+)
 def test_ranks_and_a_stop_leave_the_bits_alone(shell, config, options):
     shell("train", config, "--out", "whole", *options)
     shell("train", config, "--out", "ranks", *options, ranks=3)

@@ -84,6 +84,7 @@ def test_advice_can_be_taken(shell, users):
         (("--local-steps", 0), "--local-steps"),
         (("--graphs", "rign"), "rign"),
         (("--pairs", -1), "--pairs"),
+        (("--set", "loss.kind=beta_dpo"), "beta_dpo"),
     ],
 )
 def test_bad_input_is_one_message(shell, users, options, word):

@@ -16,6 +16,7 @@ from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.push_sum import PushSum
 from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+from decdpo.algorithms.running import Running
 from decdpo.codecs.quantize import Quantize
 from decdpo.codecs.randomk import RandomK
 from decdpo.codecs.topk import TopK
@@ -51,9 +52,17 @@ CASES = {
     "choco, random-k": (Choco(SGD(), P, RandomK(P, torch.float32, 41, 3), 0.1), "exponential"),
     "choco, int4": (Choco(AdamW(), P, Quantize(P, torch.float32, 4, 3), 0.6), "complete"),
     "push-sum, one peer": (PushSum(SGD(), P), "one_peer_exponential"),
+    "dsgd with a statistic": (Running(Dsgd(SGD(), P)), "ring"),
+    "choco with a statistic": (Running(Choco(SGD(), P, TopK(P, torch.float32, 30), 0.2)), "ring"),
+    "fedavg with a statistic": (Running(FedAvg(SGD(), P)), Participation(N, 3, seed=2)),
 }
 ADAPT_FIRST = (*SERVER, ExactDiffusion)
 """Algorithms without overlap."""
+
+
+def _kind(algorithm: Any) -> Any:
+    """Return the algorithm, without what shares a statistic beside it."""
+    return getattr(algorithm, "inner", algorithm)
 
 
 @pytest.fixture
@@ -77,15 +86,16 @@ def gradient(agent: int, step: int, x: torch.Tensor) -> torch.Tensor:
 def train(world: Any, name: str, overlap: bool) -> tuple[dict[int, torch.Tensor], list[int]]:
     """Return the local agents' parameters after all rounds, and the messages and bytes sent."""
     algorithm, schedule = CASES[name]
+    kind = _kind(algorithm)
     if isinstance(schedule, str):
-        push = isinstance(algorithm, PushSum)
+        push = isinstance(kind, PushSum)
         schedule = make_schedule(schedule, "auto", N, seed=5, push_sum=push)
 
     def new() -> Any:
-        dtype = torch.uint8 if isinstance(algorithm, Choco) else torch.float32
+        dtype = torch.uint8 if isinstance(kind, Choco) else torch.float32
         return world.exchange(algorithm.message_size(P), dtype, digest=name)
 
-    server = isinstance(algorithm, SERVER)
+    server = isinstance(kind, SERVER)
     exchange = ServerExchange(new(), new(), all_hear=N) if server else new()
     states = {i: algorithm.init(torch.zeros(P)) for i in world.local_agents}
 
@@ -101,6 +111,10 @@ def train(world: Any, name: str, overlap: bool) -> tuple[dict[int, torch.Tensor]
             for step in range(2 * t, 2 * t + 2):
                 if schedule.mixing(t).row(i).active:
                     algorithm.local_step(state, gradient(i, step, state.x), 0.05)
+                    if kind is not algorithm:
+                        # What is shared acts on the model, so that its bits are compared, too.
+                        state.running += float(state.x[0])
+                        state.x[1] += float(state.running) / 100
         if not overlap:
             start(t)
         for i, state in states.items():
@@ -113,7 +127,7 @@ def train(world: Any, name: str, overlap: bool) -> tuple[dict[int, torch.Tensor]
 @pytest.mark.parametrize(
     "name, overlap",
     [(name, False) for name in CASES]
-    + [(name, True) for name, (a, _) in CASES.items() if not isinstance(a, ADAPT_FIRST)],
+    + [(name, True) for name, (a, _) in CASES.items() if not isinstance(_kind(a), ADAPT_FIRST)],
 )
 def test_the_bits_do_not_depend_on_the_ranks(world: Any, name: str, overlap: bool) -> None:
     found, _ = train(world, name, overlap)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from decdpo.losses.base import PairLogProbs
-from decdpo.losses.beta_dpo import BetaDPO, GapMean
+from decdpo.losses.beta_dpo import BetaDPO
 from decdpo.losses.dpo import DPO
 from decdpo.losses.kto import KTO, UnpairedKTO, reference_point
 
@@ -26,8 +26,8 @@ def pairs_with(h_w: list[float], h_l: list[float]) -> PairLogProbs:
     )
 
 
-def mean_of(value: float) -> GapMean:
-    return GapMean(torch.tensor([value], dtype=torch.float64))
+def mean_of(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64)
 
 
 def test_a_batch_at_the_running_mean_gets_dpo() -> None:
@@ -61,18 +61,17 @@ def test_no_gradient_flows_through_beta() -> None:
 
 def test_running_mean_is_the_exponential_average_of_batch_gaps() -> None:
     loss = BetaDPO(momentum=0.8)
-    state = loss.init(torch.zeros(3, dtype=torch.float64))
-    assert torch.equal(state.mean, torch.zeros(1, dtype=torch.float64))
+    mean = mean_of(0.0)
     gaps = [2.0, -1.0, 0.5]
     for gap in gaps:
-        before = state.mean.clone()
-        new = loss.update(state, pairs_with([gap + 1.0, gap - 1.0], [0.0, 0.0]))
-        assert torch.equal(state.mean, before)
-        state = new
+        before = mean.clone()
+        new = loss.update(mean, pairs_with([gap + 1.0, gap - 1.0], [0.0, 0.0]))
+        assert torch.equal(mean, before)
+        mean = new
     expected = sum(0.2 * 0.8 ** (2 - k) * gap for k, gap in enumerate(gaps))
-    assert state.mean.shape == (1,)
-    assert not state.mean.requires_grad
-    assert state.mean.item() == pytest.approx(expected, rel=1e-14)
+    assert mean.shape == (1,)
+    assert not mean.requires_grad
+    assert mean.item() == pytest.approx(expected, rel=1e-14)
 
 
 def test_averaging_states_and_updating_commute() -> None:
@@ -80,8 +79,8 @@ def test_averaging_states_and_updating_commute() -> None:
     loss = BetaDPO()
     first, second = pairs_with([2.0], [0.0]), pairs_with([-4.0], [0.0])
     both = pairs_with([2.0, -4.0], [0.0, 0.0])
-    after = 0.5 * (loss.update(mean_of(1.0), first).mean + loss.update(mean_of(3.0), second).mean)
-    torch.testing.assert_close(after, loss.update(mean_of(2.0), both).mean)
+    after = 0.5 * (loss.update(mean_of(1.0), first) + loss.update(mean_of(3.0), second))
+    torch.testing.assert_close(after, loss.update(mean_of(2.0), both))
 
 
 def test_unpaired_kto_of_each_kind_of_answer() -> None:

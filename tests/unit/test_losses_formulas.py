@@ -52,7 +52,7 @@ def make_loss(name: str, **options: Any) -> Callable[[PairLogProbs], torch.Tenso
     loss = LOSS_CLASSES[name](**options)
     if name != "beta_dpo":
         return loss
-    start = loss.init(torch.zeros(1, dtype=torch.float64))
+    start = torch.zeros(1, dtype=torch.float64)
     return loss.at(loss.update(start, to_pairs(make_arrays(9))))
 
 

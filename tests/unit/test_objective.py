@@ -215,7 +215,7 @@ def test_a_foreign_reference_is_noticed_at_the_start(policy):
 
 
 def agents_apart(policy, weighted):
-    """Return batches of unequal size, one of them with repeated pairs, of agents with own models."""
+    """Return batches of unequal size, one with repeated pairs, of agents with own models."""
     batches = []
     for agent, size in enumerate((1, 7, 31, 32, 33, 40)):
         rng = np.random.default_rng(agent)
@@ -249,16 +249,19 @@ def test_agents_scored_together_have_the_bits_of_agents_scored_alone(loss, dtype
     grads = [batch.params.grad.clone() for batch in batches]
     evaluated = objective.evaluations(batches, batch_size=9)
     for batch, stats, grad, held in zip(batches, together, grads, evaluated):
-        alone = objective.gradient(*batch)
+        alone = objective.gradient(*batch[:3])
         assert (alone.values == stats.values).all()
         assert torch.equal(batch.params.grad, grad) and grad.any()
-        assert (objective.evaluate(*batch, batch_size=9).values == held.values).all()
+        assert (objective.evaluate(*batch[:3], batch_size=9).values == held.values).all()
 
 
 def test_a_batch_may_change_its_model_once_it_is_yielded(policy):
     batches, objective = agents_apart(policy, False), Objective(policy, DPO())
     shared = torch.zeros(4, dtype=torch.float64)
-    alone = [objective.gradient(*batch).means() and batch.params.grad.clone() for batch in batches]
+    alone = []
+    for batch in batches:
+        objective.gradient(*batch[:3])
+        alone.append(batch.params.grad.clone())
     lent = [b._replace(params=FlatParams(policy.layout, b.params.data, shared)) for b in batches]
     for batch, expected, _ in zip(lent, alone, objective.gradients(lent)):
         assert torch.equal(shared, expected)
@@ -267,7 +270,7 @@ def test_a_batch_may_change_its_model_once_it_is_yielded(policy):
 
 def test_a_fault_in_a_group_names_its_own_agent(policy):
     batches, objective = agents_apart(policy, False), Objective(policy, DPO())
-    _, data, rows = batches[3]
+    _, data, rows, _ = batches[3]
     data.differences.values[4 * rows[5]] = np.nan
     with pytest.raises(NumericalError, match=rf"agent 3: .* shard row {rows[5]}\b"):
         list(objective.gradients(batches))
@@ -276,7 +279,7 @@ def test_a_fault_in_a_group_names_its_own_agent(policy):
 @pytest.mark.parametrize("loss", PAIR_LOSSES)
 def test_the_objective_is_the_mean_of_the_loss_over_the_batch_alone(loss):
     policy = LogLinear(4, features="columns", dtype="float64")
-    for params, data, rows in agents_apart(policy, False):
+    for params, data, rows, _ in agents_apart(policy, False):
         pairs = policy.forward(params, data, rows).logps
         stats = Objective(policy, loss()).gradient(params, data, rows)
         assert stats.means()["loss"] == pytest.approx(loss()(pairs).mean().item(), rel=1e-12)
