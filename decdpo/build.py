@@ -244,7 +244,14 @@ def make_exchange(
     arrival = late.max_age if late.kind == "arrival" else 0
 
     def new() -> Exchange:
-        return world.exchange(size, dtype, digest=layout.digest, device=device, max_age=arrival)
+        return world.exchange(
+            size,
+            dtype,
+            digest=layout.digest,
+            device=device,
+            staging=config.device.staging,
+            max_age=arrival,
+        )
 
     if late.kind in ("seeded", "replay") and late.max_age:
         return StaleExchange(new(), make_delays(config, world), late.max_age)

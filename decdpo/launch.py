@@ -73,11 +73,15 @@ class Job:
     def device(self, section: Any, gpu_of_use: bool = True) -> str:
         """Set the number of threads and return this process's device, as ``[device]`` says.
 
-        gpu_of_use : whether what is trained can compute on a GPU.
+        gpu_of_use : whether what is trained can compute on a GPU. A GPU that is chosen becomes the
+        process's own, with deterministic algorithms.
+
+        Raises ``EnvironmentFault`` if the device is not there, or is the CPU where
+        ``device.staging`` needs a GPU.
         """
         import torch
 
-        from decdpo.comm.device import choose_device
+        from decdpo.comm.device import choose_device, take_gpu
 
         torch.set_num_threads(section.threads)
         rank, count = (0, 1)
@@ -86,7 +90,16 @@ class Job:
 
             rank, count = mpi.place_on_node()
         kind = section.kind if gpu_of_use else "cpu"
-        return choose_device(kind, rank, count, share_gpu=section.share_gpu)
+        device = choose_device(kind, rank, count, share_gpu=section.share_gpu)
+        if device != "cpu":
+            take_gpu(device)
+        elif section.staging == "device":
+            raise EnvironmentFault(
+                f"device.staging = 'device' is ignored: with device.kind = {section.kind!r} this "
+                "process computes on the CPU",
+                'set device.staging = "host", or device.kind = "cuda" to learn why no GPU is taken',
+            )
+        return device
 
     def together(self, action: Callable[[], T]) -> T:
         """Do ``action`` on every process; a fault on any of them is raised on all. Collective."""

@@ -157,6 +157,11 @@ CASES = [
          prepare=config('[policy]\nkind = "causal_lm"\nmodel = "no-model"')),
     Case("a GPU that is not there", TRAIN, ("no GPU",),
          prepare=config('[policy]\nkind = "causal_lm"\nmodel = "."\n[device]\nkind = "cuda"')),
+    Case("letters from a GPU where the CPU computes", TRAIN, ("device.staging", "ignored"),
+         prepare=config('[device]\nkind = "cpu"\nstaging = "device"')),
+    Case("letters from a GPU that is not there", TRAIN, ("device.staging", "CPU"),
+         prepare=config('[policy]\nkind = "causal_lm"\nmodel = "."\n'
+                        '[device]\nstaging = "device"')),
     Case("feature columns that are not there", TRAIN, ("feature columns",),
          prepare=config('[policy]\nfeatures = "columns"')),
     # Graphs

@@ -44,6 +44,20 @@ def choose_device(
     return f"cuda:{local_rank % count}"
 
 
+def take_gpu(device: str) -> None:
+    """Compute on ``device``, "cuda:k", from now on, and give the same input the same bits.
+
+    Call it before anything is computed there. Chooses deterministic algorithms for the whole
+    process; an operation that has none raises ``RuntimeError`` and names itself. cuBLAS needs
+    ``CUBLAS_WORKSPACE_CONFIG`` for that, which is set to ":4096:8" unless it is set already.
+    """
+    # Read when CUDA is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # MPI looks for GPU memory on the current device.
+    torch.cuda.set_device(device)
+
+
 def check_devices(world: World, device: str, *, share_gpu: bool = False) -> None:
     """Raise ``EnvironmentFault`` on all processes if two of them compute on one GPU. Collective.
 

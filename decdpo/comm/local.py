@@ -105,12 +105,13 @@ class LocalWorld:
         *,
         digest: str = "",
         device: str = "cpu",
+        staging: str = "host",
         max_age: int = 0,
     ) -> LocalExchange:
         """Make an exchange for vectors of ``size`` values.
 
-        ``digest`` has nothing to guard here, and ``max_age`` nothing to wait for: no letter is late
-        in one process.
+        ``digest`` has nothing to guard here, ``staging`` nothing to send, and ``max_age`` nothing
+        to wait for: no letter is late in one process.
         """
         return LocalExchange(self.local_agents, size, dtype, device)
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType, TracebackType
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from decdpo.comm import cuda_aware
 from decdpo.comm.arrival import ArrivalExchange
 from decdpo.comm.collectives import Collectives, ThreadChannel
+from decdpo.comm.direct import DirectExchange, Stream
 from decdpo.comm.exchange import MpiExchange, Wiring
 from decdpo.comm.faults import pack, unpack
 from decdpo.comm.launch import launched_by_mpi
@@ -25,7 +27,7 @@ from decdpo.comm.slots import Format
 from decdpo.comm.staging import Copies, StagedExchange
 from decdpo.comm.stop import StopAgreement
 from decdpo.comm.waiting import Patience
-from decdpo.comm.window import Segment, Window
+from decdpo.comm.window import Segment, Window, no_room
 from decdpo.comm.world import Arrays
 from decdpo.errors import ConfigError, EnvironmentFault
 
@@ -33,7 +35,6 @@ TIMEOUT = 600.0
 CHUNK_BYTES = 32 << 20
 PROGRESS_FROM = 1 << 20
 """Smallest message, in bytes, for which the progress thread is worth the 70 us a round it costs."""
-SHARED_MEMORY = "/dev/shm"
 _PR_SET_TIMERSLACK = 29
 
 
@@ -158,6 +159,7 @@ class MpiWorld:
         self._abandoned: list[Any] = []
         self._progress: Progress | None = None
         self._probed: Any = None
+        self._rehearsed = False
         threads = self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE
         self._threads = threads
         if progress == "thread" and threads and self._comm.Get_size() > 1:
@@ -171,24 +173,55 @@ class MpiWorld:
         *,
         digest: str = "",
         device: str = "cpu",
+        staging: str = "host",
         max_age: int = 0,
     ) -> MpiExchange:
         """Make an exchange for vectors of ``size`` values. Collective.
 
-        Vectors on a GPU go through pinned host memory; letters that may be late, ``max_age`` > 0,
-        always travel as messages. Raises ``ConfigError`` if the processes ask for different ones or
-        for late letters on a GPU, ``EnvironmentFault`` if ``transport = "window"`` finds too little
-        shared memory.
+        Vectors on a GPU go through pinned host memory, or from the GPU's memory if ``staging`` is
+        "device"; letters that may be late, ``max_age`` > 0, always travel as messages. Raises
+        ``ConfigError`` if the processes ask for different ones or for late letters on a GPU,
+        ``EnvironmentFault`` if ``transport = "window"`` finds too little shared memory or MPI does
+        not carry GPU memory, which the first such exchange tries out.
         """
-        format = Format(size, dtype, digest, self._chunk_bytes)
+        direct = device != "cpu" and staging == "device"
+        format = Format(size, dtype, digest, self._chunk_bytes, apart=direct)
         wanted = f"{size} {dtype} {digest} {self._chunk_bytes} {max_age}"
-        self.require_same("the vector to exchange", wanted)
-        staged = device != "cpu"
-        if staged and max_age:
+        self.require_same("the vector to exchange", wanted + " from the device" * direct)
+        if device != "cpu" and max_age:
             raise ConfigError(
                 f"letters on {device} cannot be late by arrival",
                 "set device.kind = 'cpu', or staleness.kind = 'seeded'",
             )
+        if direct and not self._rehearsed:
+            self._rehearse(device)
+        return self._make_exchange(format, device, max_age, self._patience, self._stop.enter)
+
+    def _rehearse(self, device: str) -> None:
+        """Raise ``EnvironmentFault`` unless MPI carries GPU memory between ranks. Collective."""
+        ranks = self._comm.Get_size()
+        if ranks > 1:
+            brief = Patience(min(self._timeout, cuda_aware.PATIENCE), self._stop.poll)
+
+            def make(size: int) -> MpiExchange:
+                format = Format(size, torch.uint8, "", self._chunk_bytes, apart=True)
+                return self._make_exchange(format, device, 0, brief, lambda round: None)
+
+            around = (self.rank - 1, self.rank, self.rank + 1)
+            before, me, after = (self._placement.agents_of(r % ranks)[0] for r in around)
+            sizes = (cuda_aware.FEW, Format(1, torch.uint8, "", self._chunk_bytes).step + 1)
+            cuda_aware.rehearse(self._mpi, self, make, sizes, (before, me, after), device)
+        self._rehearsed = True
+
+    def _make_exchange(
+        self,
+        format: Format,
+        device: str,
+        max_age: int,
+        patience: Patience,
+        enter: Callable[[int], None],
+    ) -> MpiExchange:
+        staged = device != "cpu"
         window = None if staged or max_age else self._make_window(format)
         comm = self._duplicate(self._comm)
         node_ranks = self._node_ranks if window is not None else {}
@@ -198,9 +231,10 @@ class MpiWorld:
         progress = self._progress if remote and large else None
         barrier = self._collectives.barrier
         wiring = Wiring(comm, self._placement, self.rank, node_ranks, window, progress, barrier)
-        patience, enter = self._patience, self._stop.enter
         exchange: MpiExchange
-        if staged:
+        if format.apart:
+            exchange = DirectExchange(format, wiring, patience, Stream(device), enter)
+        elif staged:
             exchange = StagedExchange(format, wiring, patience, Copies(device), enter)
         elif max_age:
             exchange = ArrivalExchange(format, wiring, patience, max_age, enter)
@@ -297,7 +331,7 @@ class MpiWorld:
                 for rank in self._node_ranks
             }
             needed = sum(sizes.values())
-            fault = _no_room(needed)
+            fault = no_room(needed)
         if self._transport == "window":
             self.require(fault)
         # The ranks of a node decide alike: one that sees less room decides for all.
@@ -326,22 +360,6 @@ class MpiWorld:
         if window is not None:
             window.close()
         comm.Free()
-
-
-def _no_room(needed: int) -> EnvironmentFault | None:
-    """Return a fault if the node's shared memory cannot hold ``needed`` bytes."""
-    try:
-        stat = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return None
-    free = stat.f_bavail * stat.f_frsize
-    if needed <= 0.8 * free:
-        return None
-    return EnvironmentFault(
-        f"the messages of this node's agents take {needed} bytes of shared memory, "
-        f"{SHARED_MEMORY} has {free} free",
-        'set comm.transport = "p2p", or give the node (or container) more shared memory',
-    )
 
 
 def _short(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class Progress:
@@ -46,5 +47,7 @@ class Progress:
             self._busy.wait()
             if self._closed.wait(self._pause):
                 return
-            for probe in list(self.probes):
-                probe()
+            # What fails here fails again in the thread that waits, where it can be told.
+            with suppress(Exception):
+                for probe in list(self.probes):
+                    probe()

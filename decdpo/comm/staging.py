@@ -108,7 +108,7 @@ class DeviceExchange(MpiExchange, Generic[G]):
         """Do what the device is ready for."""
         with self._lock:
             while self._waiting and self._waiting[0][0].query():
-                self._waiting.popleft()[1]()
+                self._do_first()
 
     def finish(self, agent: int, round: int) -> Inbox:
         """Return what ``agent`` hears in ``round``; its parts arrive while they are used."""
@@ -119,7 +119,11 @@ class DeviceExchange(MpiExchange, Generic[G]):
 
     def close(self) -> None:
         """Send what still waits for the device, then free everything. Collective."""
-        self._drain()
+        try:
+            self._settle()
+        except RuntimeError:
+            # A device that has failed once answers every question like that.
+            self._waiting.clear()
         progress = self._wiring.progress
         if progress is not None and self.pump in progress.probes:
             progress.probes.remove(self.pump)
@@ -133,7 +137,7 @@ class DeviceExchange(MpiExchange, Generic[G]):
 
     def _turn(self, round: int) -> None:
         # What this round uses again must not be among what still waits.
-        self._drain()
+        self._settle()
         super()._turn(round)
 
     def _rest(self) -> None:
@@ -149,12 +153,22 @@ class DeviceExchange(MpiExchange, Generic[G]):
 
         super()._wait(pumped, agent, neighbour, round)
 
+    def _settle(self) -> None:
+        """End all that the device does for the last round's letters."""
+        self._drain()
+
     def _drain(self) -> None:
         """Do all that waits for the device."""
         with self._lock:
             while self._waiting:
                 self._waiting[0][0].synchronize()
-                self._waiting.popleft()[1]()
+                self._do_first()
+
+    def _do_first(self) -> None:
+        _, action = self._waiting[0]
+        action()
+        # Not before: what fails in the progress thread shall fail again in this one.
+        self._waiting.popleft()
 
 
 class StagedExchange(DeviceExchange[Copies]):
@@ -173,11 +187,6 @@ class StagedExchange(DeviceExchange[Copies]):
         self._downloads: dict[int, Done] = {}
         self._mirrors: dict[int, Tensor] = {}
         self._uploads: dict[int, list[Done]] = {}
-
-    def close(self) -> None:
-        """Finish the copies, then free everything. Collective."""
-        self._finish_uploads()
-        super().close()
 
     def _fill(
         self, outbox: _Outbox, slot: Slot, message: Tensor, post: Callable[[int], None]
@@ -219,12 +228,8 @@ class StagedExchange(DeviceExchange[Copies]):
                 uploads.append(self._gpu.copy(self._heard(source)[part], body[part]))
             self._gpu.lead(uploads[chunk])
 
-    def _turn(self, round: int) -> None:
-        self._finish_uploads()
-        super()._turn(round)
-
-    def _finish_uploads(self) -> None:
-        """Wait until no copy reads a receive slot any more."""
+    def _settle(self) -> None:
+        super()._settle()
         for uploads in self._uploads.values():
             for done in uploads:
                 done.synchronize()

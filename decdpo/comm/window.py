@@ -7,6 +7,7 @@ slot once all readers of its last message have done so. ``Win.Sync`` orders payl
 agent speaks once a round and its slot is the round's parity, so a reader knows where to look.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from decdpo.comm.slots import STAMP, Format, Slot
+from decdpo.errors import EnvironmentFault
 
 PAGE = 4096
+SHARED_MEMORY = "/dev/shm"
 _CHUNKS = 1 << 20
 """Stamps are round * 2**20 + chunks ready."""
 
@@ -162,6 +165,22 @@ class WindowEdge:
 
     def close(self) -> None:
         """Do nothing: the window owns the memory."""
+
+
+def no_room(needed: int) -> EnvironmentFault | None:
+    """Return a fault if the node's shared memory cannot hold ``needed`` bytes."""
+    try:
+        stat = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return None
+    free = stat.f_bavail * stat.f_frsize
+    if needed <= 0.8 * free:
+        return None
+    return EnvironmentFault(
+        f"the messages of this node's agents take {needed} bytes of shared memory, "
+        f"{SHARED_MEMORY} has {free} free",
+        'set comm.transport = "p2p", or give the node (or container) more shared memory',
+    )
 
 
 def _round_up(nbytes: int) -> int:

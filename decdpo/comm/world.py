@@ -111,13 +111,15 @@ class World(Protocol):
         *,
         digest: str = "",
         device: str = "cpu",
+        staging: str = "host",
         max_age: int = 0,
     ) -> Exchange:
         """Make an exchange for vectors of ``size`` values. Collective.
 
         max_age : how many rounds old a letter may be; above 0, ``finish`` waits only for letters
         that would be older, and mixes the newest that are there. Rows must then stay the same.
-        ``digest`` names the parameter layout; a letter with another one is an error.
+        ``digest`` names the parameter layout; a letter with another one is an error. staging : the
+        way from and to a GPU, through "host" memory or straight from the "device".
         """
         ...
 

@@ -1,7 +1,7 @@
 """Check this machine: Python, libraries, MPI, GPUs, memory and disk.
 
 Under mpirun it also checks that the ranks find one another, where each of them is, and which GPU
-each would use.
+each would use; with ``--staging device`` that MPI carries GPU memory between them.
 """
 
 import argparse
@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="device that the ranks shall use")
     parser.add_argument("--share-gpu", action="store_true", help="let several ranks use one GPU")
+    parser.add_argument("--staging", choices=("host", "device"), default="host",
+                        help="way of a GPU's letters; device is tried out")
 
 
 Check = tuple[str, bool, str]
@@ -39,16 +41,23 @@ def run(args: argparse.Namespace) -> int:
     def body(job: Job) -> int:
         checks = [_python(), *_libraries(), _attempt("MPI", _mpi), _attempt("disk", _disk),
                   _attempt("memory", _memory)]
-        checks.append(_attempt("device", lambda: _device(job, args)))
-        places = job.boot.collect({i: [platform.node(), checks[-1][2]] for i in
-                                   job.boot.local_agents})
+        _, usable, device = _attempt("device", lambda: _device(job, args))
+        checks.append(("device", usable, device))
+        places = job.boot.collect({i: [platform.node(), device] for i in job.boot.local_agents})
+        if args.staging == "device" and _everywhere(job, usable):
+            checks.append(_attempt("staging", lambda: _staging(job, device)))
         well = all(ok for _, ok, _ in checks)
-        everybody = job.boot.collect({i: well for i in job.boot.local_agents})
+        everybody_well = _everywhere(job, well)
         if job.is_root:
             _print(checks, places, args.json)
-        return 0 if all(everybody.values()) else 2
+        return 0 if everybody_well else 2
 
     return launch(body)
+
+
+def _everywhere(job: "Job", well: bool) -> bool:
+    """Say whether all processes are well. Collective."""
+    return all(job.boot.collect({i: well for i in job.boot.local_agents}).values())
 
 
 def _print(checks: list[Check], places: dict[int, list[str]], as_json: bool) -> None:
@@ -99,10 +108,12 @@ def _libraries() -> list[Check]:
 
 
 def _mpi() -> str:
+    from decdpo.comm.cuda_aware import describe
     from decdpo.comm.mpi import library
 
-    version: str = library().Get_library_version()
-    return version.splitlines()[0].split(",")[0]
+    MPI = library()
+    version: str = MPI.Get_library_version()
+    return f"{version.splitlines()[0].split(',')[0]}, {describe(MPI)}"
 
 
 def _disk() -> str:
@@ -118,4 +129,13 @@ def _memory() -> str:
 def _device(job: "Job", args: argparse.Namespace) -> str:
     from decdpo.config.schema import Device
 
-    return job.device(Device(kind=args.device, share_gpu=args.share_gpu))
+    wanted = Device(kind=args.device, share_gpu=args.share_gpu, staging=args.staging)
+    return job.device(wanted)
+
+
+def _staging(job: "Job", device: str) -> str:
+    """Try the way of letters out. Collective."""
+    import torch
+
+    job.boot.exchange(1, torch.float32, device=device, staging="device").close()
+    return f"MPI carries GPU memory between {job.size} process(es)"

@@ -203,6 +203,26 @@ def _check_combinations(config: Config) -> None:
     if config.device.kind == "cpu" and config.device.share_gpu:
         raise ConfigError("device.share_gpu = true is ignored when device.kind = 'cpu'",
                           "remove it, or use device.kind = 'cuda'")
+    if config.device.staging == "device":
+        _check_staging(config)
+
+
+def _check_staging(config: Config) -> None:
+    """Refuse GPU memory for letters where there is none, or a way that cannot carry it."""
+    on_cpu = ""
+    if config.device.kind == "cpu":
+        on_cpu = "device.kind = 'cpu'"
+    elif config.policy.kind != "causal_lm":
+        on_cpu = f"policy.kind = {config.policy.kind!r}, which computes on the CPU"
+    if on_cpu:
+        raise ConfigError(f"device.staging = 'device' is ignored with {on_cpu}",
+                          "remove it, or use device.staging = 'host'")
+    if config.comm.transport == "window":
+        raise ConfigError(
+            "comm.transport = 'window' is memory of the host, where device.staging = 'device' has "
+            "no letters",
+            "use comm.transport = 'auto' or 'p2p', or device.staging = 'host'",
+        )
 
 
 def _check_topology(topology: Any) -> None:

@@ -272,10 +272,15 @@ class Log:
 
 @dataclass(frozen=True)
 class Device:
-    """Where the arithmetic runs."""
+    """Where the arithmetic runs; GPUs use deterministic algorithms: a seed gives the same bits."""
 
     kind: str = option("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     share_gpu: bool = option(False, "let several ranks use one GPU")
+    staging: str = option(
+        "host",
+        "a GPU's letters go through pinned host memory, or from the device by a CUDA-aware MPI",
+        choices=("host", "device"),
+    )
     threads: int = option(1, "CPU threads of each rank", low=1)
 
 
