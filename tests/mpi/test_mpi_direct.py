@@ -1,6 +1,8 @@
 """Vectors handed to MPI where they lie on a device: the device works late, MPI does not wait."""
 
+import json
 import threading
+from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -124,7 +126,7 @@ def equal(found: dict[int, torch.Tensor], expected: dict[int, torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize("progress", ["thread", "none"])
-@pytest.mark.parametrize("size", [7, 3 * BLOCK + 1])
+@pytest.mark.parametrize("size", [7, 2 * BLOCK + 1])
 @pytest.mark.parametrize("graph", ["ring", "complete", "exponential", "one_peer_exponential"])
 def test_the_bits_are_those_of_the_host_path(
     connect: Any, graph: str, size: int, progress: str
@@ -267,6 +269,33 @@ def test_a_rehearsal_that_fails_anywhere_fails_everywhere(
     with pytest.raises(EnvironmentFault, match=expected) as caught:
         world.exchange(10, torch.float32, device="cpu:0", staging="device")
     assert caught.value.collective and 'device.staging = "host"' in caught.value.remedy
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("able", [True, False])
+def test_doctor_tells_and_tries(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], able: bool
+) -> None:
+    from decdpo.comm import mpi
+    from decdpo.commands import doctor
+    from decdpo.launch import Job
+
+    monkeypatch.setattr(mpi, "Stream", LateStream)
+    monkeypatch.setattr(cuda_aware, "cuda_support", lambda MPI: able)
+    monkeypatch.setattr(Job, "device", lambda job, section: "cpu:0")
+    wanted = Namespace(json=True, device="auto", share_gpu=False, staging="device")
+    status = doctor.run(wanted)
+    assert status == (0 if able else 2)
+    rank = mpi.library().COMM_WORLD.Get_rank()
+    printed = capsys.readouterr().out
+    assert bool(printed) == (rank == 0)
+    if printed:
+        checks = {check["check"]: check for check in json.loads(printed)["checks"]}
+        says = "says that it is CUDA-aware" if able else "says that it is not CUDA-aware"
+        assert checks["MPI"]["found"].endswith(says)
+        assert checks["staging"]["ok"] is able
+        said = "carries GPU memory" if able else "needs an MPI that takes GPU memory"
+        assert said in checks["staging"]["found"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
