@@ -221,7 +221,7 @@ def test_the_advised_step_is_that_of_the_measured_constants(advised):
     assert longer.work.config.optim.lr == 0.05
 
 
-def advice_table(measured, tail=(0.6, 0.5)):
+def advice_table(measured):
     """A table where candidate k = 1, 2, 3 was predicted 2^k and measured ``measured(k)``.
 
     The default is candidate 4; the advised one at other steps is ten times worse.
@@ -247,7 +247,7 @@ def advice_table(measured, tail=(0.6, 0.5)):
                 labels["predicted"] = predicted
             rows += training_rows(labels, [norm, norm], seed, **last)
             for row in rows[-2:]:
-                row["loss"] = square
+                row.update(loss=square, lr=0.1)
     table = Table(rows)
     builtin("advisor").derive(table)
     return table
@@ -264,6 +264,7 @@ def test_good_advice_is_known_from_bad_advice():
     paid = [v.held for text, v in bad.items() if "advised setting" in text and "goes" not in text]
     assert paid == [False] * 10
     assert [v.held for text, v in bad.items() if "rank" in text] == [False] * 3
+    assert [v.held for text, v in bad.items() if "on the ring" in text] == [False]
     far = [v for text, v in bad.items() if "predicted is above" in text]
     assert [v.held for v in far] == [False] * 3 and "most 6" in far[0].numbers
 
