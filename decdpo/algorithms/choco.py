@@ -25,8 +25,9 @@ faster than they are told. The proof asks for a gamma of order delta (1 - rho)^2
 works; gamma = delta has held on quadratics with every codec, 2 delta diverged with random-k.
 
 References: Koloskova, Stich and Jaggi, "Decentralized stochastic optimization and gossip algorithms
-with compressed communication", 2019, Algorithm 2 for (1) to (4), Algorithm 6 for (5); Koloskova,
-Lin, Stich and Jaggi, "Decentralized deep learning with arbitrary communication compression", 2020.
+with compressed communication", 2019, CHOCO-SGD for (1) to (4), its memory-efficient form for (5);
+Koloskova, Lin, Stich and Jaggi, "Decentralized deep learning with arbitrary communication
+compression", 2020.
 """
 
 from dataclasses import dataclass, field

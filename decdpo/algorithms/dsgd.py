@@ -17,8 +17,9 @@ same two moves here, a local step and a displacement of what was sent,
 where m_j is x_j as it was when the message left: before the local steps in (1), after them in (2).
 
 References: Lian et al., "Can decentralized algorithms outperform centralized algorithms?", 2017,
-Algorithm 1 for (1); Chen and Sayed, "Diffusion adaptation strategies", 2012, eq. (19) for (2);
-Jiang, "Distributed Direct Preference Optimization", 2026, for their use with DPO.
+Algorithm 1 (D-PSGD) for (1); Chen and Sayed, "Diffusion adaptation strategies for distributed
+optimization and learning over networks", 2012, adapt-then-combine, for (2); Jiang, "Distributed
+Direct Preference Optimization", 2026, for their use with DPO.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Exact diffusion, also known as D2: DSGD with a correction that removes its bias.
+"""Exact diffusion, which is D2 with lazy weights: DSGD with a correction that removes its bias.
 
 In matrix form, a row per agent, with W~ = (I + W) / 2 and psi_-1 = x_0:
 
@@ -21,10 +21,13 @@ message is what the local step and the correction make, so there is no overlap; 
 round: E = 1. Personal parameters follow their own gradient. d is a sum of small differences, which
 needs float32 or better.
 
+D2 has W in (3) in place of W~, and needs its eigenvalues above -1/3; those of W~ are at least 0.
+NIDS is the same recursion for smooth objectives, with W~ = I - c eta (I - W), here c = 1 / (2 eta).
+
 References: Yuan, Ying, Zhao and Sayed, "Exact diffusion for distributed optimization and learning",
-2019, Part I, Algorithm 1; Tang et al., "D2: decentralized training over decentralized data", 2018,
-Algorithm 1; Li, Shi and Yan, "A decentralized proximal-gradient method with network independent
-step-sizes", 2019, for NIDS, the same recursion for smooth objectives.
+Part I, 2019, for (1) to (3); Tang et al., "D2: decentralized training over decentralized data",
+2018; Li, Shi and Yan, "A decentralized proximal-gradient method with network independent step-sizes
+and separated convergence rates", 2019, for NIDS.
 """
 
 from dataclasses import dataclass

@@ -17,8 +17,8 @@ non-identical data distribution for federated visual classification", 2019, FedA
 ``OuterMomentum`` with an outer step size of 1 on the same schedule.
 
 References: McMahan et al., "Communication-efficient learning of deep networks from decentralized
-data", 2017, Algorithm 1 for (1), (2); Jiang, "Distributed Direct Preference Optimization", 2026,
-Theorem 5.1 for their use with DPO.
+data", 2017, Algorithm 1 (FederatedAveraging) for (1), (2); Jiang, "Distributed Direct Preference
+Optimization", 2026, Theorem 5.1, for their use with DPO.
 """
 
 from decdpo.algorithms.dsgd import Dsgd, DsgdState

@@ -13,6 +13,9 @@ adapts before it combines,
 
     y_t   = W (y_t-1 + g_t - g_t-1).                                                     (3)
 
+(2) with (1) is DIGing; (2) with (3) is DSGT, whose own tracker y' has y = W y' and which reads
+x_t+1 = W (x_t - eta y'_t), y'_t = W y'_t-1 + g_t - g_t-1.
+
 Either way sum_i y_i = sum_i g_i, by doubly stochastic W, which may change from round to round and
 need not be symmetric. One gradient per round: E = 1. An optimizer with memory is given y_i in
 place of the gradient. Twice the bytes of DSGD: a message is (y_i, x_i), and both lie side by side
@@ -20,8 +23,8 @@ in one buffer, so that it needs no concatenation. Personal parameters follow the
 The tracker sums differences of gradients, which needs float32 or better.
 
 References: Nedic, Olshevsky and Shi, "Achieving geometric convergence for distributed optimization
-over time-varying graphs", 2017, Algorithm 1 (DIGing) for (1), (2); Pu and Nedic, "Distributed
-stochastic gradient tracking methods", 2021, for stochastic gradients (DSGT).
+over time-varying graphs", 2017, Algorithm 1 (DIGing); Pu and Nedic, "Distributed stochastic
+gradient tracking methods", 2021, for stochastic gradients and DSGT.
 """
 
 from dataclasses import dataclass

@@ -20,7 +20,8 @@ kept from round to round, as in DiLoCo. Everybody has to wait for the average: t
 
 References: Wang et al., "SlowMo: improving communication-efficient distributed SGD with slow
 momentum", 2020, Algorithm 1; Douillard et al., "DiLoCo: distributed low-communication training
-of language models", 2023, Algorithm 1; Hsu et al., 2019, for FedAvgM.
+of language models", 2023, Algorithm 1; Hsu, Qi and Brown, "Measuring the effects of non-identical
+data distribution for federated visual classification", 2019, for FedAvgM.
 """
 
 from dataclasses import dataclass

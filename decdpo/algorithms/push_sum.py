@@ -18,7 +18,8 @@ exponential schedules are of that kind. The weight travels as the last value of 
 needs float32 or better.
 
 Reference: Assran, Loizou, Ballas and Rabbat, "Stochastic gradient push for distributed deep
-learning", 2019, Algorithm 1 and, overlapped, OSGP; momentum acts on n along g(z), as there.
+learning", 2019, Algorithm 1; momentum acts on n along g(z), as there. The overlap is ours, DSGD's:
+in the source's (OSGP) an agent gives its shares away at once and steps on with p_ii n_i, p_ii w_i.
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ quasi-hyperbolic momentum. The step (1) is plain: a second momentum, or Adam, ha
 Any doubly stochastic W, of every schedule.
 
 Reference: Lin, Karimireddy, Stich and Jaggi, "Quasi-global momentum: accelerating decentralized
-deep learning on heterogeneous data", 2021, Algorithm 1 (QG-DSGDm).
+deep learning on heterogeneous data", 2021, QG-DSGDm.
 """
 
 from dataclasses import dataclass

@@ -11,9 +11,9 @@ from decdpo.errors import NumericalError
 class Codec(Protocol):
     """A lossy encoding C of vectors, of a fixed number of bytes.
 
-    A contraction (Koloskova, Stich and Jaggi, 2019, Assumption 1): for every vector x of normal
-    numbers, E ||C(x) - x||^2 <= (1 - delta) ||x||^2. Chance is drawn from the codec's seed and
-    the round, alike on every agent: then nothing of it has to travel, it is drawn once for all
+    A contraction (Koloskova, Stich and Jaggi, 2019, with omega for delta): for every vector x of
+    normal numbers, E ||C(x) - x||^2 <= (1 - delta) ||x||^2. Chance is drawn from the codec's seed
+    and the round, alike on every agent: then nothing of it has to travel, it is drawn once for all
     agents of a process, and equal vectors have equal codes.
 
     size : M, the values of a vector. dtype : of the values. nbytes : of a code. delta : the

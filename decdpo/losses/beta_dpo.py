@@ -16,8 +16,7 @@ sampling, not of the loss, and is not part of it.
 
 References
 ----------
-J. Wu et al., beta-DPO: Direct Preference Optimization with Dynamic beta, arXiv:2407.08639,
-section 4.
+J. Wu et al., beta-DPO: Direct Preference Optimization with Dynamic beta, arXiv:2407.08639.
 """
 
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ class DynamicDPO:
         return beta.clamp(min=c.beta_min)
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
-        """Return the (B,) losses (Wu et al., section 4)."""
+        """Return the (B,) losses (Wu et al.)."""
         return -log_sigmoid(self.batch_beta(pairs) * (pairs.chosen_ratio - pairs.rejected_ratio))
 
 

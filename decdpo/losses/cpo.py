@@ -3,11 +3,11 @@
     l = -log sigma(beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w|
 
 The likelihood term is the mean over the steps of each chosen answer, as TRL scales it (TRL averages
-over the steps of a whole batch: the same where answers are equally long).
+over the steps of a whole batch: the same where answers are equally long); the paper has the sum.
 
 References
 ----------
-H. Xu et al., Contrastive Preference Optimization, arXiv:2401.08417, eq. 3.
+H. Xu et al., Contrastive Preference Optimization, arXiv:2401.08417.
 """
 
 from dataclasses import dataclass
@@ -40,6 +40,6 @@ class CPO:
         require_between("alpha", self.alpha, 0.0, float("inf"))
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
-        """Return the (B,) losses (Xu et al., eq. 3)."""
+        """Return the (B,) losses (Xu et al.)."""
         preference = -log_sigmoid(self.beta * (pairs.chosen - pairs.rejected))
         return preference - self.alpha * mean_over_steps(pairs.chosen, pairs.chosen_length)

@@ -9,8 +9,8 @@ a label is flipped:
 References
 ----------
 R. Rafailov et al., Direct Preference Optimization, arXiv:2305.18290, eq. 7.
-E. Mitchell, A note on DPO with noisy preferences (2023), eq. 3 (cDPO).
-S. Ray Chowdhury et al., Provably Robust DPO, arXiv:2403.00409, eq. 12 (rDPO).
+E. Mitchell, A note on DPO with noisy preferences & relationship to IPO (2023), eq. 3 (cDPO).
+S. Ray Chowdhury et al., Provably Robust DPO, arXiv:2403.00409 (rDPO).
 """
 
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class RobustDPO:
         require_between("label_smoothing", self.label_smoothing, 0.0, 0.5, below_high=True)
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
-        """Return the (B,) losses, possibly negative (Ray Chowdhury et al., eq. 12)."""
+        """Return the (B,) losses, possibly negative (Ray Chowdhury et al.)."""
         z = dpo_margin(pairs, self.beta)
         eps = self.label_smoothing
         # log sigma(-z) = log sigma(z) - z

@@ -4,14 +4,15 @@
     SLiC-HF  l = max(0, 1 - beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w|
 
 SLiC's margin delta is 1/beta here, with the loss scaled by beta; its regulariser is the mean
-negative log-likelihood of the chosen answer, which stands for the target of supervised training.
+negative log-likelihood of the chosen answer, where the source has the log-likelihood of a target
+of supervised training.
 At a hinge's corner the gradient is 0, as for answers beyond it.
 
 References
 ----------
-Y. Zhao et al., SLiC-HF, arXiv:2305.10425, eq. 1.
-T. Liu et al., Statistical Rejection Sampling Improves Preference Optimization, arXiv:2309.06657,
-section 3 (the hinge loss of normalised likelihoods).
+Y. Zhao et al., SLiC-HF, arXiv:2305.10425.
+T. Liu et al., Statistical Rejection Sampling Improves Preference Optimization, arXiv:2309.06657
+(hinge-norm, the hinge loss of normalised likelihoods).
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Hinge:
         require_positive("beta", self.beta)
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
-        """Return the (B,) losses (Liu et al., section 3)."""
+        """Return the (B,) losses (Liu et al., hinge-norm)."""
         return torch.relu(1.0 - dpo_margin(pairs, self.beta))
 
 
@@ -58,6 +59,6 @@ class SLiC:
         require_between("alpha", self.alpha, 0.0, float("inf"))
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
-        """Return the (B,) losses (Zhao et al., eq. 1)."""
+        """Return the (B,) losses (Zhao et al.)."""
         hinge = torch.relu(1.0 - self.beta * (pairs.chosen - pairs.rejected))
         return hinge - self.alpha * mean_over_steps(pairs.chosen, pairs.chosen_length)

@@ -3,8 +3,8 @@
     mean form   l = (h_w/|y_w| - h_l/|y_l| - 1/(2 beta))^2
     sum form    l = (h_w - h_l - 1/(2 beta))^2
 
-The paper writes the sum form; its results, and TRL, use the mean over the steps of an answer,
-so that the target does not depend on how long answers are.
+The paper writes the sum form; TRL, on its authors' word, uses the mean over the steps of an
+answer, so that the target does not depend on how long answers are.
 
 References
 ----------

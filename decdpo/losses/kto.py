@@ -12,8 +12,8 @@ are measured against the mean log-ratio of the rejected ones of the batch, and t
 
 References
 ----------
-K. Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization, arXiv:2402.01306,
-eq. 8. The crossed form for pairs is that of the authors' paired trainer.
+K. Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization, arXiv:2402.01306.
+The crossed form for pairs is that of TRL's ``kto_pair``, after the authors' report.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class UnpairedKTO:
         require_between("undesirable_weight", self.undesirable_weight, 0.0, float("inf"))
 
     def __call__(self, ratio: Tensor, desirable: Tensor, z0: Tensor | float) -> Tensor:
-        """Return the (B,) losses of answers with log-ratios (B,) (Ethayarajh et al., eq. 8).
+        """Return the (B,) losses of answers with log-ratios (B,) (Ethayarajh et al.).
 
         ratio : (B,) h, in nats. desirable : (B,) bool. z0 : reference point, 0-d or (B,), nats.
         """

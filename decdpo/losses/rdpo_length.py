@@ -9,7 +9,7 @@ and a longer chosen answer, whose margin length explains already, gets a smaller
 References
 ----------
 R. Park et al., Disentangling Length from Quality in Direct Preference Optimization,
-arXiv:2403.19159, section 4.
+arXiv:2403.19159.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class LengthDPO:
         require_between("alpha", self.alpha, 0.0, float("inf"))
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
-        """Return the (B,) losses (Park et al., section 4)."""
+        """Return the (B,) losses (Park et al.)."""
         z = dpo_margin(pairs, self.beta)
         longer = (pairs.chosen_length - pairs.rejected_length).to(z.dtype)
         return -log_sigmoid(z + self.alpha * longer)

@@ -4,7 +4,7 @@
 
 References
 ----------
-Y. Meng et al., SimPO, arXiv:2405.14734, eq. 6.
+Y. Meng et al., SimPO, arXiv:2405.14734.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class SimPO:
         require_between("gamma", self.gamma, 0.0, float("inf"))
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
-        """Return the (B,) losses (Meng et al., eq. 6)."""
+        """Return the (B,) losses (Meng et al.)."""
         chosen = mean_over_steps(pairs.chosen, pairs.chosen_length)
         rejected = mean_over_steps(pairs.rejected, pairs.rejected_length)
         return -log_sigmoid(self.beta * (chosen - rejected) - self.gamma)

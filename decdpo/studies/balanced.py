@@ -1,4 +1,4 @@
-"""Study ``balanced-toy``: Table 1 and Figures 1 and 2 of Balanced-DPO, with the sweep.
+"""Study ``balanced-toy``: Table 1 and Figure 1 of Balanced-DPO, heat maps as in Figure 2, a sweep.
 
 The source leaves the step size, the number of steps and the meaning of "reward" open. Every setting
 of the sweep gives a table like Table 1 for every meaning; a claim is judged by how many of them
@@ -124,7 +124,7 @@ class BalancedToy(Study):
         return (*table, *shapes)
 
     def figures(self, table: Table) -> Sequence[Figure]:
-        """Return Table 1 as curves over the mask, Figure 1 and Figure 2."""
+        """Return Table 1 as curves over the mask, Figure 1, and heat maps like Figure 2."""
         lr, steps = SHOWN
         shown = table.where(optimizer="sgd", lr=lr, steps=steps)
         panels = [
@@ -165,7 +165,10 @@ def weights_panels() -> list[Panel]:
 
 
 def policy_heats(lr: float, steps: int) -> list[Heat]:
-    """Return Figure 2: pi(y|x) of the target, the reference and every method, without a mask."""
+    """Return pi(y|x) of the target, the reference and every method, without a mask.
+
+    The source's Figure 2 is the picture of DPO, at mask 0.2.
+    """
     toy = Toy(0.0)
     (result,) = balanced_toy(toy, lr=lr, steps=steps)
     utility = np.exp(toy.log_utility)

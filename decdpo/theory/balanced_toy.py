@@ -2,12 +2,13 @@
 
 Prompt x prefers the response y = x: u(y|x) ~ exp(-alpha (y - x)^2), alpha = 0.6, and
 P(y_1 preferred to y_2 | x) = u_1 / (u_1 + u_2) (eq. 33, 34). A share ``mask`` of the (prompt,
-response) pairs never occurs in the data. 300 steps of DPO from the uniform policy give the
-reference; every method then starts from it (Appendix B: beta = 1, clip = 0.5).
+response) pairs never occurs in the data. 300 steps of DPO give the reference; every method then
+starts from it (Appendix B, also for alpha, beta = 1 and clip = 0.5).
 
 The source says neither the step size, nor the number of steps, nor what the "reward" of Table 1 is,
-nor whether it trained on drawn pairs, a table or a network. Here the loss is the exact expectation
-over all unmasked pairs and the policy is ``Tabular``; the study ``balanced-toy`` varies the rest.
+nor whether it trained on drawn pairs, a table or a network, nor where the 300 steps begin. Here the
+loss is the exact expectation over all unmasked pairs, the policy is ``Tabular`` and begins uniform;
+the study ``balanced-toy`` varies the rest.
 ``REWARDS`` are the definitions that come into question:
 
     utility_sum     sum_x E_pi[exp(-alpha (y - x)^2)], at most 20
@@ -17,8 +18,8 @@ over all unmasked pairs and the policy is ``Tabular``; the study ``balanced-toy`
     log_utility     mean_x E_pi[-alpha (y - x)^2], at most 0
     win_rate        mean_x P(y of pi preferred to y of the reference)
 
-Reference: Q. Ma et al., "Gradient Imbalance in Direct Preference Optimization", Sections 4.2, 6.1,
-Table 1, Figures 1 and 2.
+Reference: Q. Ma et al., "Gradient Imbalance in Direct Preference Optimization", Section 6.1,
+Table 1, Appendix A with Figure 2, Appendix B.
 """
 
 from collections.abc import Mapping, Sequence

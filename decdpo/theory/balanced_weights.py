@@ -3,7 +3,7 @@
 The model believes p ~ N(mu_p, sigma^2) over responses 0 ... 99, preferences follow
 P(i over j) = q_i / (q_i + q_j) with q ~ N(mu_q, sigma^2) (eq. 15-17). Theorem 2: one epoch changes
 log p_i by an amount proportional to w_i for DPO, to w_i p_i for balanced losses (both up to a
-common shift), with (Lemma 2)
+common shift), with (Lemma 2, for D_ij = 1)
 
     w_i = sum_{j != i} D_ij (q_i / (q_i + q_j) - p_i / (p_i + p_j)),
 
@@ -90,7 +90,7 @@ def figure_1(variance: float = 100.0) -> list[Weights]:
 def figure_claims(panels: list[Weights]) -> dict[str, Mapping[tuple[float, float], bool]]:
     """Say which claims of Section 4.2 and Theorem 3 hold, for each pair of means.
 
-    dpo_peaks_outside : with uniform data the largest w lies beyond mu_q (Theorem 3.1).
+    dpo_peaks_outside : with uniform data the largest w lies beyond mu_q (Theorem 3, first item).
     balanced_peaks_closer : the largest w p lies nearer to mu_q than that of w (uniform data).
     less_out_of_distribution : with uniform data, updates of the balanced loss fall less on
     responses far from both means. alike_without_shift : with shiftless data the peaks of both are

@@ -94,8 +94,9 @@ def hops(num_agents: int) -> tuple[int, ...]:
 def exponential(num_agents: int) -> nx.DiGraph:
     """Return the static exponential graph: agent i hears (i + 2**k) mod n, k = 0 ... tau-1.
 
-    Directed, with in- and out-degree tau = ceil(log2 n). Assran et al., "Stochastic gradient push",
-    2019; indices as in eq. 5 of Ying et al., "Exponential graph is provably efficient", 2021.
+    Directed, with in- and out-degree tau = ceil(log2 n). Ying et al., "Exponential graph is
+    provably efficient for decentralized deep training", 2021; the hops are those of Assran et al.,
+    "Stochastic gradient push for distributed deep learning", 2019.
     """
     arcs = ((j, i) for i, j in _shifted(num_agents, hops(num_agents)))
     return _from_edges(num_agents, arcs, directed=True)
@@ -167,7 +168,7 @@ def small_world(
 ) -> nx.Graph:
     """Return a connected small world: a ring lattice with some edges rewired at random.
 
-    Watts and Strogatz, "Collective dynamics of small-world networks", 1998.
+    Watts and Strogatz, "Collective dynamics of 'small-world' networks", 1998.
     degree : of the lattice, even; 4 by default, 2 for three or four agents. Up to two agents are
     simply joined. probability : that an edge is rewired; 0.1 by default.
     """

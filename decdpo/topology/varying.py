@@ -30,12 +30,12 @@ class OnePeerExponential:
     """The one-peer exponential graph: in round t agent i hears (i + 2**(t mod tau)) mod n alone.
 
     tau = ceil(log2 n); the own weight and the peer's are 1/2 each. If n is a power of two, tau
-    rounds give the exact average. For other n, which the literature leaves open, we keep the same
-    hops: every round stays doubly stochastic, and a period contracts the distance to consensus by
+    rounds give the exact average. For other n the hops are the same: every round stays doubly
+    stochastic, and a period contracts the distance to consensus by
     rho = max_m prod_k |cos(pi m 2**k / n)| <= 1/2.
 
     Ying et al., "Exponential graph is provably efficient for decentralized deep training", 2021,
-    eq. 6 and lemma 1.
+    periodic exact averaging; the rho of other n is ours.
     """
 
     doubly_stochastic = True

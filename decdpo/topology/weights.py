@@ -13,7 +13,8 @@ from decdpo.topology.mixing import MixingMatrix
 def metropolis(graph: nx.Graph) -> MixingMatrix:
     """Return Metropolis-Hastings weights: w_ij = 1 / (1 + max(d_i, d_j)).
 
-    Xiao, Boyd and Lall, "A scheme for robust distributed sensor fusion", 2005. Undirected graphs.
+    Xiao, Boyd and Lall, "A scheme for robust distributed sensor fusion based on average consensus",
+    2005. Undirected graphs.
     """
     i, j, degrees = _links(graph, "metropolis")
     return _symmetric(len(degrees), i, j, 1 / (1 + np.maximum(degrees[i], degrees[j])))
@@ -55,7 +56,8 @@ def push(graph: nx.Graph) -> MixingMatrix:
     """Return column-stochastic weights: j gives 1 / (1 + its out-degree) to all that hear it.
 
     For push-sum, which corrects the bias; plain gossip would drift to a weighted average. Assran
-    et al., "Stochastic gradient push", 2019. Any strongly connected graph.
+    et al., "Stochastic gradient push for distributed deep learning", 2019. Any strongly connected
+    graph.
     """
     support = csr_array(adjacency(graph) + _identity(len(graph)))
     sums = np.asarray(support.sum(axis=0))
