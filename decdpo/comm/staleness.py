@@ -10,7 +10,8 @@ with different delays is counted by some and not by others, so that the sum over
 preserved even if the weights are doubly stochastic; the mean model drifts by the differences
 between old and new. Hence only algorithms that carry no conserved sums can be late.
 
-Reference: Jiang, "Distributed Direct Preference Optimization", 2026, Theorem 5.5.
+Staleness enters Jiang, "Distributed Direct Preference Optimization", 2026, by Theorem 5.5, among
+those on FedDPO; that letters of gossip are late is ours.
 """
 
 import json

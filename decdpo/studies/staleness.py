@@ -1,4 +1,8 @@
-"""Study ``staleness``: letters up to q rounds late."""
+"""Study ``staleness``: letters up to q rounds late.
+
+The source's experiment has the values of q, but is on FedDPO, where participants begin at an old
+model; gossip with late letters is our counterpart.
+"""
 
 from collections.abc import Sequence
 from functools import partial

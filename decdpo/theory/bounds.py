@@ -29,8 +29,8 @@ L eta zeta^2 / n. For E > 1 the same argument gives 24 and 48 in place of 2 and 
 (1 - rho) / sqrt(32); we keep 2 and 4, for a jump by 12 from E = 1 to 2 would decide every
 comparison. At rho = 0 it is the usual bound of local SGD with all agents.
 
-Staleness, neighbours heard up to q rounds late, own weight w (our reading: Theorem 5.5 is known to
-us by its name, the penalty C_q q_max, alone):
+Staleness, neighbours heard up to q rounds late, own weight w (ours: of Theorem 5.5 we know the
+penalty C_q q_max alone, and it stands among the theorems on FedDPO, not on gossip):
 
     (1 + q (1 - w)) 2 Delta / (eta E R) + the rest of (2)
     + 2 L^2 eta^2 E^2 q^2 G^2 / (1 - rho)^2                                                  (3)
