@@ -72,7 +72,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     text = ""
     if path is not None:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except OSError as fault:
             raise ConfigError(
                 f"cannot read the configuration {str(path)!r}: {fault.strerror}",
@@ -87,7 +87,7 @@ def parse(text: str, overrides: Iterable[str] = (), origin: str = "the configura
     """Check TOML ``text`` with ``overrides`` applied; see ``load``."""
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as fault:
+    except (ValueError, RecursionError) as fault:
         raise ConfigError(f"{origin} is not valid TOML: {fault}", "mend that line") from None
     for override in overrides:
         section, key, value = parse_override(override)
@@ -125,9 +125,11 @@ def parse_override(text: str) -> tuple[str, str, Any]:
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
         raise ConfigError(f"--set {text!r} is not an assignment", "write --set section.key=value")
+    if "\n" in value:
+        raise ConfigError(f"--set {text!r} is more than one line", "give --set once for each key")
     try:
         return section, key, tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return section, key, value.strip()
 
 
@@ -187,6 +189,12 @@ def _check_combinations(config: Config) -> None:
                 "'columns': the shard's columns decide",
                 "remove policy.dimension",
             )
+    if config.loss.kind == "rdpo_length" and policy.kind == "loglinear":
+        raise ConfigError(
+            "loss.kind = 'rdpo_length' weighs the length of answers, but to policy.kind = "
+            "'loglinear' each is one step",
+            "choose loss.kind = 'dpo', or policy.kind = 'causal_lm'",
+        )
     if optim.kind == "adamw" and len(optim.betas) != 2:
         raise ConfigError(f"optim.betas = {list(optim.betas)} has not two values", "give two")
     if optim.kind == "adamw" and max(optim.betas) >= 1:

@@ -61,6 +61,11 @@ def _wrong_type(key: str, value: Any, wanted: str) -> ConfigError:
 
 
 def _scalar(key: str, wanted: type, value: Any) -> Any:
+    if type(value) is int and abs(value) >= 2**63:
+        # The shortest text of so long a number is its size.
+        raise ConfigError(
+            f"{key} is an integer of {value.bit_length()} bits", "give one of 63 bits at most"
+        )
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:

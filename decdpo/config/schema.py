@@ -335,7 +335,7 @@ class Comm:
     progress: str = option(
         "thread", "who drives messages during compute", choices=("thread", "none")
     )
-    chunk_mib: int = option(32, "size of the parts of a message, MiB", low=1)
+    chunk_mib: int = option(32, "size of the parts of a message, MiB", low=1, high=1024)
     timeout: float = option(600.0, "seconds without an answer before a neighbour counts as lost",
                             above=0.0)
 

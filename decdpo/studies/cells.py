@@ -219,7 +219,7 @@ class Training(Work):
         index = memory.open(config.data.shards)
         count = build.num_agents(config, index)
         world = job.world(count, config.comm)
-        device = job.device(config.device)
+        device = job.device(config.device, config.policy.kind == "causal_lm")
         schedule = build.make_topology(config, [e.num_train for e in index.agents[:count]])
         objective, algorithm, agents = build.make_agents(
             config, world, index, device, memory.encode

@@ -33,7 +33,9 @@ def test_every_section_survives_the_round_trip_in_every_kind():
         for kind in schema if isinstance(schema, dict) else ():
             if kind == "causal_lm":
                 continue
-            config = parse(f'[{name}]\nkind = "{kind}"')
+            # The log-linear policy has no lengths for the length-regularised loss.
+            others = ["policy.kind=trajectory"] if kind == "rdpo_length" else []
+            config = parse(f'[{name}]\nkind = "{kind}"', others)
             assert parse(config.to_toml()) == config
 
 
@@ -113,6 +115,11 @@ def test_overrides_win_and_are_typed():
         ("[run\nrounds = 3", ["not valid TOML"]),
         ("run = 3", ["run = 3", "section"]),
         ('[device]\nkind = "cpu"\nshare_gpu = true', ["share_gpu", "ignored"]),
+        ('[loss]\nkind = "rdpo_length"', ["loglinear", "one step", "length"]),
+        ("[agents]\ncount = 1" + "0" * 22, ["agents.count", "74 bits", "63"]),
+        ("[run]\nrounds = 1" + "0" * 5000, ["not valid TOML", "digits"]),
+        ("[run]\nrounds = " + "[" * 100000, ["not valid TOML"]),
+        ("[comm]\nchunk_mib = 2048", ["comm.chunk_mib", "1024 or less"]),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(text, words):
@@ -140,6 +147,16 @@ def test_a_mistake_is_named_with_its_remedy(text, words):
 )
 def test_a_sound_combination_is_accepted(text):
     assert parse(parse(text).to_toml()) == parse(text)
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    (tmp_path / "run.toml").write_text("[run]\nrounds = 3", encoding="utf-8-sig")
+    assert load(tmp_path / "run.toml").run.rounds == 3
+
+
+def test_an_override_is_one_line():
+    with pytest.raises(ConfigError, match="more than one line"):
+        parse("", ["run.rounds=3\nseed=4"])
 
 
 @pytest.mark.parametrize("override", ["rounds=3", "run.rounds", "run.=3", "=", ".a=1"])
