@@ -85,12 +85,13 @@ class FeatureDifferences:
 
     def batch(self, rows: np.ndarray) -> "FeatureDifferences":
         """Return the rows (B,) as a new, smaller set of differences."""
-        first, last = self.starts[rows], self.starts[rows + 1]
-        spans = list(map(slice, first.tolist(), last.tolist()))
+        first = self.starts.take(rows)
+        counts = self.starts.take(rows + 1) - first
         starts = np.zeros(len(rows) + 1, dtype=np.intp)
-        np.cumsum(last - first, out=starts[1:])
-        columns = np.concatenate([self.columns[:0], *(self.columns[s] for s in spans)])
-        values = np.concatenate([self.values[:0], *(self.values[s] for s in spans)])
+        counts.cumsum(out=starts[1:])
+        places = np.repeat(first - starts[:-1], counts)
+        places += np.arange(places.size)
+        columns, values = self.columns.take(places), self.values.take(places)
         return FeatureDifferences(starts, columns, values, self.dimension)
 
     def margins(self, theta: np.ndarray) -> np.ndarray:

@@ -81,6 +81,7 @@ class Objective:
         updated, and its parameters may be changed; batches may share the buffer of the gradient.
         Raises as ``gradient`` does.
         """
+        loss = self.loss if isinstance(self.loss, RunningLoss) else None
         for group in self._groups(batches):
             # An overflow is reported with its rows, as an error: NumPy need not warn of it as well.
             with np.errstate(over="ignore", invalid="ignore"):
@@ -90,8 +91,8 @@ class Objective:
                 batch.params.grad.zero_()
                 with np.errstate(over="ignore", invalid="ignore"):
                     forward.backward(scores.d_chosen, scores.d_rejected)
-                if isinstance(self.loss, RunningLoss) and batch.running is not None:
-                    batch.running.copy_(self.loss.update(batch.running, forward.logps))
+                if loss is not None and batch.running is not None:
+                    batch.running.copy_(loss.update(batch.running, forward.logps))
                 yield scores.stats
 
     def evaluate(
