@@ -217,8 +217,8 @@ def claims(table: Mapping[str, Mapping[float, float]]) -> dict[str, bool]:
     three of the five beat the baseline at every mask. v2_worse : nbDPO v2 falls short of v1, with
     either clip, at every mask. v2_asymmetric_loses : asymmetric v2 falls short of the baseline at
     mask 0. mask_does_not_hurt : every method does at least as well at the largest mask as at the
-    smallest (the source has that for 6 of 6). order : all 15 orders of two methods are the source's
-    at every mask.
+    smallest (the source has that for 6 of 6). order : at every mask any two methods that differ in
+    the source's table are in its order; it has one tie, symmetric v2 and bDPO at mask 0.
     """
     masks = sorted(next(iter(table.values())))
     methods = list(TABLE_1)
@@ -229,12 +229,9 @@ def claims(table: Mapping[str, Mapping[float, float]]) -> dict[str, bool]:
 
     theirs = {method: dict(zip(MASKS, row)) for method, row in TABLE_1.items()}
 
-    def orders(rewards: Mapping[str, Mapping[float, float]]) -> list[float]:
-        return [
-            float(np.sign(rewards[a][k] - rewards[b][k]))
-            for a, b in combinations(methods, 2)
-            for k in masks
-        ]
+    def in_order(a: str, b: str, mask: float) -> bool:
+        wanted = np.sign(theirs[a][mask] - theirs[b][mask])
+        return bool(wanted == 0 or wanted == np.sign(table[a][mask] - table[b][mask]))
 
     return {
         "symmetric_best": all(
@@ -244,5 +241,5 @@ def claims(table: Mapping[str, Mapping[float, float]]) -> dict[str, bool]:
         "v2_worse": above("nbdpo", "nbdpo_v2") and above("nbdpo_symmetric", "nbdpo_v2_symmetric"),
         "v2_asymmetric_loses": table["nbdpo_v2"][masks[0]] < table["dpo"][masks[0]],
         "mask_does_not_hurt": all(table[m][masks[-1]] >= table[m][masks[0]] for m in methods),
-        "order": orders(theirs) == orders(table),
+        "order": all(in_order(a, b, k) for a, b in combinations(methods, 2) for k in masks),
     }

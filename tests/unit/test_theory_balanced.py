@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from decdpo.losses.dpo import DPO
+from decdpo.studies.balanced import policy_heats
 from decdpo.theory.balanced_toy import (
     MASKS,
     REWARDS,
@@ -79,6 +80,31 @@ def test_the_claims_hold_of_the_source_itself():
     worse = {**source, "nbdpo_symmetric": {0.0: 5.4, 0.2: 0.0, 0.4: 6.15}}
     found = claims(worse)
     assert not (found["symmetric_best"] or found["order"]) and found["v2_asymmetric_loses"]
+
+
+def test_a_tie_of_the_source_asks_nothing_of_our_order():
+    source = {name: dict(zip(MASKS, row)) for name, row in TABLE_1.items()}
+    tied, mask = ("nbdpo_v2_symmetric", "bdpo"), 0.0
+    assert source[tied[0]][mask] == source[tied[1]][mask]
+    for name in tied:
+        apart = {**source, name: {**source[name], mask: source[name][mask] + 0.01}}
+        assert claims(apart)["order"], name
+    # The same pair at another mask differs in the source, and then its order counts.
+    swapped = {**source, "bdpo": {**source["bdpo"], 0.4: 4.83}}
+    assert not claims(swapped)["order"]
+
+
+def test_the_heat_map_of_figure_2_is_dpo_with_a_fifth_masked():
+    heats = policy_heats(lr=1.0, steps=2)
+    assert [heat.title for heat in heats] == ["dpo, mask 0.2", "target", "reference", *TABLE_1]
+    figure, full = (
+        np.array(heat.values) for heat in heats if heat.title in ("dpo, mask 0.2", "dpo")
+    )
+    masked = ~Toy(0.2).seen
+    for x in range(SIZE):
+        # From a uniform start, what is never seen of a prompt keeps one probability.
+        if masked[x].sum() > 1:
+            assert np.ptp(figure[x, masked[x]]) < 1e-12 < np.ptp(full[x, masked[x]])
 
 
 def brute_force(mu_p, mu_q, shiftless):
