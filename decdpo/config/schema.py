@@ -152,7 +152,7 @@ class GradientTracking:
 
 @dataclass(frozen=True)
 class ExactDiffusion:
-    """Exact diffusion, D2: decentralized SGD with its bias removed; symmetric weights."""
+    """Exact diffusion: D2's correction with (I + W) / 2, so SGD without its bias; symmetric W."""
 
     kind: str = option("exact_diffusion", "which algorithm")
 

@@ -270,8 +270,8 @@ def test_exact_diffusion_is_its_recursion(graph):
     agree(ours, theirs)
 
 
-def test_exact_diffusion_is_the_two_step_form_of_d2():
-    """x_t+1 = W~ (2 x_t - x_t-1 - eta (g_t - g_t-1)), as D2 is stated."""
+def test_exact_diffusion_is_the_two_step_form_of_d2_with_lazy_weights():
+    """x_t+1 = W~ (2 x_t - x_t-1 - eta (g_t - g_t-1)), D2 with W~ = (I + W) / 2 in place of W."""
     problem, schedule = Quadratics(), make_schedule("ring", "metropolis", N)
     ours = trained(ExactDiffusion(SGD(), P), schedule, problem)
     W = (np.eye(N) + dense(schedule, 0)) / 2
