@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from decdpo.data.shard import PreferenceShard
-from decdpo.data.storage import replacing
 from decdpo.errors import PolicyError
 from decdpo.losses.base import PairLogProbs
 from decdpo.params.flat import FlatParams, Layout
+from decdpo.policies.arrays import CPU, parameter_dtype, reference_vector, write_npz
 from decdpo.policies.encoded import EncodedShard, shard_columns
 from decdpo.policies.features import (
     FeatureDifferences,
@@ -29,9 +29,6 @@ from decdpo.policies.features import (
     column_differences,
     hashed_differences,
 )
-
-CPU = torch.device("cpu")
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -115,19 +112,14 @@ class LogLinear:
             raise PolicyError(f"dimension = {dimension}: a log-linear policy needs a feature")
         if features not in ("hashed", "columns"):
             raise PolicyError(f"features = {features!r}", "choose 'hashed' or 'columns'")
-        if dtype not in DTYPES:
-            raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'float64'")
         if not 0 <= seed < 2**64:
             raise PolicyError(f"seed = {seed}", "choose a seed in [0, 2**64)")
-        self.layout = Layout(("theta",), ((dimension,),), dimension, DTYPES[dtype])
+        self.layout = Layout(("theta",), ((dimension,),), dimension, parameter_dtype(dtype))
         self.features = features
         self.seed = seed
         self._hashing = Hashing(dimension, seed)
         self._dtype = np.dtype(dtype)
-        start = np.zeros(dimension) if reference is None else np.asarray(reference)
-        if start.shape != (dimension,) or not np.isfinite(start).all():
-            raise PolicyError(f"the reference must be {dimension} finite values")
-        self._reference = start.astype(self._dtype)
+        self._reference = reference_vector(reference, dimension, dtype)
 
     def initial(self) -> Tensor:
         """Return a new (P,) vector: theta_ref."""
@@ -183,18 +175,13 @@ class LogLinear:
 
         Keys: theta (P,), theta_ref (P,), features, seed. Returns the path.
         """
-        path = Path(out)
-        if path.suffix != ".npz":
-            path = path.with_name(path.name + ".npz")
-        with replacing(path, mode=0o644) as partial, partial.open("wb") as file:
-            np.savez(
-                file,
-                theta=x.detach().cpu().numpy(),
-                theta_ref=self._reference,
-                features=np.array(self.features),
-                seed=np.array(self.seed, dtype=np.uint64),
-            )
-        return path
+        arrays = {
+            "theta": x.detach().cpu().numpy(),
+            "theta_ref": self._reference,
+            "features": np.array(self.features),
+            "seed": np.array(self.seed, dtype=np.uint64),
+        }
+        return write_npz(out, arrays)
 
 
 def _choice(margins: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -19,14 +19,19 @@ import torch
 from torch import Tensor
 
 from decdpo.data.shard import PreferenceShard
-from decdpo.data.storage import replacing
 from decdpo.data.trajectories import read_answers
 from decdpo.errors import PolicyError
 from decdpo.losses.base import PairLogProbs
 from decdpo.params.flat import FlatParams, Layout
+from decdpo.policies.arrays import (
+    CPU,
+    pair_logps,
+    parameter_dtype,
+    reference_vector,
+    write_npz,
+)
 from decdpo.policies.encoded import EncodedShard, shard_columns
 from decdpo.policies.features import FeatureDifferences
-from decdpo.policies.loglinear import CPU, DTYPES
 from decdpo.policies.trajectory import count_visits
 from decdpo.rng import Stream, generator
 
@@ -104,20 +109,16 @@ class Tabular:
                 f"{num_states} states, {num_actions} actions, hidden = {hidden} make no policy",
                 "give at least 1 state, 2 actions and a width of 0 or more",
             )
-        if dtype not in DTYPES:
-            raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'float64'")
         self.num_states, self.num_actions, self.hidden = num_states, num_actions, hidden
         names: tuple[str, ...] = ("logits",)
         shapes: tuple[tuple[int, ...], ...] = ((num_states, num_actions),)
         if hidden:
             names = ("embedding", "bias", "output", "output_bias")
             shapes = ((num_states, hidden), (hidden,), (hidden, num_actions), (num_actions,))
-        self.layout = Layout(names, shapes, sum(map(prod, shapes)), DTYPES[dtype])
+        self.layout = Layout(names, shapes, sum(map(prod, shapes)), parameter_dtype(dtype))
         self._dtype = np.dtype(dtype)
-        start = self._weights(seed) if reference is None else np.asarray(reference)
-        if start.shape != (self.layout.size,) or not np.isfinite(start).all():
-            raise PolicyError(f"the reference must be {self.layout.size} finite values")
-        self._reference = start.astype(self._dtype)
+        start = self._weights(seed) if reference is None else reference
+        self._reference = reference_vector(start, self.layout.size, dtype)
 
     def _weights(self, seed: int) -> np.ndarray:
         start = np.zeros(self.layout.size)
@@ -172,30 +173,16 @@ class Tabular:
         flat = table.detach().numpy().reshape(-1)
         both = (data.chosen, data.rejected)
         sides = tuple(side.counts.batch(rows) for side in both)
-        chosen, rejected = (torch.from_numpy(counts.margins(flat)) for counts in sides)
-        index = torch.from_numpy(rows)
-        logps = PairLogProbs(
-            chosen,
-            rejected,
-            torch.from_numpy(data.chosen.reference[rows]),
-            torch.from_numpy(data.rejected.reference[rows]),
-            data.chosen.length[index],
-            data.rejected.length[index],
-            None if data.score_gap is None else data.score_gap[index],
-        )
+        chosen, rejected = (counts.margins(flat) for counts in sides)
+        logps = pair_logps(data, rows, chosen, rejected)
         return TabularPass(logps, params, x, table, sides)
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write ``x`` by the names of its parts, and log_table (S, A), to ``out`` (.npz)."""
-        path = Path(out)
-        if path.suffix != ".npz":
-            path = path.with_name(path.name + ".npz")
         x = x.detach().cpu()
         offsets, layout = self.layout.offsets, self.layout
         parts = {
             name: x[lo:hi].view(shape).numpy()
             for name, shape, lo, hi in zip(layout.names, layout.shapes, offsets, offsets[1:])
         }
-        with replacing(path, mode=0o644) as partial, partial.open("wb") as file:
-            np.savez(file, log_table=self.log_table(x).numpy(), **parts)  # type: ignore[arg-type]
-        return path
+        return write_npz(out, {"log_table": self.log_table(x).numpy(), **parts})

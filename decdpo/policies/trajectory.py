@@ -26,14 +26,19 @@ import torch
 from torch import Tensor
 
 from decdpo.data.shard import PreferenceShard
-from decdpo.data.storage import replacing
 from decdpo.data.trajectories import features_digest, read_answers
 from decdpo.errors import PolicyError
 from decdpo.losses.base import PairLogProbs
 from decdpo.params.flat import FlatParams, Layout
+from decdpo.policies.arrays import (
+    CPU,
+    pair_logps,
+    parameter_dtype,
+    reference_vector,
+    write_npz,
+)
 from decdpo.policies.encoded import EncodedShard, shard_columns
 from decdpo.policies.features import FeatureDifferences
-from decdpo.policies.loglinear import CPU, DTYPES
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,6 @@ class Trajectory:
     def __init__(
         self, features: np.ndarray, dtype: str = "float32", reference: np.ndarray | None = None
     ) -> None:
-        if dtype not in DTYPES:
-            raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'float64'")
         if features.ndim != 3 or not features.size or not np.isfinite(features).all():
             raise PolicyError(
                 f"a feature map of shape {features.shape}",
@@ -162,13 +165,10 @@ class Trajectory:
         self.digest = features_digest(features)
         # Agents with another feature map must not be mixed with: their theta means another thing.
         name = f"theta of phi {self.digest[:16]}"
-        self.layout = Layout((name,), ((dimension,),), dimension, DTYPES[dtype])
+        self.layout = Layout((name,), ((dimension,),), dimension, parameter_dtype(dtype))
         self._dtype = np.dtype(dtype)
         self._features = np.ascontiguousarray(features, dtype=self._dtype)
-        start = np.zeros(dimension) if reference is None else np.asarray(reference)
-        if start.shape != (dimension,) or not np.isfinite(start).all():
-            raise PolicyError(f"the reference must be {dimension} finite values")
-        self._reference = start.astype(self._dtype)
+        self._reference = reference_vector(reference, dimension, dtype)
 
     def initial(self) -> Tensor:
         """Return a new (d,) vector: theta_ref."""
@@ -208,35 +208,17 @@ class Trajectory:
         actions = Actions.at(self._features, theta)
         both = (data.chosen, data.rejected)
         sides = tuple((side.features[rows], side.visits.batch(rows)) for side in both)
-        index = torch.from_numpy(rows)
         chosen, rejected = (
-            torch.from_numpy(_log_probabilities(features, visits, actions, theta))
-            for features, visits in sides
+            _log_probabilities(features, visits, actions, theta) for features, visits in sides
         )
-        logps = PairLogProbs(
-            chosen,
-            rejected,
-            torch.from_numpy(data.chosen.reference[rows]),
-            torch.from_numpy(data.rejected.reference[rows]),
-            data.chosen.length[index],
-            data.rejected.length[index],
-            None if data.score_gap is None else data.score_gap[index],
-        )
+        logps = pair_logps(data, rows, chosen, rejected)
         return TrajectoryPass(logps, params, sides, actions)
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write theta = ``x`` (d,), theta_ref and features (S, A, d) to the file ``out`` (.npz)."""
-        path = Path(out)
-        if path.suffix != ".npz":
-            path = path.with_name(path.name + ".npz")
-        with replacing(path, mode=0o644) as partial, partial.open("wb") as file:
-            np.savez(
-                file,
-                theta=x.detach().cpu().numpy(),
-                theta_ref=self._reference,
-                features=self._features,
-            )
-        return path
+        theta = x.detach().cpu().numpy()
+        arrays = {"theta": theta, "theta_ref": self._reference, "features": self._features}
+        return write_npz(out, arrays)
 
 
 def count_visits(

@@ -1,0 +1,78 @@
+"""What the policies that compute with NumPy share: their types, references and files."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decdpo.data.storage import replacing
+from decdpo.errors import PolicyError
+from decdpo.losses.base import PairLogProbs
+
+CPU = torch.device("cpu")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def parameter_dtype(name: str) -> torch.dtype:
+    """Return the type called ``name``; ``PolicyError`` if these policies cannot have it."""
+    if name not in DTYPES:
+        raise PolicyError(f"dtype = {name!r}", "choose 'float32' or 'float64'")
+    return DTYPES[name]
+
+
+def reference_vector(reference: np.ndarray | None, size: int, dtype: str) -> np.ndarray:
+    """Return the reference (P,) of a policy with P = ``size``; None stands for zeros.
+
+    Raises ``PolicyError`` if it has another shape, or a value that is not finite.
+    """
+    start = np.zeros(size) if reference is None else np.asarray(reference)
+    if start.shape != (size,) or not np.isfinite(start).all():
+        raise PolicyError(f"the reference must be {size} finite values")
+    return start.astype(dtype)
+
+
+class Side(Protocol):
+    """One of the two answers of N pairs: length (N,) in steps, reference (N,) log pi_ref(y|x)."""
+
+    @property
+    def length(self) -> Tensor: ...
+
+    @property
+    def reference(self) -> np.ndarray: ...
+
+
+def pair_logps(
+    data: Any, rows: np.ndarray, chosen: np.ndarray, rejected: np.ndarray
+) -> PairLogProbs:
+    """Join log pi (B,) of both answers of the pairs ``rows`` with what their shard knows of them.
+
+    data : an ``EncodedShard`` with two ``Side``s, ``chosen`` and ``rejected``.
+    """
+    first: Side = data.chosen
+    second: Side = data.rejected
+    index = torch.from_numpy(rows)
+    return PairLogProbs(
+        torch.from_numpy(chosen),
+        torch.from_numpy(rejected),
+        torch.from_numpy(first.reference[rows]),
+        torch.from_numpy(second.reference[rows]),
+        first.length[index],
+        second.length[index],
+        None if data.score_gap is None else data.score_gap[index],
+    )
+
+
+def write_npz(out: str | os.PathLike[str], arrays: dict[str, np.ndarray]) -> Path:
+    """Write named arrays to the file ``out``, atomically; ``.npz`` is added where it is missing.
+
+    Returns the path.
+    """
+    path = Path(out)
+    if path.suffix != ".npz":
+        path = path.with_name(path.name + ".npz")
+    with replacing(path, mode=0o644) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    return path
