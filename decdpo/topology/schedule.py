@@ -264,7 +264,8 @@ def make_schedule(
     )
     if weights == "file":
         assert file is not None
-        return Static(from_weights(read_weights(file, num_agents), links, str(file)))
+        given = read_weights(file, num_agents)
+        return Static(from_weights(given, links, str(file), push_sum=push_sum))
     return Static(RULES[weights](links))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse import csr_array, diags_array
 
 from decdpo.errors import TopologyError
-from decdpo.topology.mixing import MixingMatrix
+from decdpo.topology.mixing import TOLERANCE, MixingMatrix
 
 
 def metropolis(graph: nx.Graph) -> MixingMatrix:
@@ -69,13 +69,18 @@ RULES: dict[str, Callable[[nx.Graph], MixingMatrix]] = {
 }
 
 
-def from_weights(weights: csr_array, graph: nx.Graph | None, name: str) -> MixingMatrix:
+def from_weights(
+    weights: csr_array, graph: nx.Graph | None, name: str, *, push_sum: bool = False
+) -> MixingMatrix:
     """Return given ``weights`` (n, n), called ``name``, after checking that they fit ``graph``.
+
+    push_sum : whether the algorithm can do with column-stochastic weights.
 
     Raises ``TopologyError`` if the matrix is unsound (see ``MixingMatrix``), or its support off the
     diagonal is not the graph: it names the first link that only one of them has.
     """
-    matrix = MixingMatrix(weights, name=name)
+    even = bool((np.abs(weights.sum(axis=1) - 1) <= TOLERANCE).all())
+    matrix = MixingMatrix(weights, doubly_stochastic=even or not push_sum, name=name)
     if graph is None:
         return matrix
     if len(graph) != matrix.num_agents:

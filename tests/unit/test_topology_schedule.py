@@ -220,3 +220,17 @@ def test_a_thousand_rows_a_round_are_cheap() -> None:
 def test_a_mistyped_number_of_agents_is_no_huge_graph() -> None:
     with pytest.raises(TopologyError, match="100000000000000000000 agents are too many"):
         make_schedule("ring", "auto", 10**20)
+
+
+def test_push_sum_alone_takes_a_column_stochastic_matrix_from_a_file(tmp_path: Path) -> None:
+    shares = np.array([[0.5, 0.0, 0.25], [0.5, 0.5, 0.25], [0.0, 0.5, 0.5]])
+    file = tmp_path / "push.csv"
+    np.savetxt(file, shares, delimiter=",")
+    schedule = make_schedule("file", "auto", 3, file=file, push_sum=True)
+    assert not schedule.doubly_stochastic
+    np.testing.assert_allclose(round_weights(schedule.mixing(0), 3).toarray(), shares)
+    with pytest.raises(TopologyError, match="row 0 sums to 0.75"):
+        make_schedule("file", "auto", 3, file=file)
+    np.savetxt(file, shares.T, delimiter=",")
+    with pytest.raises(TopologyError, match="column 0 sums to 0.75"):
+        make_schedule("file", "auto", 3, file=file, push_sum=True)
