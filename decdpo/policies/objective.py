@@ -28,9 +28,9 @@ LANES = 32
 operation rounds what is left over after its last full step (32 float32 values at most) unlike the
 rest; filled up, a pair is rounded alike whatever lies beside it."""
 
-GROUP_PAIRS = 2048
-"""Pairs scored together at most. Far below the 32,768 values at which torch divides a vector
-between threads, which would cut it elsewhere than at a multiple of ``LANES``."""
+GROUP_LANES = 4096
+"""Pairs scored together at most, filled up. Far below the 32,768 values at which torch divides a
+vector between threads, which would cut it elsewhere than at a multiple of ``LANES``."""
 
 
 class Batch(NamedTuple):
@@ -123,17 +123,27 @@ class Objective:
 
     def _groups(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         """Put together the batches that are scored together."""
-        together = self.policy.concurrent and not couples_pairs(self.loss)
         group: list[Batch] = []
-        pairs = 0
+        lanes = 0
         for batch in batches:
-            if group and not (together and pairs + len(batch.rows) <= GROUP_PAIRS):
+            size = _filled(len(batch.rows), self._width)
+            if group and not (self._together and lanes + size <= GROUP_LANES):
                 yield group
-                group, pairs = [], 0
+                group, lanes = [], 0
             group.append(batch)
-            pairs += len(batch.rows)
+            lanes += size
         if group:
             yield group
+
+    @property
+    def _together(self) -> bool:
+        """Whether batches may be scored together."""
+        return self.policy.concurrent and not couples_pairs(self.loss)
+
+    @property
+    def _width(self) -> int:
+        """What the size of every batch is filled up to a multiple of."""
+        return LANES if self._together else 1
 
     def _loss(self, batch: Batch) -> PairLoss:
         """Return the loss that ``batch`` meets; the same for all where it does not run."""
@@ -145,8 +155,7 @@ class Objective:
 
     def _score(self, group: list[Batch], passes: list[ForwardPass]) -> list[Scores]:
         """Return cotangents and statistics of every batch of a group."""
-        width = 1 if couples_pairs(self.loss) else LANES
-        lanes = _Lanes([len(batch.rows) for batch in group], width)
+        lanes = _Lanes([len(batch.rows) for batch in group], self._width)
         pairs = lanes.fill([forward.logps for forward in passes])
         weight = _weights(group)
         # d mean(losses) / d loss_b = w_b / B
@@ -178,7 +187,8 @@ class _Lanes:
     def __init__(self, sizes: list[int], width: int) -> None:
         self.sizes = np.array(sizes)
         self.starts = np.cumsum(self.sizes) - self.sizes
-        filled = -(-self.sizes // width) * width
+        filled = _filled(self.sizes, width)
+        self._exact = bool((filled == self.sizes).all())
         within = np.arange(filled.sum()) - np.repeat(np.cumsum(filled) - filled, filled)
         last = np.repeat(self.sizes - 1, filled)
         # What fills up is a repetition of the batch's last pair: a loss can always take that.
@@ -196,16 +206,22 @@ class _Lanes:
 
     def spread(self, values: np.ndarray, like: Tensor) -> Tensor:
         """Put one value (N,) at every pair and 0 at what fills up, with the type of ``like``."""
-        spread = torch.zeros_like(like)
-        spread[self._kept.to(like.device)] = torch.from_numpy(values).to(like)
-        return spread
+        given = torch.from_numpy(values).to(like)
+        if self._exact:
+            return given
+        return torch.zeros_like(like).index_copy_(0, self._kept.to(like.device), given)
 
     def drop(self, filled: Tensor) -> Tensor:
         """Return the columns of ``filled`` that belong to a pair, (K, N)."""
         return self._take(filled, self._kept)
 
     def _take(self, vector: Tensor, places: Tensor) -> Tensor:
-        return vector.index_select(-1, places.to(vector.device))
+        return vector if self._exact else vector.index_select(-1, places.to(vector.device))
+
+
+def _filled(size: Any, width: int) -> Any:
+    """Return ``size``, or every size of an array, filled up to a multiple of ``width``."""
+    return -(-size // width) * width
 
 
 def _weights(group: list[Batch]) -> np.ndarray | None:

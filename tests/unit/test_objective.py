@@ -283,3 +283,21 @@ def test_the_objective_is_the_mean_of_the_loss_over_the_batch_alone(loss):
         pairs = policy.forward(params, data, rows).logps
         stats = Objective(policy, loss()).gradient(params, data, rows)
         assert stats.means()["loss"] == pytest.approx(loss()(pairs).mean().item(), rel=1e-12)
+
+
+def test_a_group_stays_below_what_torch_would_divide_between_threads(policy):
+    data, objective = policy.encode(shard()), Objective(policy, DPO())
+    params = FlatParams(policy.layout, policy.initial())
+    batches = [Batch(params, data, np.arange(size)) for size in (1, 8, 3) * 500]
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watching(DPO):
+        def __call__(self, pairs: PairLogProbs) -> torch.Tensor:
+            seen.append(len(pairs.chosen))
+            return super().__call__(pairs)
+
+    watched = Objective(policy, Watching()).evaluations(batches)
+    assert max(seen) < 32_768 and len(seen) < len(batches) / 50
+    for batch, stats in zip(batches[:3], watched):
+        assert (stats.values == objective.evaluate(*batch[:3]).values).all()
