@@ -28,11 +28,15 @@ from decdpo.metrics import Metrics, Progress, average_model, gradient_norm, pool
 from decdpo.policies.base import Policy
 from decdpo.report.curves import read_metrics
 from decdpo.run import Agent, Run
+from decdpo.studies.noted import Noted, clipped_gradient_sq
 from decdpo.studies.table import Row
 from decdpo.train import train
 
 VERSION = 1
 """Changes whenever the same cell would give other numbers."""
+
+GRADIENTS = "gradients.json"
+"""What a cell noted of its batch gradients."""
 
 
 class Memory:
@@ -154,11 +158,13 @@ class NoCheckpoints:
 class Training(Work):
     """One training run in this process.
 
-    config : the effective configuration. data : digest of its shards.
+    config : the effective configuration. data : digest of its shards. noted : whether the last
+    record also has ``clipped_gradient_sq``, see ``noted.py``; under mpirun it has not.
     """
 
     config: Config
     data: str
+    noted: bool = False
 
     def identity(self) -> str:
         """Return the configuration with the content of the shards in place of their path."""
@@ -177,14 +183,20 @@ class Training(Work):
 
     def run(self, folder: Path, memory: Memory) -> None:
         """Train, without checkpoints."""
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        for name in ("metrics.jsonl", GRADIENTS):
+            (folder / name).unlink(missing_ok=True)
         job = Job("local")
         try:
             run = self._prepare(job, folder, memory)
             _write(folder / "start.json", start_record(run))
             try:
+                if self.noted:
+                    run.algorithm = noted = Noted(run.algorithm)
                 train(run)
                 run.monitor.sync()
+                if self.noted:
+                    value = clipped_gradient_sq(run, noted.squares)
+                    _write(folder / GRADIENTS, {"clipped_gradient_sq": value})
             finally:
                 run.monitor.close()
                 if run.exchange is not None:
@@ -199,7 +211,10 @@ class Training(Work):
             with self.prepared(memory) as run:
                 _write(path, start_record(run))
         start = json.loads(path.read_text(encoding="utf-8"))
-        return [start, *read_metrics(folder / "metrics.jsonl")]
+        records = [start, *read_metrics(folder / "metrics.jsonl")]
+        if self.noted and (folder / GRADIENTS).exists():
+            records[-1] |= json.loads((folder / GRADIENTS).read_text(encoding="utf-8"))
+        return records
 
     @contextmanager
     def prepared(self, memory: Memory) -> Iterator[Run]:

@@ -4,15 +4,19 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from decdpo.cli import main
+from decdpo.data.index import ShardIndex
 from decdpo.data.synthetic import Choices, synthesize
 from decdpo.errors import ConfigError
 from decdpo.studies import engine
 from decdpo.studies.cells import Cell, Memory, Training, make_config
 from decdpo.studies.custom import load
+from decdpo.studies.noted import clipped_gradient_sq
 from decdpo.studies.study import Options
 
 BASE = {
@@ -64,6 +68,50 @@ def test_a_cell_measures_what_a_run_of_the_program_measures(tmp_path, shards):
     assert ours == theirs
     assert [r["round"] for r in ours] == [0, 2, 4]
     assert ours[0]["gradient_norm"] > 0 and ours[0]["consensus_distance"] == 0
+
+
+def test_noted_gradients_change_nothing_and_are_those_of_the_local_batches(tmp_path, shards):
+    index = ShardIndex.load(shards)
+    pairs = [index.open(entry.agent) for entry in index.agents]
+    few = min(entry.num_train for entry in index.agents)
+    settings = {
+        **BASE, "data.shards": str(shards), "run.rounds": 7, "optim.lr": 1e-9,
+        "data.batch_size": few, "policy.dtype": "float64",
+    }  # fmt: skip
+    found = {}
+    for beta in (0.5, 1.0, 1e3):
+        config = make_config({**settings, "loss.beta": beta})
+        rows = {}
+        for noted in (False, True):
+            folder = tmp_path / f"{beta} {noted}"
+            folder.mkdir()
+            work = Training(config, "digest", noted)
+            work.run(folder, Memory())
+            rows[noted] = work.records(folder, Memory())
+        found[beta] = rows[True][-1].pop("clipped_gradient_sq")
+        for record in (*rows[False], *rows[True]):
+            record.pop("system", None)
+        assert rows[True] == rows[False]
+    # At x = 0 and with all pairs in a batch, g_i = -beta/2 mean dphi.
+    squares = []
+    for shard in pairs:
+        chosen, rejected = shard.features
+        mean = (chosen - rejected)[: shard.num_train].mean(axis=0)
+        squares.append(mean @ mean / 4)
+    assert found[0.5] == pytest.approx(np.mean(np.minimum(1, 0.25 * np.array(squares))), rel=1e-5)
+    assert found[1.0] == pytest.approx(np.mean(np.minimum(1, squares)), rel=1e-5)
+    assert found[1e3] == 1.0
+
+
+def test_the_clipped_gradients_are_those_of_the_last_five_rounds():
+    # Two of three agents take part in a round, with three local steps each.
+    rows = SimpleNamespace(row=lambda i: SimpleNamespace(active=i != 1))
+    run = SimpleNamespace(
+        num_rounds=7, local_steps=3, agents=[SimpleNamespace(id=i) for i in range(3)],
+        schedule=SimpleNamespace(mixing=lambda t: rows),
+    )  # fmt: skip
+    squares = [1.0] * 12 + [0.5] * 6 + [0.25] * 24
+    assert clipped_gradient_sq(run, squares) == pytest.approx((6 * 0.5 + 24 * 0.25) / 30)
 
 
 def test_encoded_shards_are_shared_between_cells_and_forgotten_with_the_data(shards, tmp_path):
