@@ -12,7 +12,9 @@ Theorem 5.1; the source leaves the constants open, we take 2 for the first and 1
 The last term is ours: it is the variance of drawing S of n unlike users, without which a bound
 would never prefer more participants but for the noise. It vanishes at S = n.
 
-DecDPO, one round contracting the distance to consensus by rho:
+DecDPO, one round contracting the distance to consensus by rho (ours; the source's Theorem 6.1, of
+which its authors' public program says that the distance grows as eta^2 / (1 - rho^2), is unknown to
+us beyond that):
 
     2 Delta / (eta E R) + L eta zeta^2 / n
     + L^2 eta^2 (2 E zeta^2 / (1 - rho) + 4 E^2 kappa^2 / (1 - rho)^2)                       (2)

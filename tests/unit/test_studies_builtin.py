@@ -67,15 +67,20 @@ def test_the_gap_is_the_squared_norm_over_its_first_value():
     assert table.rows[-1]["gap_tail"] == 1 / 256
 
 
-def local_steps_table(gap):
-    """A table whose final gap is ``gap(lr, E)`` with a little noise."""
+def local_steps_table(gap, clipped):
+    """A table whose final gap is ``gap(lr, E)`` with a little noise.
+
+    clipped : the other measure, min(1, ||g||)^2 of batch gradients, of E.
+    """
     rng = np.random.default_rng(0)
     rows = []
     for seed in range(5):
         for lr in (0.01, 0.1, 1.0):
             for steps in (1, 3, 6):
                 last = np.sqrt(gap(lr, steps) * np.exp(rng.normal(0, 0.01)))
-                rows += training_rows({"lr": lr, "E": steps}, [1.0, last], seed)
+                rows += training_rows(
+                    {"lr": lr, "E": steps}, [1.0, last], seed, clipped_gradient_sq=clipped[steps]
+                )
     table = Table(rows)
     builtin("local-steps").derive(table)
     return table
@@ -85,15 +90,30 @@ def verdicts(name, table):
     return {c.text: c.judge(table) for c in builtin(name).claims()}
 
 
+THEIRS = {1: 1.0, 3: 0.4616, 6: 0.1554}
+
+
 def test_the_sources_own_gaps_would_hold():
-    theirs = {1: 1.0, 3: 0.4616, 6: 0.1554}
-    found = verdicts("local-steps", local_steps_table(lambda lr, e: 0.5 * theirs[e]))
+    # Whatever our own gap is, as long as it falls with E.
+    found = verdicts("local-steps", local_steps_table(lambda lr, e: 0.01 / e, THEIRS))
     assert all(v.held for v in found.values()), found
-    assert any("0.1554" in v.numbers for v in found.values())
+    assert any("source 0.1554" in v.numbers for v in found.values())
+
+
+def test_the_sources_gaps_are_compared_in_size_and_by_its_own_measure():
+    small = {steps: 0.02 * gap for steps, gap in THEIRS.items()}
+    found = verdicts("local-steps", local_steps_table(lambda lr, e: THEIRS[e], small))
+    beside = [v for text, v in found.items() if "0.4616" in text]
+    # The same ratios to E = 1, in both measures, and yet other gaps.
+    assert [v.held for v in beside] == [False] * 3
+    assert "E=1 0.02 ± 0 (source 1.0000)" in beside[0].numbers and "our gap" in beside[0].numbers
+    unknown = Table([])
+    assert [c.judge(unknown).held for c in builtin("local-steps").claims()] == [None] * 8
 
 
 def test_drift_that_dominates_is_found_out():
-    found = verdicts("local-steps", local_steps_table(lambda lr, e: e * lr))
+    noise = dict.fromkeys(THEIRS, 0.02)
+    found = verdicts("local-steps", local_steps_table(lambda lr, e: e * lr, noise))
     assert not any(v.held for v in found.values())
     assert any(v.why == "Drift and noise dominate." for v in found.values())
 
@@ -112,13 +132,20 @@ def test_the_order_of_graphs_is_judged_by_the_seeds():
         builtin("topology").derive(table)
         return table
 
-    right = {"complete": (0.0, 1), "exponential": (0.6, 2), "torus": (0.8, 4), "ring": (0.95, 15)}
+    right = {
+        "complete": (0.0, 1), "exponential": (0.6, 2), "torus": (0.8, 4), "ring": (0.95, 15),
+        "star": (0.9, 9), "path": (0.99, 60),
+    }  # fmt: skip
     found = list(verdicts("topology", table(right)).values())
-    assert found[0].held is True and found[1].held is None
+    assert found[0].held is True and found[1].held is True and found[2].held is None
+    assert found[0].numbers.index("star") < found[0].numbers.index("ring")
     # 2 / (1 - rho)^0.76 or so between them
-    assert "exponent" in found[2].numbers
-    wrong = {**right, "torus": (0.8, 40)}
-    assert list(verdicts("topology", table(wrong)).values())[0].held is False
+    assert "exponent" in found[3].numbers
+    wrong = list(verdicts("topology", table({**right, "torus": (0.8, 40)})).values())
+    assert wrong[0].held is True and wrong[1].held is False
+    # A star that is farther apart than its gap says is out of the source's order, not of ours.
+    wide = list(verdicts("topology", table({**right, "star": (0.9, 90)})).values())
+    assert wide[0].held is False and wide[1].held is True
 
 
 def test_flat_curves_are_what_the_source_says_of_stale_letters():
