@@ -10,6 +10,9 @@ cd "$(dirname "$0")/.." || exit
 if [ "${1:-}" = --as-rank ]; then # this is one of the ranks
     shift
     [ "${PMIX_RANK:-0}" = 0 ] || exec >"$LOGS/rank$PMIX_RANK" 2>&1
+    # Ranks that share a folder for temporary files fail now and then: all of them tidy it up.
+    export PYTEST_DEBUG_TEMPROOT="$LOGS/files${PMIX_RANK:-0}"
+    mkdir -p "$PYTEST_DEBUG_TEMPROOT"
     exec "$@"
 fi
 

@@ -16,6 +16,10 @@ esac
 decdpo_setup
 exec </dev/null
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+# Tests that another user of this machine runs must not tidy up the files of these.
+PYTEST_DEBUG_TEMPROOT="$(mktemp -d)"
+export PYTEST_DEBUG_TEMPROOT
+trap 'rm -rf "$PYTEST_DEBUG_TEMPROOT"' EXIT
 SUMMARY=()
 FAILED=0
 

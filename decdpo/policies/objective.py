@@ -85,7 +85,7 @@ class Objective:
         for group in self._groups(batches):
             # An overflow is reported with its rows, as an error: NumPy need not warn of it as well.
             with np.errstate(over="ignore", invalid="ignore"):
-                passes = [self.policy.forward(*batch[:3]) for batch in group]
+                passes = [self._forward(batch) for batch in group]
                 scored = self._score(group, passes)
             for batch, forward, scores in zip(group, passes, scored):
                 batch.params.grad.zero_()
@@ -115,7 +115,7 @@ class Objective:
         places = iter([place for place, _ in parts])
         for group in self._groups(part for _, part in parts):
             with np.errstate(over="ignore", invalid="ignore"):
-                passes = [self.policy.forward(*part[:3], need_grad=False) for part in group]
+                passes = [self._forward(part, need_grad=False) for part in group]
                 scored = self._score(group, passes)
             for scores in scored:
                 totals[next(places)] += scores.stats
@@ -144,6 +144,9 @@ class Objective:
     def _width(self) -> int:
         """What the size of every batch is filled up to a multiple of."""
         return LANES if self._together else 1
+
+    def _forward(self, batch: Batch, need_grad: bool = True) -> ForwardPass:
+        return self.policy.forward(batch.params, batch.data, batch.rows, need_grad=need_grad)
 
     def _loss(self, batch: Batch) -> PairLoss:
         """Return the loss that ``batch`` meets; the same for all where it does not run."""
