@@ -133,13 +133,26 @@ def _panel(ax: Any, panel: Panel) -> None:
         ax.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
     if panel.log_x:
         ax.set_xscale("log")
+        _log_ticks(ax.xaxis, *ax.get_xlim())
     if panel.log_y and any(value > 0 for line in panel.lines for value in line.mean):
         ax.set_yscale("log", nonpositive="mask")
+        _log_ticks(ax.yaxis, *ax.get_ylim())
     ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
     ax.grid(alpha=0.3, which="major")
     if panel.lines:
         many = len(panel.lines) > 7
         ax.legend(fontsize=7 if many else 8, framealpha=0.6, ncols=2 if many else 1)
+
+
+def _log_ticks(axis: Any, low: float, high: float) -> None:
+    """Name more than the powers of ten where few of them are shown, and no names that overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    axis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        narrow = high < 5 * low
+        axis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _heat(canvas: Any, ax: Any, panel: Heat) -> None:

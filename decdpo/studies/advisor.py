@@ -17,7 +17,7 @@ from decdpo.build import local_steps
 from decdpo.errors import ConfigError
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Memory, Training
-from decdpo.studies.claims import Claim, Verdict, compare, half_width, in_order, mean_text
+from decdpo.studies.claims import OURS, Claim, Verdict, compare, half_width, in_order, mean_text
 from decdpo.studies.engine import folder_of
 from decdpo.studies.rates import MeasuredConstants, problem_of
 from decdpo.studies.study import Options, Study, pairs_of, training, usual_lr, usual_settings
@@ -26,7 +26,6 @@ from decdpo.theory.advisor import Budget, Choice, Cost, advise, per_round, suita
 from decdpo.theory.bounds import Problem, decentralized
 from decdpo.topology.schedule import make_schedule
 
-OURS = "our own"
 GRAPHS = ("ring", "exponential", "one_peer_exponential", "complete")
 LOCAL_STEPS = (1, 4, 16)
 BUDGETS: dict[str, str] = {

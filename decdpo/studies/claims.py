@@ -15,6 +15,9 @@ from scipy import stats
 
 from decdpo.studies.table import Missing, Table
 
+OURS = "our own"
+"""The source of a claim that no paper makes."""
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -6,7 +6,7 @@ from typing import Any
 
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import Claim, Verdict, compare, in_order
+from decdpo.studies.claims import OURS, Claim, Verdict, compare, in_order
 from decdpo.studies.study import (
     Options,
     Study,
@@ -25,7 +25,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "gradient tracking": {"algorithm.kind": "gradient_tracking", "topology.graph": "ring"},
     "centralized": {"algorithm.kind": "centralized"},
 }
-OURS = "our own"
 LIMIT = 0.02
 """Difference of accuracies that is called none."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from decdpo.report.study_figures import Figure, Panel
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import Claim, Verdict, descends, in_order, increasing
+from decdpo.studies.claims import OURS, Claim, Verdict, descends, in_order, increasing
 from decdpo.studies.study import (
     Options,
     Study,
@@ -82,7 +82,7 @@ class Methods(Study):
                 lambda t: descends(t, HUE[:6], "The step is too small for 80 rounds."),
             ),
             Claim(
-                "our own",
+                OURS,
                 "per round, FedDPO with E = 3 is faster than centralized DPO with one step",
                 lambda t: increasing(t, "gap", [HUE[2], HUE[0]], drift),
             ),
@@ -97,7 +97,7 @@ class Methods(Study):
                 "connectivity governs consensus: the exponential graph keeps the agents closer",
                 lambda t: increasing(t, "consensus_distance", [HUE[4], HUE[5]]),
             ),
-            Claim("our own", "DecDPO's average model predicts better than agents alone", together),
+            Claim(OURS, "DecDPO's average model predicts better than agents alone", together),
         )
 
     def figures(self, table: Table) -> Sequence[Figure]:

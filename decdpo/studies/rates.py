@@ -18,7 +18,7 @@ from decdpo.data.storage import replacing
 from decdpo.metrics import average_model
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Memory, Training
-from decdpo.studies.claims import Claim, Verdict
+from decdpo.studies.claims import OURS, Claim, Verdict
 from decdpo.studies.study import Options, Study, pairs_of, training_cells, usual_lr
 from decdpo.studies.table import Missing, Row, Table
 from decdpo.theory.bounds import Bound, Problem, decentralized, federated
@@ -132,9 +132,9 @@ class Rates(Study):
                 "the DecDPO bound is above the measured mean where it is claimed",
                 lambda t: above(t, "Dec"),
             ),
-            Claim("our own", "the bounds are tight within a factor of 10", tight),
+            Claim(OURS, "the bounds are tight within a factor of 10", tight),
             Claim(
-                "our own",
+                OURS,
                 "the bounds rank the 18 choices as measured (rank correlation above 0.8)",
                 ranks,
             ),

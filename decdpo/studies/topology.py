@@ -12,7 +12,7 @@ import numpy as np
 
 from decdpo.report.study_figures import Figure, Panel
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import Claim, Verdict, fit, increasing
+from decdpo.studies.claims import OURS, Claim, Verdict, fit, increasing
 from decdpo.studies.study import (
     Options,
     Study,
@@ -63,12 +63,12 @@ class Topology(Study):
                 by_spectral_gap,
             ),
             Claim(
-                "our own",
+                OURS,
                 "consensus distance at equal rounds: complete < exponential < torus < ring",
                 lambda t: increasing(t, "consensus_distance", HUE[:4]),
             ),
             Claim(
-                "our own",
+                OURS,
                 "gradient norm at equal rounds: complete < exponential < torus < ring",
                 lambda t: increasing(
                     t,

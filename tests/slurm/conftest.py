@@ -24,6 +24,22 @@ def write_script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def environment_of(folder: Path) -> dict[str, str]:
+    """Give `folder` a `decdpo` of this checkout; returns the environment in which jobs find it."""
+    write_script(
+        folder / "venv" / "bin" / "decdpo", f'#!/bin/sh\nexec {sys.executable} -m decdpo "$@"\n'
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    return clean | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "DECDPO_HOME": str(REPOSITORY),
+        "DECDPO_VENV": str(folder / "venv"),
+        "DECDPO_GRACE": "1",
+    }
+
+
 class Bench:
     """A folder with a stand-in `decdpo` in an environment of its own, and a plan to train."""
 
@@ -138,6 +154,12 @@ def slurm() -> Slurm:
     if done.returncode != 0 or not done.stdout.strip():
         pytest.skip(f"SLURM has no idle node: {done.stderr.strip() or 'sinfo lists none'}")
     return Slurm()
+
+
+@pytest.fixture(scope="session")
+def real_environment():
+    """Return the function that gives a folder a real `decdpo` for jobs."""
+    return environment_of
 
 
 @pytest.fixture(scope="session")

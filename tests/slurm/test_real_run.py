@@ -1,7 +1,6 @@
 """jobs/train.slurm with the real decdpo on a real SLURM: stopped, requeued, done, the same bits."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,21 +29,9 @@ pytestmark = pytest.mark.slurm
 class Real:
     """A folder with shards, a configuration and the environment that a job needs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
-        program = folder / "venv" / "bin" / "decdpo"
-        program.parent.mkdir(parents=True)
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m decdpo "$@"\n')
-        program.chmod(0o755)
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
-        self.environment = clean | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(REPOSITORY),
-            "OMP_NUM_THREADS": "1",
-            "DECDPO_HOME": str(REPOSITORY),
-            "DECDPO_VENV": str(folder / "venv"),
-            "DECDPO_GRACE": "1",
-        }
+        self.environment = environment
         self.decdpo("shard", PAIRS, "--partition", "by:user", "--out", "shards")
         (folder / "run.toml").write_text(CONFIG)
 
@@ -74,11 +61,12 @@ class Real:
 
 
 @pytest.fixture(scope="module")
-def real(slurm, tmp_path_factory) -> Real:
+def real(slurm, real_environment, tmp_path_factory) -> Real:
     """Return the folder, with the run that nobody stopped in it."""
     if not PAIRS.exists():
         pytest.skip(f"{PAIRS} is not there")
-    real = Real(tmp_path_factory.mktemp("real"))
+    folder = tmp_path_factory.mktemp("real")
+    real = Real(folder, real_environment(folder))
     real.decdpo("train", "run.toml", "--out", "whole")
     return real
 

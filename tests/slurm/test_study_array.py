@@ -1,7 +1,6 @@
 """The SLURM array of a study on a real SLURM: its tasks measure what the study itself measures."""
 
 import csv
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 
 from decdpo.data.synthetic import Choices, synthesize
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STUDY = """
 title = "Graphs"
 seeds = 2
@@ -43,19 +41,9 @@ def study(tmp_path):
 class Here:
     """A folder in which the study is run, with the environment that its jobs need."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
-        program = folder / "venv" / "bin" / "decdpo"
-        program.parent.mkdir(parents=True)
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m decdpo "$@"\n')
-        program.chmod(0o755)
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
-        self.environment = clean | {
-            "PYTHONPATH": str(REPOSITORY),
-            "OMP_NUM_THREADS": "1",
-            "DECDPO_HOME": str(REPOSITORY),
-            "DECDPO_VENV": str(folder / "venv"),
-        }
+        self.environment = environment
 
     def study(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Give the study's command; returns its status and what it said."""
@@ -78,9 +66,10 @@ class Here:
 
 
 def test_an_array_measures_what_the_study_measures_and_a_broken_cell_is_named(
-    slurm, study, tmp_path
+    slurm, real_environment, study, tmp_path
 ):
-    array, alone = Here(tmp_path / "array"), Here(tmp_path / "alone")
+    folders = (tmp_path / "array", tmp_path / "alone")
+    array, alone = (Here(folder, real_environment(folder)) for folder in folders)
     written = array.study("--slurm")
     assert written.returncode == 0, written.stderr
     names = (array.folder / "graphs/cells/array.txt").read_text().split()
