@@ -9,6 +9,7 @@
                                     ``dtype`` where HDF5 has no such type (then the raw bytes)
 """
 
+import errno
 import io
 import os
 import zlib
@@ -99,7 +100,7 @@ class _Sink:
                 if self._waiting >= _PUSH:
                     self._waiting = 0
                     self._pushes.append(self._pusher.submit(os.fdatasync, self._file.fileno()))
-                return self._file.write(content)
+                _write_all(self._file, content)
             except OSError as fault:
                 self.fault = fault
         return len(content)
@@ -119,6 +120,19 @@ class _Sink:
         for push in self._pushes:
             push.result()
         os.fsync(self._file.fileno())
+
+
+def _write_all(file: io.FileIO, content: memoryview) -> None:
+    """Write to the last byte: a system call writes 2 GiB at most, and less on a full disk.
+
+    HDF5 hands over a whole tensor at once and does not look at how much of it was written.
+    """
+    rest = memoryview(content).cast("B")
+    while rest:
+        written = file.write(rest)
+        if not written:
+            raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
+        rest = rest[written:]
 
 
 def _fill(

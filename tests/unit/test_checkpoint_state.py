@@ -1,5 +1,7 @@
 """States taken apart and filled again, and the HDF5 file of one process."""
 
+import errno
+import io
 import os
 import resource
 import zlib
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from decdpo.checkpoint import parts
 from decdpo.checkpoint.format import Damaged
 from decdpo.checkpoint.parts import LARGE, combine, file_crc, open_part, write_part
 from decdpo.checkpoint.state import Record, Snapshot, digest, leaves, parameter_digest, structure
@@ -266,6 +269,48 @@ def test_a_file_that_cannot_grow_is_an_os_error(tmp_path, limit):
     write(tmp_path / "q.h5", states)
     with open_part(tmp_path / "q.h5") as part:
         assert part.agents == (0, 1, 2, 3) and part.round == 3
+
+
+class ShortFile(io.FileIO):
+    """Writes little at a time, as write(2) does above 2 GiB, and nothing beyond ``room``."""
+
+    room = 1 << 40
+
+    def write(self, content):
+        left = self.room - self.tell()
+        if left <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(memoryview(content)[: min(left, 70_000)])
+
+
+def test_a_tensor_that_is_written_in_several_pieces_is_whole(tmp_path, monkeypatch):
+    states = {a: Inner(torch.randn(LARGE // 2 + a), a) for a in range(3)}
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "open", lambda *how, buffering: ShortFile(*how), raising=False)
+        size, crc = write(tmp_path / "p.h5", states)
+    assert (size, crc) == ((tmp_path / "p.h5").stat().st_size, file_crc(tmp_path / "p.h5"))
+    with open_part(tmp_path / "p.h5") as part:
+        for agent, state in states.items():
+            found = Inner(torch.zeros_like(state.first), -1)
+            part.restore(agent, found)
+            assert torch.equal(found.first, state.first) and found.steps == agent
+
+
+def test_a_disk_that_fills_up_within_a_tensor_is_an_os_error(tmp_path, monkeypatch):
+    states = {0: Inner(torch.randn(LARGE // 2), 0)}
+    size, _ = write(tmp_path / "whole.h5", states)
+    monkeypatch.setattr(parts, "open", lambda *how, buffering: ShortFile(*how), raising=False)
+    monkeypatch.setattr(ShortFile, "room", size - 100)
+    with pytest.raises(OSError) as caught:
+        write(tmp_path / "p.h5", states)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_write_of_nothing_is_a_fault_and_no_endless_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "open", lambda *how, buffering: ShortFile(*how), raising=False)
+    monkeypatch.setattr(ShortFile, "write", lambda self, content: 0)
+    with pytest.raises(OSError):
+        write(tmp_path / "p.h5", {0: Inner(torch.randn(5), 0)})
 
 
 def test_digests_see_every_part_of_a_state():
