@@ -15,11 +15,12 @@ d_i = eta g_i, hence sum_i g_i = 0 as sum_i d_i = 0: the optimum of the mean obj
 constant step and however unlike the agents are. We keep d, which costs the same memory as psi.
 
 W must be symmetric, for the proofs need it, and agents that do not share the step size or rescale
-their gradients by their own history (Adam) would share another fixed point. Random matchings are
-symmetric in every round and leave the same fixed point, but the sources treat a constant W. The
-message is what the local step and the correction make, so there is no overlap; one gradient per
-round: E = 1. Personal parameters follow their own gradient. d is a sum of small differences, which
-needs float32 or better.
+their gradients by their own history (Adam) or norm (clipping) would share another fixed point.
+Momentum v leaves it, as d_i = eta v_i then has v_i = g_i / (1 - momentum), and weight decay makes
+it that of the decayed loss. Random matchings are symmetric in every round and leave the same fixed
+point, but the sources treat a constant W. The message is what the local step and the correction
+make, so there is no overlap; one gradient per round: E = 1. Personal parameters follow their own
+gradient. d is a sum of small differences, which needs float32 or better.
 
 D2 has W in (3) in place of W~, and needs its eigenvalues above -1/3; those of W~ are at least 0.
 NIDS is the same recursion for smooth objectives, with W~ = I - c eta (I - W), here c = 1 / (2 eta).

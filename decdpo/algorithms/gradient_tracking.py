@@ -17,10 +17,11 @@ adapts before it combines,
 x_t+1 = W (x_t - eta y'_t), y'_t = W y'_t-1 + g_t - g_t-1.
 
 Either way sum_i y_i = sum_i g_i, by doubly stochastic W, which may change from round to round and
-need not be symmetric. One gradient per round: E = 1. An optimizer with memory is given y_i in
-place of the gradient. Twice the bytes of DSGD: a message is (y_i, x_i), and both lie side by side
-in one buffer, so that it needs no concatenation. Personal parameters follow their own gradient.
-The tracker sums differences of gradients, which needs float32 or better.
+need not be symmetric. One gradient per round: E = 1. The optimizer is given y_i in place of the
+gradient: momentum follows it and clipping shortens it, and neither moves the fixed point, where all
+y_i are 0. Twice the bytes of DSGD: a message is (y_i, x_i), and both lie side by side in one
+buffer, so that it needs no concatenation. Personal parameters follow their own gradient. The
+tracker sums differences of gradients, which needs float32 or better.
 
 References: Nedic, Olshevsky and Shi, "Achieving geometric convergence for distributed optimization
 over time-varying graphs", 2017, Algorithm 1 (DIGing); Pu and Nedic, "Distributed stochastic

@@ -269,6 +269,13 @@ def _check_algorithm(config: Config) -> None:
             "its own history, so that the fixed point is not the optimum of the average loss",
             "use optim.kind = 'sgd', or algorithm.kind = 'gradient_tracking'",
         )
+    if kind == "exact_diffusion" and optim.clip_norm:
+        raise ConfigError(
+            f"{name} is not exact with optim.clip_norm = {optim.clip_norm}: every agent clips its "
+            "own gradient, so that the fixed point is not the optimum of the average loss",
+            "remove optim.clip_norm and lower optim.lr if need be, or use algorithm.kind = "
+            "'gradient_tracking', which clips the tracked average",
+        )
     if kind == "quasi_global_momentum" and (optim.kind != "sgd" or optim.momentum):
         raise ConfigError(
             f"{name} brings its own momentum, and has no place for that of optim",

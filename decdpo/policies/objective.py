@@ -289,5 +289,5 @@ def _not_finite(stacked: np.ndarray, group: list[Batch], starts: np.ndarray) -> 
     return NumericalError(
         f"agent {data.agent}: {names[first]} is {stacked[first, where[0]]} at"
         f" {_name_rows(data, rows[where])}",
-        "lower the learning rate, or clip the gradient",
+        "lower optim.lr or, unless algorithm.kind = 'exact_diffusion', set optim.clip_norm",
     )

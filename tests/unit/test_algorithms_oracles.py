@@ -291,6 +291,7 @@ BIAS_FREE = [
     (GradientTracking(SGD(), P), "one_peer_exponential"),
     (GradientTracking(SGD(), P), "random_matching"),
     (GradientTracking(SGD(momentum=0.5), P), "ring"),
+    (GradientTracking(SGD(max_norm=0.5), P), "ring"),
     (ExactDiffusion(SGD(), P), "ring"),
     (ExactDiffusion(SGD(), P), "star"),
     (ExactDiffusion(SGD(), P), "random_matching"),
@@ -309,6 +310,30 @@ def test_a_constant_step_reaches_the_optimum_at_which_dsgd_never_arrives(algorit
     if schedule.mixing(0) is schedule.mixing(1):
         # DSGD has stopped there: more rounds would not help.
         assert np.abs(biased[-1] - biased[-100]).max() < 1e-8
+
+
+@pytest.mark.parametrize("algorithm", [GradientTracking, ExactDiffusion])
+def test_weight_decay_with_momentum_leads_to_the_optimum_of_the_decayed_loss(algorithm):
+    problem = Quadratics(noise=0.0)
+    optimizer = SGD(momentum=0.5, nesterov=True, weight_decay=0.3)
+    schedule = make_schedule("ring", "auto", N)
+    X = trained(algorithm(optimizer, P), schedule, problem, rounds=500)
+    pull = np.einsum("npq,nq->p", problem.A, problem.c)
+    decayed = np.linalg.solve(problem.A.sum(axis=0) + 0.3 * N * np.eye(P), pull)
+    np.testing.assert_allclose(X[-1], np.tile(decayed, (N, 1)), rtol=0, atol=1e-7)
+    assert np.abs(decayed - problem.optimum).max() > 0.02
+
+
+def test_exact_diffusion_is_not_exact_where_agents_clip_alone():
+    """Why the configuration refuses it: its fixed point has sum_i clip(g_i) = 0."""
+    problem = Quadratics(noise=0.0)
+    schedule = make_schedule("ring", "auto", N)
+    X = trained(ExactDiffusion(SGD(max_norm=0.5), P), schedule, problem, rounds=1000)
+    slopes = problem.slopes(X[-1], 0)
+    clipped = slopes * np.minimum(1, 0.5 / np.linalg.norm(slopes, axis=1))[:, None]
+    assert np.abs(clipped.sum(axis=0)).max() < 1e-3
+    assert np.abs(slopes.sum(axis=0)).max() > 0.5
+    assert np.abs(X[-1] - problem.optimum).max() > 0.1
 
 
 # --- Quasi-global momentum, push-sum ------------------------------------------------------------
