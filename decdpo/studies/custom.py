@@ -29,10 +29,16 @@ from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
 from decdpo.studies.claims import Claim
 from decdpo.studies.data import Pairs, Sharded
-from decdpo.studies.study import Options, Study, training
+from decdpo.studies.study import PLACED, Options, Study, require_free, training
 from decdpo.studies.table import Table
 
 KEYS = ("title", "base", "seeds", "x", "y", "hue", "grid")
+NOT_VARIED = {
+    "run.seed": "write seeds = N in place of it, for the seeds 0 ... N - 1",
+    "data.shards": "write it into the base, or give --data",
+}
+"""Keys that the study sets in every cell by itself, with what to do in place of a grid."""
+
 LOGARITHMIC = ("gap", "gradient_norm", "consensus_distance")
 
 
@@ -73,38 +79,54 @@ class Custom(Study):
         if options.data is not None:
             return options.data
         folder = self.plan.base.get("data.shards", "")
-        for override in options.overrides:
-            section, key, value = parse_override(override)
+        for section, key, value in map(parse_override, options.overrides):
             folder = value if (section, key) == ("data", "shards") else folder
         if not folder:
             raise ConfigError(
                 f"{self.plan.path} names no data",
                 "set data.shards in the base, or give --data",
             )
-        return Sharded((Path(folder),))
+        return Sharded((Path(str(folder)),))
 
     def describe_data(self, options: Options) -> str:
         """Return one line on the pairs."""
         return self.pairs(options).describe()
 
     def cells(self, options: Options) -> list[Cell]:
-        """Return a cell for every seed and combination."""
+        """Return a cell for every seed and combination.
+
+        Raises ``ConfigError`` for an option that would make the grid's labels untrue.
+        """
+        self._require_grid(options)
         pairs = self.pairs(options)
+        overrides = [o for o in options.overrides if parse_override(o)[:2] != ("data", "shards")]
         cells = []
         for seed in options.seed_range(self.plan.seeds):
             index: ShardIndex = pairs.shards(seed, options.room)
             for values in product(*self.plan.grid.values()):
                 labels = dict(zip(self.plan.grid, values, strict=True))
                 settings = {"log.gradient_pairs": 0, **self.plan.base, **labels, "run.seed": seed}
-                if options.quick:
+                if options.quick and "run.rounds" not in labels:
                     settings["run.rounds"] = max(int(settings.get("run.rounds", 200)) // 4, 1)
                 if options.agents is not None:
                     settings["agents.count"] = options.agents
                 settings["data.shards"] = str(index.folder)
-                overrides = [o for o in options.overrides if not o.startswith("data.shards")]
                 place = {**labels, "seed": seed}
                 cells.append(Cell(place, training(settings, overrides, index.digest, place)))
         return cells
+
+    def _require_grid(self, options: Options) -> None:
+        """Refuse what would change the grid, or what another option would overrule."""
+        plan = self.plan
+        if options.agents is not None and "agents.count" in plan.grid:
+            raise ConfigError(
+                f"--agents {options.agents} would override agents.count in the grid of {plan.path}",
+                "leave it out, or change the grid",
+            )
+        given = {"data.shards": options.data, "agents.count": options.agents, "run.seed": True}
+        taken = {key: PLACED[key] for key, value in given.items() if value is not None}
+        remedy = f"leave it out, or change the grid of {plan.path}"
+        require_free(options.overrides, {**taken, **dict.fromkeys(plan.grid, remedy)})
 
     def claims(self) -> Sequence[Claim]:
         """Return no claims."""
@@ -154,6 +176,8 @@ def load(path: Path) -> Custom:
                 f"{path}: grid key {key!r} = {values!r}",
                 'write "section.key" = [value, value], the key in quotes',
             )
+        if key in NOT_VARIED:
+            raise ConfigError(f"{path}: {key} cannot be in the grid", NOT_VARIED[key])
     plan = Grid(
         path=path,
         title=str(tree.get("title", path.stem)),

@@ -142,8 +142,11 @@ def collect(study: Study, cells: Sequence[Cell], out: Path) -> Result:
             continue
         for record in cell.work.records(folder, memory):
             numbers = {k: v for k, v in record.items() if not isinstance(v, (list, dict))}
-            traffic = record.get("system")
-            rows.append({"cell": cell.digest, **cell.labels, **numbers, **(traffic or {})})
+            row = {"cell": cell.digest, **cell.labels}
+            for key, value in {**numbers, **(record.get("system") or {})}.items():
+                # A label says where the cell lies: lr is the run's, the record's is the round's.
+                row.setdefault(key, value)
+            rows.append(row)
     table = Table(rows)
     study.derive(table)
     verdicts = [(claim, claim.judge(table)) for claim in study.claims()]

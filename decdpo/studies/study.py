@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from decdpo.config import parse_override
 from decdpo.config.schema import WITHOUT_TOPOLOGY
 from decdpo.data.synthetic import Choices, Users
 from decdpo.errors import ConfigError
@@ -36,6 +37,14 @@ COLUMNS = {
     "heldout/average/accuracy": "the average model on all held-out pairs",
 }
 """Columns that every table of training cells has; the others are those of metrics.jsonl."""
+
+
+PLACED = {
+    "run.seed": "leave it out; --seeds N takes the seeds 0 ... N - 1",
+    "data.shards": "leave it out; --data names other shards",
+    "agents.count": "leave it out; --agents says how many",
+}
+"""Keys that a study decides on by itself, with what to give in place of an override."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +196,14 @@ def training_cells(
 
     variants : the labels of a cell, and its settings beyond the usual ones. pairs : by default the
     user's, or the usual synthetic users. common : labels of all cells.
+
+    Raises ``ConfigError`` for an override of what the variants differ in, or of ``PLACED``.
     """
     pairs = pairs or pairs_of(options)
     base = usual_settings(options, pairs)
+    grid = varied([{**base, **settings} for _, settings in variants])
+    remedy = "leave it out, or run a grid of your own: decdpo study FILE.toml"
+    require_free(options.overrides, {**dict.fromkeys(grid, remedy), **PLACED})
     cells = []
     for seed in seeds if seeds is not None else options.seed_range():
         index = pairs.shards(seed, options.room)
@@ -205,6 +219,32 @@ def training_cells(
     return cells
 
 
+def varied(variants: Sequence[Settings]) -> list[str]:
+    """Return the keys in which the variants differ, those of the topology where there is one."""
+    found = []
+    for key in dict.fromkeys(key for settings in variants for key in settings):
+        values = [v.get(key) for v in variants if _uses(v.get("algorithm.kind", "dsgd"), key)]
+        if any(value != values[0] for value in values):
+            found.append(key)
+    return found
+
+
+def require_free(overrides: Sequence[str], taken: Mapping[str, str]) -> None:
+    """Refuse an override that would make the labels of cells untrue.
+
+    taken : the keys that the study chooses for each cell, with the remedy for an override.
+    """
+    for override in overrides:
+        section, key, _ = parse_override(override)
+        name = f"{section}.{key}"
+        if name in taken:
+            raise ConfigError(
+                f"--set {override!r} would override {name}, which the study chooses for each cell: "
+                "the table would not say what was run",
+                taken[name],
+            )
+
+
 def training(
     settings: Settings, overrides: Sequence[str], digest: str, labels: Labels
 ) -> Training:
@@ -213,8 +253,10 @@ def training(
     Overrides of the topology pass by the algorithms that have none. Raises ``ConfigError`` naming
     the cell.
     """
-    kind = settings.get("algorithm.kind", "dsgd")
-    used = tuple(o for o in overrides if not (_about(o) == "topology" and kind in WITHOUT_TOPOLOGY))
+    require_free(overrides, {key: PLACED[key] for key in ("run.seed", "data.shards")})
+    given = {f"{section}.{key}": value for section, key, value in map(parse_override, overrides)}
+    kind = given.get("algorithm.kind", settings.get("algorithm.kind", "dsgd"))
+    used = tuple(o for o in overrides if _uses(kind, o.strip()))
     try:
         return Training(make_config(settings, used), digest)
     except ConfigError as fault:
@@ -222,8 +264,9 @@ def training(
         raise ConfigError(f"cell {name}: {fault.what}", fault.remedy) from None
 
 
-def _about(override: str) -> str:
-    return override.partition(".")[0].strip()
+def _uses(kind: Any, key: str) -> bool:
+    """Say whether an algorithm has a use for the section of ``key``."""
+    return kind not in WITHOUT_TOPOLOGY or not key.startswith("topology.")
 
 
 def curves(

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from decdpo.cli import main
+from decdpo.config import parse_override
 from decdpo.data.index import ShardIndex
 from decdpo.data.synthetic import Choices, synthesize
 from decdpo.errors import ConfigError
 from decdpo.studies import engine
+from decdpo.studies.catalogue import builtin
 from decdpo.studies.cells import Cell, Memory, Training, make_config
 from decdpo.studies.custom import load
 from decdpo.studies.noted import clipped_gradient_sq
@@ -316,8 +318,6 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, shards, capsys):
 
 
 def test_overrides_reach_every_cell_and_those_of_topology_only_what_has_one(tmp_path):
-    from decdpo.studies.catalogue import builtin
-
     options = Options(
         tmp_path, seeds=1, agents=4, overrides=("run.rounds=3", "topology.weights=uniform")
     )
@@ -326,6 +326,88 @@ def test_overrides_reach_every_cell_and_those_of_topology_only_what_has_one(tmp_
     assert {c.run.rounds for c in configs.values()} == {3}
     assert configs["centralized"].topology is None
     assert configs["DecDPO ring"].topology.weights == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "remedy"),
+    [
+        ("local-steps", "algorithm.local_steps=2", "grid of your own"),
+        ("local-steps", "optim.lr=0.5", "grid of your own"),
+        ("methods", "topology.graph=star", "grid of your own"),
+        ("methods", "algorithm.participants=2", "grid of your own"),
+        ("methods", "agents.count=2", "--agents"),
+        ("staleness", " staleness.max_age=1", "grid of your own"),
+        ("topology", "run.seed=3", "--seeds"),
+        ("topology", "data.shards=x", "--data"),
+        ("advisor", "run.seed=3", "--seeds"),
+    ],
+)
+def test_what_a_study_varies_is_not_overridden(tmp_path, name, override, remedy):
+    options = Options(tmp_path, seeds=1, quick=True, overrides=("log.every=5", override))
+    with pytest.raises(ConfigError, match=override.strip().partition("=")[0]) as caught:
+        builtin(name).cells(options)
+    assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [
+        ("methods", "optim.lr=0.5"),
+        ("participation", "algorithm.local_steps=2"),
+        ("heterogeneity", "topology.graph=star"),
+    ],
+)
+def test_what_a_study_does_not_vary_may_be_overridden(tmp_path, name, override):
+    options = Options(tmp_path, seeds=1, agents=4, quick=True, overrides=(override,))
+    cells = builtin(name).cells(options)
+    section, key, value = parse_override(override)
+    chosen = [s for c in cells if (s := getattr(c.work.config, section)) is not None]
+    assert {getattr(s, key) for s in chosen} == {value}
+
+
+def test_an_override_of_the_topology_reaches_an_algorithm_chosen_by_another(tmp_path):
+    overrides = ("algorithm.kind=dsgd", "topology.graph=star")
+    options = Options(tmp_path, seeds=1, agents=4, quick=True, overrides=overrides)
+    configs = [cell.work.config for cell in builtin("local-steps").cells(options)]
+    assert {config.topology.graph for config in configs} == {"star"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "arguments", "words"),
+    [
+        ('"optim.lr" = [0.1]', ["--set", "optim.lr=1"], "override optim.lr"),
+        ('"optim.lr" = [0.1]', ["--set", " optim.lr = 1"], "change the grid"),
+        ('"optim.lr" = [0.1]', ["--set", "run.seed=1"], "--seeds"),
+        ('"optim.lr" = [0.1]', ["--agents", "2", "--set", "agents.count=3"], "--agents"),
+        ('"agents.count" = [1, 2]', ["--agents", "3"], "agents.count"),
+        ('"run.seed" = [1, 2]', [], "seeds = N"),
+        ('"data.shards" = ["a", "b"]', [], "--data"),
+    ],
+)
+def test_the_labels_of_a_grid_are_what_is_run(tmp_path, shards, capsys, grid, arguments, words):
+    path = toml(tmp_path, shards, grid)
+    assert main(["study", str(path), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_grid_of_rounds_stays_as_it_is_in_the_quick_version(tmp_path, shards):
+    study = load(toml(tmp_path, shards, '"run.rounds" = [8, 16]'))
+    cells = study.cells(Options(tmp_path / "out", quick=True))
+    assert all(c.work.config.run.rounds == c.labels["run.rounds"] for c in cells)
+    other = replace(Options(tmp_path / "out"), overrides=("agents.count=2", "optim.lr=0.5"))
+    assert {c.work.config.agents.count for c in study.cells(other)} == {2}
+
+
+def test_a_label_wins_over_a_number_of_the_same_name(tmp_path, shards):
+    study = load(toml(tmp_path, shards))
+    settings = {**BASE, "data.shards": str(shards), "optim.lr": 0.5, "optim.schedule": "cosine"}
+    work = Training(make_config(settings), ShardIndex.load(shards).digest)
+    cells = [Cell({"lr": 0.5, "seed": 0}, work)]
+    engine.run_cells(cells, tmp_path, silent)
+    rows = engine.collect(study, cells, tmp_path).table.rows
+    assert work.records(engine.folder_of(tmp_path, cells[0]), Memory())[-1]["lr"] < 0.5
+    assert [row["lr"] for row in rows] == [0.5, 0.5, 0.5]
+    assert list(rows[-1])[:3] == ["cell", "lr", "seed"]
 
 
 def test_help_does_not_import_torch():
