@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from decdpo.errors import TopologyError
-from decdpo.topology.names import GRAPHS, WEIGHTS, options_used
+from decdpo.topology.names import GRAPHS, RANDOM, WEIGHTS, options_used
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="edge probability of erdos_renyi, rewiring probability of small_world",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of random graphs (default 0)")
+    parser.add_argument("--seed", type=int, help="seed of random graphs (default 0)")
     parser.add_argument(
         "--file", type=Path, help="edge list, or matrix as .npz, .npy or .csv, for 'file'"
     )
@@ -82,19 +82,21 @@ def run(args: argparse.Namespace) -> int:
         held = graph == "file" and args.file is not None and not args.agents
         for num_agents in [count_agents(args.file)] if held else args.agents or [8]:
             for weights in args.weights:
-                used = options_used(graph, weights)
+                # What training takes for auto; push weights, which few algorithms can use, by name.
+                rule = chosen_rule(graph, weights, args.file)
+                used = options_used(graph, rule)
                 schedule = make_schedule(
                     graph,
-                    weights,
+                    rule,
                     num_agents,
-                    seed=args.seed,
+                    seed=args.seed or 0,
                     push_sum=True,
                     **{key: value for key, value in options.items() if key in used},
                 )
                 summary = summarize(
                     schedule,
                     graph,
-                    chosen_rule(graph, weights, args.file),
+                    rule,
                     num_params=int(args.params),
                     value_size=args.value_bytes,
                 )
@@ -117,8 +119,13 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse numbers that make no sense, and options that none of the graphs would use."""
     if args.params < 0 or args.params != args.params // 1:
         raise TopologyError(f"--params {args.params:g} is no number of values", "give a count")
-    if not 0 <= args.seed < 2**64:
+    if not 0 <= (args.seed or 0) < 2**64:
         raise TopologyError(f"--seed {args.seed} is not in 0 ... 2**64 - 1", "choose another")
+    if args.seed is not None and not any(graph in RANDOM for graph in args.graphs):
+        raise TopologyError(
+            f"--seed {args.seed} would be ignored: {', '.join(args.graphs)} is not random",
+            "leave --seed out",
+        )
     given: dict[str, Any] = {k: getattr(args, k) for k in ("degree", "probability", "file")}
     for key, value in given.items():
         if value is not None and not any(

@@ -54,6 +54,20 @@ def test_table_has_a_line_per_topology(capsys: pytest.CaptureFixture[str]) -> No
     assert len({len(head), len(star), len(exponential)}) == 1
 
 
+@pytest.mark.parametrize("graph", ["star", "path", "two_clusters", "erdos_renyi", "ring"])
+def test_auto_is_the_rule_that_it_names(graph: str, capsys: pytest.CaptureFixture[str]) -> None:
+    call(graph, "--agents", "16", "--weights", "auto", "metropolis", "--json")
+    auto, metropolis = json.loads(capsys.readouterr().out)
+    assert auto == metropolis
+    assert graph != "star" or auto["rho"] == pytest.approx(1 - 1 / 16)
+
+
+def test_a_seed_that_no_graph_uses_is_refused() -> None:
+    with pytest.raises(TopologyError, match="--seed 5 would be ignored: ring, star is not random"):
+        call("ring", "star", "--seed", "5")
+    assert call("ring", "erdos_renyi", "--seed", "5") == 0
+
+
 def test_options_go_to_the_graphs_that_use_them(capsys: pytest.CaptureFixture[str]) -> None:
     call("ring", "random_regular", "--degree", "3", "--seed", "5", "--agents", "10", "--json")
     ring, regular = json.loads(capsys.readouterr().out)
