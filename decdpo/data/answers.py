@@ -1,11 +1,13 @@
 """Two answers and a verdict: labels, votes of several people, annotators, SHP's scores."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from decdpo.data.columns import Columns
 from decdpo.data.sources import Record
+from decdpo.errors import DataError
 
 _PROMPTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("prompt",), ""),
@@ -104,18 +106,30 @@ def find_answers(record: Record, columns: Columns) -> Answers | None:
     )
 
 
+def require_clear(sample: Sequence[Record], where: Answers) -> None:
+    """Refuse verdicts of which it cannot be known what they mean.
+
+    Many files say 0 for the first and 1 for the second answer, others 0 for a tie and 1 for the
+    first: without a 2 there is no telling.
+
+    Raises ``DataError`` if the records of ``sample`` say 0 and 1 and nothing else.
+    """
+    found = [_verdicts(row, where) for row in sample]
+    said = {_said(v) for verdicts in found if not isinstance(verdicts, str) for _, v in verdicts}
+    if where.values is None and said - {"", "None"} == {"0", "1"}:
+        raise DataError(
+            f"{where.votes or ', '.join(where.labels)} says 0 and 1, which may be the first and "
+            "the second answer, or a tie and the first",
+            "name what is said for the first and the second: --label-values 0,1 or 1,0, or 1,2 if "
+            "0 is a tie",
+        )
+
+
 def read_answers(row: Record, where: Answers) -> list[Judgment | str]:
     """Return one judgment per verdict of a record; a string says why it is no preference."""
-    verdicts: list[tuple[str | None, Any]]
-    if where.votes:
-        votes = row.get(where.votes)
-        if not isinstance(votes, list) or not votes:
-            return ["no votes"]
-        if not all(isinstance(vote, list) and len(vote) == 2 for vote in votes):
-            return ["a vote is not [person, verdict]"]
-        verdicts = [(str(person), verdict) for person, verdict in votes]
-    else:
-        verdicts = [(name if where.people else None, row.get(name)) for name in where.labels]
+    verdicts = _verdicts(row, where)
+    if isinstance(verdicts, str):
+        return [verdicts]
     texts = [row.get(name) for name in (*where.prompt, *where.answers)]
     for name, text in zip((*where.prompt, *where.answers), texts):
         if not isinstance(text, str):
@@ -141,12 +155,28 @@ def read_answers(row: Record, where: Answers) -> list[Judgment | str]:
     return found
 
 
+def _verdicts(row: Record, where: Answers) -> list[tuple[str | None, Any]] | str:
+    """Return (person, verdict) of each verdict of a record, or why there are none."""
+    if not where.votes:
+        return [(name if where.people else None, row.get(name)) for name in where.labels]
+    votes = row.get(where.votes)
+    if not isinstance(votes, list) or not votes:
+        return "no votes"
+    if not all(isinstance(vote, list) and len(vote) == 2 for vote in votes):
+        return "a vote is not [person, verdict]"
+    return [(str(person), verdict) for person, verdict in votes]
+
+
+def _said(verdict: Any) -> str:
+    """Return a verdict as a word; 1.0 is 1."""
+    said = str(verdict).strip()
+    return said.split(".")[0] if re.fullmatch(r"-?\d+\.0+", said) else said
+
+
 def _prefers_second(verdict: Any, where: Answers) -> bool | str:
     if verdict is None or verdict == "":
         return "no label"
-    said = str(verdict).strip()
-    if re.fullmatch(r"-?\d+\.0+", said):
-        said = said.split(".")[0]
+    said = _said(verdict)
     if where.values:
         if said in where.values:
             return said == where.values[1]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from decdpo.data.answers import Answers, Judgment, find_answers, read_answers
+from decdpo.data.answers import Answers, Judgment, find_answers, read_answers, require_clear
 from decdpo.data.columns import Columns
 from decdpo.data.sources import Record
 from decdpo.errors import DataError
@@ -30,11 +30,13 @@ class Format:
 
     name : shown in the report. prompt_format : of the shards (see ``ShardHeader``).
     read : record -> its judgments; a string in place of a judgment says why it is unusable.
+    answers : where two answers and a verdict are kept, if that is the format.
     """
 
     name: str
     prompt_format: str
     read: Callable[[Record], list[Judgment | str]]
+    answers: Answers | None = None
 
 
 def recognise(sample: Sequence[Record], columns: Columns) -> Format:
@@ -42,7 +44,8 @@ def recognise(sample: Sequence[Record], columns: Columns) -> Format:
 
     sample : a few records; the first one that fits a format decides, since real files have dirt.
 
-    Raises ``DataError`` naming the columns if no record fits.
+    Raises ``DataError`` naming the columns if no record fits, or the sample's verdicts could mean
+    two things.
     """
     known = {name: None for record in sample for name in record}
     names = ", ".join(known) or "none"
@@ -52,6 +55,8 @@ def recognise(sample: Sequence[Record], columns: Columns) -> Format:
     for record in sample:
         found = _format(record, columns)
         if found is not None:
+            if found.answers is not None:
+                require_clear(sample, found.answers)
             return found
     raise DataError(
         f"no known preference format has these columns: {names}",
@@ -93,7 +98,7 @@ def _format(record: Record, columns: Columns) -> Format | None:
 
 
 def _answers_format(where: Answers) -> Format:
-    return Format(where.name, "plain", lambda row: read_answers(row, where))
+    return Format(where.name, "plain", lambda row: read_answers(row, where), where)
 
 
 def _dialogue_format(record: Record, columns: Columns, chosen: str, rejected: str) -> Format | None:

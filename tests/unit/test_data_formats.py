@@ -201,6 +201,22 @@ def test_labels_as_people_write_them(label, chosen):
     assert (found if isinstance(found, str) else found[1]) == chosen
 
 
+def test_zero_and_one_alone_are_refused_since_files_differ_in_what_they_mean():
+    record = {"prompt": "p", "answer1": "x", "answer2": "y"}
+    sample = [{**record, "label": label} for label in (1, 0.0, None, "1", "")]
+    with pytest.raises(DataError, match="label says 0 and 1") as error:
+        recognise(sample, Columns())
+    assert "--label-values 0,1 or 1,0, or 1,2" in error.value.remedy
+    for values, chosen in ((("0", "1"), "y"), (("1", "0"), "x"), (("1", "2"), "x")):
+        form = recognise(sample, Columns(label_values=values))
+        assert form.read(sample[0])[0].chosen == chosen
+    assert recognise([*sample, {**record, "label": 2}], Columns()).name == "labels"
+    assert recognise(sample[:1], Columns()).name == "labels"
+    votes = {**record, "votes": [["ann", 0], ["bob", 1]]}
+    with pytest.raises(DataError, match="votes says 0 and 1"):
+        recognise([{"prompt": "p"}, {**votes, "votes": 3}, votes], Columns())
+
+
 def test_label_values_may_be_named():
     record = {"prompt": "p", "left": "x", "right": "y", "winner": "0"}
     columns = Columns(answers=("left", "right"), label=("winner",), label_values=("0", "1"))
