@@ -138,14 +138,15 @@ decdpo_requeue() { # RUN why
 
 # One start of a run: train it, or resume it if it has checkpoints, then decide what comes next.
 # Ends the script with decdpo's exit status. Only progress, or a rare loss, earns a new start.
-decdpo_chain() { # CONFIG RUN [option of decdpo train]...
+decdpo_chain() { # CONFIG RUN [option of decdpo train and resume]...
     local config="$1" run="${2%/}" status=0 before after lost
     shift 2
     decdpo_environment
     mkdir -p "$(dirname "$run")"
     local starts="$run.starts" # a line for each start: when job restart status before after
     before="$(decdpo_newest_round "$run")"
-    local command=(decdpo resume "$run" --set "device.threads=$OMP_NUM_THREADS")
+    # The options go to every start: one that says device.threads would else hold for the first.
+    local command=(decdpo resume "$run" --set "device.threads=$OMP_NUM_THREADS" "$@")
     if [ "$before" -lt 0 ]; then
         if [ -e "$run" ] && [ -s "$starts" ]; then
             # An earlier start of this chain ended before its first checkpoint: keep it aside.

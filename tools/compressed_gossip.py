@@ -46,7 +46,8 @@ def train(folder: Path, out: Path, ranks: int, words: list[str]) -> int:
     launcher = str(mpirun) if mpirun.exists() else "mpirun"
     program = [sys.executable, "-m", "decdpo", "train", str(folder / "run.toml"), "--out", str(out)]
     command = [launcher, "--oversubscribe", "-n", str(ranks), *program]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", **root}
     done = subprocess.run([*command, *words], env=alone, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{out.name} failed:\n{done.stdout}{done.stderr}")

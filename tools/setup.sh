@@ -92,7 +92,8 @@ decdpo_install() { # environment
 
 # Make the environment if need be. Sets PYTHON and MPIRUN, and puts the environment on PATH.
 decdpo_setup() {
-    local venv="${DECDPO_VENV:-$DECDPO_REPOSITORY/.venv}" stamp
+    local venv stamp
+    venv="$(realpath -m "${DECDPO_VENV:-$DECDPO_REPOSITORY/.venv}")"
     if [ -n "${DECDPO_PYTHON:-}" ]; then
         PYTHON="$(command -v "$DECDPO_PYTHON")" \
             || decdpo_stop "DECDPO_PYTHON=$DECDPO_PYTHON is not there" "name an interpreter"

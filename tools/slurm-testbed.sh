@@ -11,8 +11,9 @@
 # that already has a SLURM of its own.
 set -euo pipefail
 
-ROOT="${DECDPO_SLURM_DIR:-/var/lib/decdpo-slurm}"
+ROOT="$(realpath -m "${DECDPO_SLURM_DIR:-/var/lib/decdpo-slurm}")"
 CONF="$ROOT/slurm.conf"
+LOCK="$ROOT/slurm-testbed.lock"
 LINK=/etc/slurm/slurm.conf
 PACKAGES=(slurmctld slurmd slurm-client munge libpmix2 libpmix-dev)
 
@@ -27,6 +28,12 @@ die() {
 need_root() {
     [ "$(id -u)" -eq 0 ] || die "'$1' needs root (this is user $(id -un))" \
         "run it with sudo, or skip the SLURM tests: they say why when there is no SLURM"
+}
+
+# Wait for an 'up' or 'down' at work elsewhere; the lock also marks the folder as this script's.
+take_lock() {
+    exec 9>"$LOCK"
+    flock -w 600 9 || die "another 'up' or 'down' has held $LOCK for 10 minutes"
 }
 
 # The daemon whose pid file is given, if it runs: a stale file never leads to a stranger's process.
@@ -135,9 +142,11 @@ up() {
     need_root up
     refuse_foreign_slurm
     mkdir -p "$ROOT"
+    # 'down' removes the whole folder: it must hold nothing else.
+    [ -e "$LOCK" ] || [ -z "$(ls -A "$ROOT")" ] || die "$ROOT is in use for something else" \
+        "name a new or empty folder with DECDPO_SLURM_DIR"
+    take_lock
     chmod 755 "$ROOT"
-    exec 9>"$ROOT/lock"
-    flock -w 600 9 || die "another 'up' or 'down' has held $ROOT/lock for 10 minutes"
     if alive munged && alive slurmctld && alive slurmd && idle; then
         say "already up: $(sinfo -h -o '%n, %c CPUs, %T')"
         return
@@ -179,10 +188,9 @@ stop() { # name
 down() {
     need_root down
     [ -d "$ROOT" ] || { say "is not up"; return; }
-    [ -e "$ROOT/lock" ] || [ -e "$CONF" ] || die "$ROOT is not a folder of this script" \
+    [ -e "$LOCK" ] || die "$ROOT is not a folder of this script" \
         "unset DECDPO_SLURM_DIR, or remove the folder yourself"
-    exec 9>"$ROOT/lock"
-    flock -w 600 9 || die "another 'up' or 'down' has held $ROOT/lock for 10 minutes"
+    take_lock
     if alive slurmctld; then
         local job second
         for job in $(timeout 10 squeue -h -o %A 2>/dev/null); do

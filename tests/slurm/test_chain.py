@@ -87,9 +87,12 @@ def test_a_stop_is_saved_requeued_and_resumed(template, wait_for):
     assert template.requeued() == 1 and "back into the queue" in output
     assert 2 <= template.bench.newest_round() < 200
 
-    status, _ = template.start(SLURM_RESTART_COUNT="1")
+    status, _ = template.start("--set", "device.threads=8", SLURM_RESTART_COUNT="1")
     assert status == 0 and template.bench.newest_round() == 200
-    assert template.bench.starts()[1:] == [f"resume {template.bench.run} --set device.threads=1"]
+    # The user's options hold for every start, and after the template's own.
+    assert template.bench.starts()[1:] == [
+        f"resume {template.bench.run} --set device.threads=1 --set device.threads=8"
+    ]
     assert template.requeued() == 1
 
 

@@ -109,3 +109,14 @@ def test_the_constraints_meet_the_requirements():
         if not line.startswith("#")
     }
     assert wanted - pinned == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the test bed needs root")
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_the_test_bed_leaves_a_folder_of_others_alone(tmp_path, command):
+    (tmp_path / "slurm.conf").write_text("ClusterName=theirs")
+    status, output = call(
+        REPOSITORY / "tools" / "slurm-testbed.sh", command, DECDPO_SLURM_DIR=str(tmp_path)
+    )
+    assert status == 2 and "remedy: " in output and str(tmp_path) in output
+    assert [path.name for path in tmp_path.iterdir()] == ["slurm.conf"]
