@@ -94,6 +94,8 @@ class Arena:
         """Free everything, the last first. Collective."""
         for closer in reversed(self._closers):
             closer()
+        # The steps refer to the arena and it to them; the next cell may need this memory.
+        self.__dict__.clear()
 
     def ours(self, transport: str, progress: str = "thread") -> tuple[Step, Step]:
         """Return the two halves of our round, before and after the compute."""
