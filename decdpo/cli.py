@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from decdpo import __version__
-from decdpo.errors import DecdpoError
+from decdpo.errors import DecdpoError, EnvironmentFault
 
 COMMANDS = (
     "train",
@@ -69,6 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has gone: not our failure, and nothing to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as caught:
+        # Whatever names a path looks at it in many places; a path that cannot even be looked at
+        # (no permission, too long a name) is the user's to mend wherever that shows.
+        fault = EnvironmentFault(
+            f"{caught.filename or 'the system'}: {caught.strerror or caught}",
+            "check that the path exists, that you may use it, and that the disk has room",
+        )
+        report(fault)
+        return fault.exit_code
     except KeyboardInterrupt:
         return 130
 

@@ -60,19 +60,28 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--ranks: {min(ranks)} process has no neighbour", "give at least 2")
     spec = {"graphs": graphs, "sizes": sizes, "samples": args.rounds}
     records: list[dict[str, Any]] = []
+    failed: EnvironmentFault | None = None
     for count in ranks:
         print(f"decdpo: measuring {count} ranks", file=sys.stderr, flush=True)
-        records += _measure(spec, count, args.limit)
-    if not records:
+        try:
+            records += _measure(spec, count, args.limit)
+        except EnvironmentFault as fault:
+            # What was measured before is worth its time.
+            failed = fault
+            break
+    if not records and failed is None:
         raise EnvironmentFault(
             f"nothing was measured within {args.limit:g} s", "raise --limit, or measure less"
         )
-    if args.out is not None:
+    if args.out is not None and records:
         from decdpo.data.storage import replacing
 
         with replacing(args.out, mode=0o644) as partial:
             partial.write_text(json.dumps(records, indent=1) + "\n")
-    print(json.dumps(records, indent=1) if args.json else _table(records))
+    if records:
+        print(json.dumps(records, indent=1) if args.json else _table(records))
+    if failed is not None:
+        raise failed
     return 0
 
 

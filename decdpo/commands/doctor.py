@@ -36,10 +36,15 @@ Check = tuple[str, bool, str]
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found; 2 if something that training needs is missing."""
+    needed = [_python(), *_libraries()]
+    if not all(ok for _, ok, _ in needed):
+        # The rest cannot even be imported.
+        _print(needed, {}, args.json)
+        return 2
     from decdpo.launch import Job, launch
 
     def body(job: Job) -> int:
-        checks = [_python(), *_libraries(), _attempt("MPI", _mpi), _attempt("disk", _disk),
+        checks = [*needed, _attempt("MPI", _mpi), _attempt("disk", _disk),
                   _attempt("memory", _memory)]
         _, usable, device = _attempt("device", lambda: _device(job, args))
         checks.append(("device", usable, device))

@@ -40,11 +40,11 @@ def records(path: Path) -> Iterator[Record | str]:
     Raises ``DataError`` if the file is missing, empty, damaged, or of no known kind;
     ``EnvironmentFault`` if a Parquet file is given and pyarrow is not installed.
     """
-    if path.is_dir():
-        raise DataError(f"{path} is a folder", "give the files in it")
-    if not path.exists():
-        raise DataError(f"there is no file {path}", "check the path of the source")
     try:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder", "give the files in it")
+        if not path.exists():
+            raise DataError(f"there is no file {path}", "check the path of the source")
         with _bytes(path) as stream:
             head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         if head.startswith(b"PAR1"):
