@@ -80,7 +80,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
             ) from None
         except UnicodeDecodeError:
             raise ConfigError(f"{path} is not a text file", "give a TOML file") from None
-    return parse(text, overrides, origin=str(path))
+    return parse(text, overrides, origin="--set" if path is None else str(path))
 
 
 def parse(text: str, overrides: Iterable[str] = (), origin: str = "the configuration") -> Config:

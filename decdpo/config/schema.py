@@ -263,7 +263,7 @@ class Log:
 
     every: int = option(1, "rounds between two records in metrics.jsonl", low=1)
     gradient_pairs: int = option(
-        64, "training pairs per agent behind the gradient norm of the average model", low=0
+        64, "training pairs per agent behind the average model's gradient norm; 0 is all", low=0
     )
     heldout_pairs: int = option(
         0, "held-out pairs per agent behind the accuracies; 0 is all", low=0

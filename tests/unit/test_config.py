@@ -185,3 +185,8 @@ def test_the_command_line_starts_without_heavy_imports():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_section_that_only_an_override_names_is_not_blamed_on_a_file():
+    with pytest.raises(ConfigError, match=r"\[foo\] in --set is not a section"):
+        load(None, ["foo.bar=1"])
