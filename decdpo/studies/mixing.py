@@ -43,13 +43,11 @@ class Consensus(Direct):
     target: float
 
     def measure(self) -> list[Row]:
-        """Return the rounds, with rho per round and 1 / (1 - rho)."""
+        """Return the rounds, with the gap of a round, (1 - rho of a period) / period."""
         schedule = make_schedule(self.graph, "auto", self.agents, seed=self.seed)
         x = starting_point(self.start, self.agents, self.seed)
-        gap = schedule.spectral_gap
-        if schedule.period > 1:
-            # Per round, so that schedules of different period compare.
-            gap = 1 - schedule.rho ** (1 / schedule.period)
+        # Per round, as the bounds count it, so that schedules of different period compare.
+        gap = schedule.spectral_gap / schedule.period
         return [
             {
                 "rounds": rounds_to_consensus(schedule, x, self.target),

@@ -159,15 +159,7 @@ class Rates(Study):
 
 def problem_of(constants: Mapping[str, Any]) -> Problem:
     """Return what the bounds need of the record of ``MeasuredConstants``."""
-    squared = constants["gradient_sq"] + constants["kappa_sq"] + constants["zeta_sq"]
-    return Problem(
-        constants["smoothness"],
-        constants["gap"],
-        constants["kappa_sq"],
-        constants["zeta_sq"],
-        squared,
-        constants["num_agents"],
-    )
+    return Problem.of(constants)
 
 
 def predict(problem: Problem, row: Mapping[str, Any]) -> Bound:

@@ -102,7 +102,7 @@ class Choice:
     """One candidate with its best step size.
 
     method : "dsgd" (DecDPO) or "fedavg" (FedDPO). graph : its name, "" for FedDPO. local_steps : E.
-    participants : S. rho : contraction in one round. rounds : that the budget pays for. bytes,
+    participants : S. rho : of one round (``per_round``). rounds : that the budget pays for. bytes,
     seconds : spent in them, seconds 0 where the budget has none. bound : at the best step.
     """
 
@@ -183,8 +183,14 @@ def suitable(graphs: Iterable[str], num_agents: int) -> list[tuple[str, Topology
 
 
 def per_round(schedule: Topology) -> float:
-    """Return by how much one round contracts the distance to consensus, on average."""
-    return float(schedule.rho ** (1 / schedule.period))
+    """Return the rho that stands for one round in the bounds: 1 - (1 - rho_tau) / tau.
+
+    tau : the period. rho_tau : what it contracts. A bound adds up what all rounds before have left
+    (``bounds``): with weights that repeat, up to tau rounds' differences in full, and these sums
+    are those of a matrix with the gap (1 - rho_tau) / tau. rho_tau^(1/tau) would be 0 for the
+    one-peer exponential graph of 2^k agents, though one round of it may not contract at all.
+    """
+    return float(1 - schedule.spectral_gap / schedule.period)
 
 
 def _choice(

@@ -31,6 +31,7 @@ from decdpo.policies.objective import Objective
 from decdpo.theory.bounds import Problem
 from decdpo.theory.curvature import (
     CHUNK,
+    ROUGH,
     PairLosses,
     agent_hessian,
     constant_loss,
@@ -45,18 +46,18 @@ _DENSE = 600
 class Constants:
     """The measured constants; units: nats for losses, nats per unit of x for gradients.
 
-    smoothness : L. smoothness_max : L_max, None where it was not worked out. smoothness_is : how L
-    was found. loss : L(x). optimum : L*. optimum_is : how L* was found. gradient_sq :
+    smoothness : L. smoothness_max : L_max. smoothness_is : how both were found. loss : L(x).
+    optimum : L*, None where it is not known. optimum_is : how L* was found. gradient_sq :
     ||grad L(x)||^2. kappa_sq, zeta_sq : at x, zeta_sq for batches of ``batch_size``.
     pair_variance : zeta^2 of a single pair. num_agents, num_params, num_pairs : n, P, training
     pairs looked at.
     """
 
     smoothness: float
-    smoothness_max: float | None
+    smoothness_max: float
     smoothness_is: str
     loss: float
-    optimum: float
+    optimum: float | None
     optimum_is: str
     gradient_sq: float
     kappa_sq: float
@@ -68,16 +69,13 @@ class Constants:
     num_pairs: int
 
     @property
-    def gap(self) -> float:
-        """Delta = L(x) - L*, at least 0."""
-        return max(self.loss - self.optimum, 0.0)
+    def gap(self) -> float | None:
+        """Delta = L(x) - L*, at least 0; None where L* is not known."""
+        return None if self.optimum is None else max(self.loss - self.optimum, 0.0)
 
     def problem(self) -> Problem:
-        """Return what the bounds need of these."""
-        squared = self.gradient_sq + self.kappa_sq + self.zeta_sq
-        return Problem(
-            self.smoothness, self.gap, self.kappa_sq, self.zeta_sq, squared, self.num_agents
-        )
+        """Return what the bounds need of these; ``ConfigError`` where L* is not known."""
+        return Problem.of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, and gap, as JSON values."""
@@ -100,8 +98,8 @@ def measure(
     ----------
     data : the local agents' encoded shards.
     max_pairs : training pairs of an agent that are looked at, spread evenly; 0 is all.
-    iterations : of the search for L*; 0 takes 0 as L*, below which no preference loss of the DPO
-        family falls. Policies without closed-form derivatives always do that.
+    iterations : of the search for L*; 0 takes 0 as L*, below which no preference loss but rDPO
+        falls. Policies without closed-form derivatives always do that.
     """
     constant_loss(objective)
     rows = {i: _spread(shard.num_train, max_pairs) for i, shard in data.items()}
@@ -123,7 +121,7 @@ def measure(
         smoothness_max=largest,
         smoothness_is=how,
         loss=loss,
-        optimum=min(optimum, loss),
+        optimum=None if optimum is None else min(optimum, loss),
         optimum_is=found,
         gradient_sq=float(mean @ mean),
         kappa_sq=kappa_sq,
@@ -142,16 +140,16 @@ def smoothness(
     params: FlatParams,
     data: Mapping[int, EncodedShard],
     rows: Mapping[int, np.ndarray],
-) -> tuple[float, float | None, str]:
-    """Return L, the largest L_i or None, and how they were found. Collective.
+) -> tuple[float, float, str]:
+    """Return L, the largest L_i, and how they were found. Collective.
 
     For DPO, cDPO and rDPO (beta^2/4) and IPO (2) with a choice between two answers, the smallest
     constant that holds for every theta:
 
         L = max_z l''(z) lambda_max(mean_i E_i[dphi dphi^T])
 
-    In all other cases the largest curvature at ``params.data``, from products with the Hessian,
-    where L is a local constant and L_max is known for policies with closed forms.
+    In all other cases the largest curvature at ``params.data``, from products with the Hessian: a
+    local constant. L_max costs about as many gradients as L, every agent's own again.
     """
     factor = _largest_second_derivative(objective)
     if factor is not None and all(isinstance(shard, FeatureShard) for shard in data.values()):
@@ -163,12 +161,12 @@ def smoothness(
         return world.sum({i: hessian(vector) for i, hessian in hessians.items()}) / world.num_agents
 
     exact = _is_curved(objective, params, data)
-    smooth = largest_eigenvalue(apply, size, 1e-6 if exact else 1e-2)
+    tolerance = 1e-6 if exact else ROUGH
+    smooth = largest_eigenvalue(apply, size, tolerance)
     how = "curvature at x, exact products" if exact else "curvature at x, gradient differences"
-    if not exact:
-        return smooth, None, how
-    own = {i: largest_eigenvalue(hessian, size) for i, hessian in hessians.items()}
-    return smooth, max(world.collect(own).values()), how
+    own = {i: largest_eigenvalue(hessian, size, tolerance) for i, hessian in hessians.items()}
+    # No mean has more curvature than all of its parts; the tolerance could have it so.
+    return smooth, max(smooth, *world.collect(own).values()), how
 
 
 def batch_noise(pair_variance: float, pairs: int, batch_size: int) -> float:
@@ -270,9 +268,17 @@ def _optimum(
     data: Mapping[int, EncodedShard],
     rows: Mapping[int, np.ndarray],
     iterations: int,
-) -> tuple[float, str]:
-    """Return L* and how it was found: by L-BFGS on the global objective, or 0. Collective."""
+) -> tuple[float | None, str]:
+    """Return L* and how it was found: by L-BFGS on the global objective, or 0. Collective.
+
+    rDPO pays -z eps / (1 - 2 eps) for a margin z without end: it has no least value but where the
+    pairs contradict one another, and L* is None unless the search finds one.
+    """
+    loss = objective.loss
+    eps = loss.label_smoothing if isinstance(loss, RobustDPO) else 0.0
     if not iterations or not _is_curved(objective, params, data):
+        if eps:
+            return None, "unknown: rDPO can fall below 0, and no least value was searched for"
         return 0.0, "0, the least that the loss can be"
     first: list[float] = []
     lowest = [np.inf, np.inf]
@@ -303,9 +309,14 @@ def _optimum(
         method="L-BFGS-B",
         options={"maxiter": iterations, "ftol": 1e-14, "gtol": 1e-10},
     )
-    if lowest[1] <= 1e-3 * first[0] or lowest[1] <= 1e-6:
+    # Where rDPO falls for ever, a share of about 2 eps of the first gradient stays.
+    small = eps or 1.0
+    if lowest[1] <= small * max(1e-3 * first[0], 1e-6):
         return lowest[0], "L-BFGS, converged"
-    return lowest[0], f"L-BFGS, still falling after {len(first)} gradients"
+    falling = f"still falling after {len(first)} gradients"
+    if eps:
+        return None, f"unknown: rDPO may have no least value, and L-BFGS was {falling}"
+    return lowest[0], f"L-BFGS, {falling}"
 
 
 def _is_curved(

@@ -29,6 +29,9 @@ from decdpo.rng import Stream, generator
 SMALL = 48
 """Up to this many parameters the whole Hessian is formed."""
 
+ROUGH = 1e-2
+"""Tolerance of the largest eigenvalue where a product is a difference of gradients."""
+
 CHUNK = 16
 """Pairs that a policy without closed forms, a large model, evaluates at once."""
 
@@ -147,14 +150,19 @@ def largest_eigenvalue(
 ) -> float:
     """Return the largest modulus of an eigenvalue of a symmetric operator on (P,) vectors.
 
-    apply : v -> H v, which may be collective: every process makes the same calls.
+    apply : v -> H v, which may be collective: every process makes the same calls. At a tolerance
+    of ``ROUGH`` or more a few of them must do.
     """
     if size <= SMALL:
         matrix = np.stack([apply(unit) for unit in np.eye(size)])
         return float(np.abs(np.linalg.eigvalsh((matrix + matrix.T) / 2)).max())
     operator = LinearOperator((size, size), matvec=lambda v: apply(v.ravel()), dtype=np.float64)
-    start = generator(0, Stream.INITIAL_MODEL, agent=size).standard_normal(size)
+    start = apply(generator(0, Stream.INITIAL_MODEL, agent=size).standard_normal(size))
+    if not start.any():
+        # Without any curvature, of which ARPACK would not hear.
+        return 0.0
+    basis = 8 if tolerance >= ROUGH else None
     values = eigsh(
-        operator, k=1, which="LM", v0=start, tol=tolerance, return_eigenvectors=False
+        operator, k=1, which="LM", v0=start, ncv=basis, tol=tolerance, return_eigenvectors=False
     )
     return float(np.abs(values).max())

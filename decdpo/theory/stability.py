@@ -14,8 +14,12 @@ For E = 1 that is eta < (1 + lambda_min) / L: what the overlap costs. For E > 1 
 it is eta < (1 - |lambda_min|^(1/E)) / L, which is small: many local steps with overlap want lazy
 weights (lambda_min >= 0), with which an even E reaches 2 / L again.
 
-The condition is exact for symmetric W and equal quadratics on all agents; for others it is our
-reading of what to expect.
+For symmetric W and equal quadratics on all agents this is exact. Of unlike quadratics, L is the
+largest curvature of any one agent, max_i L_i: the steps of the others do not count where an agent
+is on its own. The condition then suffices: local steps are a symmetric block-diagonal matrix C with
+eigenvalues c(a) of the agents, ||W C|| <= ||W|| ||C||, and no eigenvalue of W - I + C lies below
+lambda_min - 1 + min c. Where all agents take every step from a common model, E = 1, only the
+objective's own curvature counts.
 """
 
 import numpy as np
@@ -34,8 +38,8 @@ def largest_stable_step(
 ) -> float:
     """Return the eta below which (1) or (2) holds; infinity where there is no curvature.
 
-    smoothness : L. local_steps : E. lambda_min : smallest eigenvalue of W when combining while
-    adapting; None when adapting before combining, eq. (1).
+    smoothness : L, for unlike agents the largest L_i. local_steps : E. lambda_min : smallest
+    eigenvalue of W when combining while adapting; None when adapting before combining, eq. (1).
     """
     if smoothness <= 0:
         return float("inf")

@@ -10,13 +10,20 @@ from decdpo.algorithms.dsgd import Dsgd
 from decdpo.comm.local import LocalWorld
 from decdpo.errors import ConfigError
 from decdpo.params.optim import SGD
+from decdpo.studies.mixing import starting_point
 from decdpo.theory.advisor import Budget, Cost, advise, per_round, suitable
 from decdpo.theory.bounds import Problem, best_step, decentralized, federated, stale
 from decdpo.theory.stability import largest_stable_step, smallest_eigenvalue
-from decdpo.topology.schedule import make_schedule
+from decdpo.topology.schedule import make_schedule, round_weights
 
 PROBLEM = Problem(
-    smoothness=2.0, gap=0.7, kappa_sq=0.5, zeta_sq=0.3, gradient_sq=1.0, num_agents=8
+    smoothness=2.0,
+    smoothness_max=3.0,
+    gap=0.7,
+    kappa_sq=0.5,
+    zeta_sq=0.3,
+    gradient_sq=1.0,
+    num_agents=8,
 )
 BOUNDS = {
     "federated": lambda p, eta, **o: federated(p, eta, 50, participants=4, **o),
@@ -31,7 +38,7 @@ def test_a_harder_problem_has_a_larger_bound(kind):
     for eta in (1e-3, 0.1):
         for steps in (1, 4):
             here = bound(PROBLEM, eta, local_steps=steps).total
-            for name in ("smoothness", "gap", "kappa_sq", "zeta_sq"):
+            for name in ("smoothness", "smoothness_max", "gap", "kappa_sq", "zeta_sq"):
                 harder = replace(PROBLEM, **{name: 2 * getattr(PROBLEM, name)})
                 assert bound(harder, eta, local_steps=steps).total > here, name
 
@@ -77,7 +84,7 @@ def test_the_decentralized_bound_holds_on_heterogeneous_quadratics():
     kappa_sq = a**2 * np.square(targets - targets.mean(axis=0)).sum(axis=1).mean()
     first = np.full(dim, 4.0)
     gap = a / 2 * np.square(first - targets.mean(axis=0)).sum()
-    problem = Problem(a, gap, kappa_sq, dim * sigma**2, 0.0, n)
+    problem = Problem(a, a, gap, kappa_sq, dim * sigma**2, 0.0, n)
     rho = per_round(schedule)
     for eta in (0.1, 0.5, 1.0) * np.array((1 - rho) / (2 * a)):
         seen = []
@@ -90,6 +97,114 @@ def test_the_decentralized_bound_holds_on_heterogeneous_quadratics():
         bound = decentralized(problem, eta, rounds, 1, rho)
         assert eta <= bound.step_limit * (1 + 1e-12)
         assert np.mean(seen) <= bound.total <= 100 * np.mean(seen)
+
+
+def gossip(schedule, gradient, x, eta, rounds):
+    """Return all models (rounds + 1, n, d) of x <- W x - eta g(x)."""
+    n, models = len(x), [x]
+    for t in range(rounds):
+        weights = round_weights(schedule.mixing(t), n)
+        models.append(weights @ models[-1] - eta * gradient(models[-1]))
+    return np.array(models)
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+def test_pairwise_rounds_do_not_have_the_bound_of_a_complete_graph(n):
+    # Two camps, f_i = 1/2 (x - b_i)^2 with b_i = +1 or -1: some rounds average like with like.
+    eta, rounds = 0.01, 2000
+    schedule = make_schedule("one_peer_exponential", "auto", n)
+    camp = starting_point("opposed", n, 0)
+    models = gossip(schedule, lambda x: x - camp, np.zeros((n, 1)), eta, rounds)
+    distances = np.square(models - models.mean(axis=1, keepdims=True)).mean(axis=(1, 2))
+    problem = Problem(1.0, 1.0, 0.0, 1.0, 0.0, 0.0, n)
+    bound = decentralized(problem, eta, rounds, 1, per_round(schedule))
+    assert eta <= bound.step_limit
+    # With L = 1 the drift is the bound on the distance itself.
+    assert distances.max() <= bound.terms["drift"]
+    # A graph that averages in every round would stay closer: its bound does not hold here.
+    assert decentralized(problem, eta, rounds, 1, 0.0).terms["drift"] < distances.max()
+
+
+def test_a_round_of_a_period_counts_its_share_of_the_periods_gap():
+    for n in (8, 64):
+        schedule = make_schedule("one_peer_exponential", "auto", n)
+        assert 1 - per_round(schedule) == pytest.approx(1 / np.log2(n))
+    ragged = make_schedule("one_peer_exponential", "auto", 12)
+    assert 1 - per_round(ragged) == pytest.approx((1 - ragged.rho) / 4)
+    ring = make_schedule("ring", "auto", 12)
+    assert per_round(ring) == pytest.approx(ring.rho)
+
+
+def own_coordinates(n):
+    """Return the problem of f_i = 1/2 (x_i)^2, L = 1/n and L_i = 1, started at x = 1, (n,)."""
+    gradients = np.eye(n)
+    kappa_sq = np.square(gradients - gradients.mean(axis=0)).sum(axis=1).mean()
+    return Problem(1 / n, 1.0, 0.5, kappa_sq, 0.0, 1.0, n)
+
+
+def test_gossip_within_the_limit_does_not_diverge_where_each_agent_is_curved_elsewhere():
+    n, rounds = 8, 40
+    problem, complete = own_coordinates(n), make_schedule("complete", "auto", n)
+    bound = decentralized(problem, 1.0, rounds)
+    assert bound.step_limit == 0.5
+
+    def run(eta):
+        own = np.eye(n)
+        return gossip(complete, lambda x: own * x, np.ones((n, n)), eta, rounds)
+
+    # 3.96 lies below 1 / (2 L) = 4.
+    assert np.abs(run(3.96)[-1]).max() > 1e20
+    for share in (0.1, 0.5, 1.0):
+        eta = share * bound.step_limit
+        squares = np.square(run(eta)[:-1].mean(axis=1) / n).sum(axis=1)
+        assert squares.mean() <= decentralized(problem, eta, rounds).total
+
+
+def test_local_steps_within_the_limit_do_not_diverge_where_each_agent_is_curved_elsewhere():
+    n, steps, rounds = 16, 4, 20
+    problem = own_coordinates(n)
+    limit = federated(problem, 1.0, rounds, steps).step_limit
+    assert limit == 1 / steps
+
+    def run(eta):
+        # Agent i contracts its own coordinate by (1 - eta)^E, the server averages.
+        factor = 1 + ((1 - eta) ** steps - 1) / n
+        return factor ** np.arange(rounds + 1)[:, None] * np.ones(n)
+
+    # 3.96 lies below 1 / (L E) = 4.
+    assert run(3.96)[-1].max() > 1e10
+    assert run(largest_stable_step(problem.smoothness_max, steps) * 0.999).max() <= 1
+    for share in (0.1, 0.5, 1.0):
+        squares = np.square(run(share * limit)[:-1] / n).sum(axis=1)
+        assert squares.mean() <= federated(problem, share * limit, rounds, steps).total
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_stable_step_of_the_least_smooth_agent_is_stable_for_unlike_agents(steps, overlap):
+    n = 6
+    schedule = make_schedule("ring", "lazy", n)
+    weights = schedule.matrix.weights.toarray()
+    curvature = np.linspace(0.2, 2.0, n)[:, None]
+    lowest = smallest_eigenvalue(schedule, n) if overlap else None
+    eta = 0.999 * largest_stable_step(2.0, steps, lowest)
+    x = np.random.default_rng(0).standard_normal((n, 3))
+    size = np.abs(x).max()
+    for _ in range(3000):
+        local = (1 - eta * curvature) ** steps * x
+        x = weights @ x + local - x if overlap else weights @ local
+    assert np.abs(x).max() < size
+
+
+def test_what_is_not_known_is_said():
+    known = {
+        "smoothness": 1.0, "smoothness_max": 2.0, "gap": 0.5, "kappa_sq": 0.25, "zeta_sq": 0.5,
+        "gradient_sq": 1.0, "num_agents": 4, "optimum_is": "unknown: rDPO",
+    }  # fmt: skip
+    assert Problem.of(known) == Problem(1.0, 2.0, 0.5, 0.25, 0.5, 1.75, 4)
+    for name, word in (("gap", "unknown: rDPO"), ("smoothness_max", "earlier version")):
+        with pytest.raises(ConfigError, match=word):
+            Problem.of({**known, name: None})
 
 
 def test_stale_gossip_divides_the_step():

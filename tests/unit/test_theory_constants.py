@@ -7,15 +7,19 @@ import torch
 from decdpo.comm.local import LocalWorld
 from decdpo.data.sampling import EpochSampler
 from decdpo.data.synthetic import Choices, Trajectories
+from decdpo.errors import ConfigError
 from decdpo.losses.balanced import BDPO
-from decdpo.losses.dpo import DPO
+from decdpo.losses.dpo import DPO, RobustDPO
+from decdpo.losses.hinge import Hinge
 from decdpo.losses.ipo import SummedIPO
 from decdpo.params.flat import FlatParams
 from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Objective
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
-from decdpo.theory.constants import batch_noise, measure
+from decdpo.theory import curvature
+from decdpo.theory.bounds import Problem
+from decdpo.theory.constants import batch_noise, measure, smoothness
 from decdpo.theory.curvature import agent_hessian, largest_eigenvalue
 
 USERS = Choices(agents=4, pairs=30, dimension=5, kappa=1.5, seed=2)
@@ -76,8 +80,8 @@ def test_the_optimum_has_no_gradient_and_smoothness_bounds_every_curvature():
             agent_hessian(objective, start(objective.policy, seed), data[i], data[i].train_rows)
             for i in range(4)
         ]
-        curvature = largest_eigenvalue(lambda v: sum(h(v) for h in hessians) / 4, 5)
-        assert curvature <= found.smoothness * (1 + 1e-9)
+        top = largest_eigenvalue(lambda v: sum(h(v) for h in hessians) / 4, 5)
+        assert top <= found.smoothness * (1 + 1e-9)
         assert elsewhere.loss >= found.optimum
 
 
@@ -137,10 +141,11 @@ def test_policies_without_closed_forms_are_measured_by_gradients_alone():
         data = {i: policy.encode(users.shard(i)) for i in range(2)}
         objective = Objective(policy, DPO(beta=1.0))
         found.append(measure(LocalWorld(2), objective, start(policy, 4), data, batch_size=4))
-    for name in ("smoothness", "loss", "gradient_sq", "kappa_sq", "zeta_sq"):
+    names = ("smoothness", "smoothness_max", "loss", "gradient_sq", "kappa_sq", "zeta_sq")
+    for name in names:
         assert getattr(found[0], name) == pytest.approx(getattr(found[1], name), rel=1e-5), name
     assert found[0].optimum == 0 and "least" in found[0].optimum_is
-    assert found[1].optimum > 0 and found[0].smoothness_max is None
+    assert found[1].optimum > 0 and found[0].smoothness_max > found[0].smoothness
 
 
 def test_equal_agents_have_no_heterogeneity_and_weights_count():
@@ -159,3 +164,66 @@ def test_many_parameters_are_handled_without_forming_a_matrix():
     phi = np.concatenate([differences(users, i) for i in range(2)])
     expected = BETA**2 / 4 * np.linalg.norm(phi, 2) ** 2 / len(phi)
     assert found.smoothness == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_least_smooth_agent_is_found_without_a_matrix_by_few_gradients(monkeypatch):
+    users = Trajectories(agents=3, pairs=8, dimension=4, states=20, actions=4, horizon=6)
+    table = Tabular(20, 4, dtype="float64")
+    objective = Objective(table, DPO(beta=1.0))
+    data = {i: table.encode(users.shard(i)) for i in range(3)}
+    params, calls = start(table, 2), []
+    real = curvature.mean_gradient
+    monkeypatch.setattr(
+        curvature, "mean_gradient", lambda *args: (calls.append(1), real(*args))[1]
+    )
+    rows = {i: shard.train_rows for i, shard in data.items()}
+    found, largest, _ = smoothness(LocalWorld(3), objective, params, data, rows)
+    # A product is a difference of two gradients; as many for the agents as for the objective.
+    assert len(calls) <= 2 * 3 * 2 * 40
+    own = []
+    for i in range(3):
+        apply = agent_hessian(objective, params, data[i], rows[i])
+        matrix = np.stack([apply(unit) for unit in np.eye(80)])
+        own.append(np.abs(np.linalg.eigvalsh((matrix + matrix.T) / 2)).max())
+    assert found < max(own) and largest == pytest.approx(max(own), rel=1e-2)
+
+
+def test_the_bounds_are_given_the_smoothness_of_the_least_smooth_agent():
+    objective, data, params = log_linear()
+    found = measure(LocalWorld(4), objective, params, data, batch_size=8)
+    problem = found.problem()
+    assert problem.smoothness == found.smoothness
+    assert problem.smoothness_max == found.smoothness_max > found.smoothness
+    squared = found.gradient_sq + found.kappa_sq + found.zeta_sq
+    assert problem == Problem(
+        found.smoothness, found.smoothness_max, found.gap, found.kappa_sq, found.zeta_sq, squared, 4
+    )
+
+
+def test_no_curvature_is_a_smoothness_of_zero():
+    # The hinge loss of a choice between two answers is piecewise linear.
+    objective, data, params = log_linear(Choices(agents=2, pairs=10, dimension=60), Hinge())
+    found = measure(LocalWorld(2), objective, params, data, batch_size=8, iterations=0)
+    assert (found.smoothness, found.smoothness_max) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("eps", [0.1, 1e-4])
+def test_a_loss_that_falls_for_ever_has_no_initial_gap(eps):
+    # Fewer pairs than features can be separated: every margin may grow without end.
+    users = Choices(agents=2, pairs=10, dimension=40)
+    objective, data, params = log_linear(users, RobustDPO(beta=BETA, label_smoothing=eps))
+    for iterations in (0, 30):
+        found = measure(LocalWorld(2), objective, params, data, 8, iterations=iterations)
+        assert found.optimum is None and found.gap is None and "rDPO" in found.optimum_is
+        assert found.smoothness > 0 and found.to_json()["gap"] is None
+        with pytest.raises(ConfigError, match="initial gap"):
+            found.problem()
+    plain = RobustDPO(beta=BETA, label_smoothing=0.0)
+    objective = log_linear(users, plain)[0]
+    assert measure(LocalWorld(2), objective, params, data, 8, iterations=0).gap > 0
+
+
+def test_pairs_that_contradict_one_another_give_rdpo_a_least_value():
+    objective, data, params = log_linear(loss=RobustDPO(beta=BETA, label_smoothing=0.1))
+    found = measure(LocalWorld(4), objective, params, data, batch_size=8)
+    assert found.optimum_is == "L-BFGS, converged" and found.gap > 0
