@@ -1,9 +1,10 @@
 """Measure the constants of the theory, and what they predict and advise.
 
-Measures smoothness, heterogeneity, gradient noise and the initial gap on the agents' training
-pairs, shows the predicted bound of the configuration beside the largest stable step, and ranks
-methods, graphs, local steps and step sizes on a budget. Of a run folder also the measured
-gradient norms are shown, and the constants at its checkpoint.
+Measures smoothness (of the global objective and of the least smooth agent), heterogeneity, gradient
+noise and the initial gap on the agents' training pairs, where training starts; shows the predicted
+bound of the configuration beside the largest stable step, and says which settings the theory does
+not cover; ranks methods, graphs, local steps and step sizes on a budget. Of a run folder also the
+measured gradient norms are shown, and the constants at its checkpoint.
 """
 
 import argparse
@@ -36,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--iterations", type=int, default=200, help="of the search for the optimum; 0 is none (200)"
     )
     parser.add_argument(
-        "--delay", type=int, default=0, metavar="Q", help="also the bound for letters Q rounds old"
-    )
+        "--delay", type=int, metavar="Q",
+        help="also the bound for letters Q rounds old (staleness.max_age)",
+    )  # fmt: skip
     budget = parser.add_argument_group("budget of the advice (default: the rounds of the run)")
     budget.add_argument("--budget-rounds", type=int, metavar="R")
     budget.add_argument("--budget-bytes", type=float, metavar="B", help="of all agents together")
@@ -86,6 +88,8 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
 
     start = constants(args.iterations)
     result: dict[str, Any] = {"source": str(args.source), "constants": start.to_json()}
+    job.together(start.problem)
+    begin = _gradient_at_start(config, experiment) if is_run else {}
     if is_run:
         done = experiment.store.load(experiment.states(), required=True)
         result["checkpoint"] = {"round": done, "constants": constants(0).to_json()}
@@ -101,7 +105,7 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
                 "take a smaller step, or fewer rounds",
             ) from None
         if is_run:
-            result["measured"] = _measured(args.source)
+            result["measured"] = _measured(args.source, begin)
         result["advice"] = _advise(args, config, experiment, problem)
         print(json.dumps(result, indent=1) if args.json else table(result, args.top))
     return 0
@@ -109,8 +113,9 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     for key, low in (("pairs", 0), ("iterations", 0), ("delay", 0), ("top", 1)):
-        if getattr(args, key) < low:
-            raise ConfigError(f"--{key} {getattr(args, key)} is too small", f"give {low} or more")
+        given = getattr(args, key)
+        if given is not None and given < low:
+            raise ConfigError(f"--{key} {given} is too small", f"give {low} or more")
     if min(args.local_steps) < 1:
         raise ConfigError(f"--local-steps {min(args.local_steps)}", "give 1 or more")
     _budget(args, 1)
@@ -130,7 +135,7 @@ def _budget(args: argparse.Namespace, rounds: int) -> Any:
 
 
 def _predict(
-    config: Config, experiment: "Experiment", problem: Any, delay: int
+    config: Config, experiment: "Experiment", problem: Any, delay: int | None
 ) -> dict[str, Any]:
     """Return the bound of the configuration as it stands, and the largest stable step."""
     from decdpo.build import local_steps
@@ -144,17 +149,21 @@ def _predict(
     schedule: Any = experiment.schedule
     kind = config.algorithm.kind
     found: dict[str, Any] = {"algorithm": kind, "lr": eta, "rounds": rounds, "local_steps": steps}
-    lowest = None
+    lowest, curvature = None, problem.smoothness_max
     if config.topology is None:
         participants = getattr(config.algorithm, "participants", 0) or n
         found.update(formula="FedDPO", participants=participants)
         bounds = {"bound": federated(problem, eta, rounds, steps, participants)}
+        if steps == 1 and participants == n:
+            curvature = problem.smoothness
     else:
         rho = per_round(schedule)
         if getattr(config.algorithm, "overlap", False):
             lowest = smallest_eigenvalue(schedule, n)
         found.update(formula="DecDPO", rho=rho, graph=config.topology.graph, lambda_min=lowest)
         bounds = {"bound": decentralized(problem, eta, rounds, steps, rho)}
+        if delay is None:
+            delay = _max_age(config)
         if delay:
             own = sum(schedule.mixing(0).row(i).own for i in range(n)) / n
             late = stale(problem, eta, rounds, steps, rho, delay=delay, own=own)
@@ -164,26 +173,103 @@ def _predict(
             "total": bound.total, "terms": bound.terms, "step_limit": bound.step_limit,
             "dominant": bound.dominant,
         }  # fmt: skip
-    found["applies"] = kind in ("dsgd", "fedavg", "centralized") and config.optim.kind == "sgd"
-    found["largest_stable_step"] = largest_stable_step(problem.smoothness, steps, lowest)
+    steps_differ, others = _not_covered(config)
+    found["applies"] = not (steps_differ or others)
+    found["not_covered"] = steps_differ + others
+    stable = None if steps_differ else largest_stable_step(curvature, steps, lowest)
+    found["largest_stable_step"] = stable
     return found
 
 
-def _measured(folder: Path) -> dict[str, float]:
-    """Return the mean, first, smallest and last ||grad L(x_bar)||^2 that the run recorded."""
+def _max_age(config: Config) -> int:
+    """Return q of the configuration, 0 where no letter is late."""
+    return getattr(config.staleness, "max_age", 0)
+
+
+def _not_covered(config: Config) -> tuple[list[str], list[str]]:
+    """Return what the theory leaves out: settings that make other steps, and all others."""
+    algorithm, optim, age = config.algorithm, config.optim, _max_age(config)
+    steps, others = [], []
+    if algorithm.kind not in ("dsgd", "fedavg", "centralized"):
+        steps.append(
+            f"algorithm.kind = {algorithm.kind!r}: the theory is of dsgd, fedavg and centralized"
+        )
+    if optim.kind != "sgd":
+        steps.append(f"optim.kind = {optim.kind!r}: the theory is of sgd")
+    for key, value, why in (
+        ("optim.momentum", getattr(optim, "momentum", 0.0), "the theory's steps have none"),
+        ("optim.weight_decay", optim.weight_decay, "the loss of the theory has no such term"),
+        (
+            "algorithm.server_momentum",
+            getattr(algorithm, "server_momentum", 0.0),
+            "the server of the theory averages, no more",
+        ),
+        ("staleness.max_age", age, "the bound for late letters is our extrapolation"),
+    ):
+        if value:
+            steps.append(f"{key} = {value:g}: {why}")
+    if optim.schedule != "constant":
+        others.append(f"optim.schedule = {optim.schedule!r}: the theory's step is constant")
+    if optim.warmup_steps:
+        others.append(f"optim.warmup_steps = {optim.warmup_steps}: the theory's step is constant")
+    if optim.clip_norm:
+        others.append(f"optim.clip_norm = {optim.clip_norm:g}: the theory does not clip gradients")
+    if getattr(algorithm, "weighting", "equal") != "equal":
+        others.append(
+            f"algorithm.weighting = {algorithm.weighting!r}: the objective of the theory counts "
+            "all agents alike"
+        )
+    return steps, others
+
+
+def _gradient_at_start(config: Config, experiment: "Experiment") -> dict[str, float]:
+    """Return ||grad L(x_0)||^2 on the pairs that the run's gradient norms are of. Collective.
+
+    Together with their number, and that of all training pairs.
+    """
+    import numpy as np
+
+    from decdpo.metrics import HeldOut, average_model
+    from decdpo.theory.curvature import CHUNK, mean_gradient
+
+    world, agents, log = experiment.world, experiment.agents, config.log
+    rows = HeldOut(agents, config.run.seed, log.heldout_pairs, log.gradient_pairs).gradient_rows
+    mean = average_model(world, agents)
+    objective = experiment.objective
+    gradients = {
+        a.id: mean_gradient(objective, mean, a.data, rows[a.id], CHUNK)[1] for a in agents
+    }
+    gradient = world.sum(gradients) / world.num_agents
+    pairs = world.sum({a.id: np.array([len(rows[a.id]), a.data.num_train]) for a in agents})
+    return {
+        "first": float(gradient @ gradient), "pairs": int(pairs[0]), "of_pairs": int(pairs[1]),
+    }  # fmt: skip
+
+
+def _measured(folder: Path, start: dict[str, float]) -> dict[str, float]:
+    """Return the mean, first, smallest and last ||grad L(x_bar)||^2 of a run.
+
+    mean : over the rounds, of the models that they began from. start : of ``_gradient_at_start``.
+    rounds : up to the last record.
+    """
     from decdpo.report.curves import read_metrics
+    from decdpo.theory.series import mean_over_rounds
 
     path = folder / "metrics.jsonl"
-    norms = [r.get("gradient_norm") for r in read_metrics(path)] if path.exists() else []
-    squares = [norm**2 for norm in norms if norm is not None]
+    records = read_metrics(path) if path.exists() else []
+    squares = {
+        r["round"]: r["gradient_norm"] ** 2 for r in records if r.get("gradient_norm") is not None
+    }
     if not squares:
         return {}
+    series = {0: start["first"], **squares}
     return {
-        "mean": sum(squares) / len(squares),
-        "first": squares[0],
-        "smallest": min(squares),
-        "last": squares[-1],
+        **start,
+        "mean": mean_over_rounds(list(series), list(series.values())),
+        "smallest": min(series.values()),
+        "last": list(series.values())[-1],
         "records": len(squares),
+        "rounds": max(squares),
     }
 
 

@@ -103,7 +103,7 @@ class Problem:
                 "measure with loss.label_smoothing = 0, which is DPO, or search for L* with more "
                 "--iterations",
             )
-        if constants["smoothness_max"] is None:
+        if constants.get("smoothness_max") is None:
             raise ConfigError(
                 "the constants were measured by an earlier version, without the smoothness of "
                 "each agent",

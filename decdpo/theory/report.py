@@ -33,7 +33,7 @@ def _constants(result: Mapping[str, Any]) -> list[str]:
     ]
     for label, key in (
         ("L, smoothness", "smoothness"),
-        ("L of the least smooth agent", "smoothness_max"),
+        ("L_max, of the least smooth agent", "smoothness_max"),
         ("loss L(x)", "loss"),
         ("||grad L(x)||^2", "gradient_sq"),
         ("kappa^2, heterogeneity", "kappa_sq"),
@@ -43,7 +43,8 @@ def _constants(result: Mapping[str, Any]) -> list[str]:
         cells = (f"{_number(column[key]):>18}" for column in columns)
         lines.append(f"{label:<34}" + "".join(cells))
     lines.append(f"{'L(x_0) - L*, the initial gap':<34}{_number(c['gap']):>18}")
-    lines += [f"  L: {c['smoothness_is']}", f"  L*: {c['optimum_is']}"]
+    lines += [f"  L, L_max: {c['smoothness_is']}", f"  L*: {c['optimum_is']}"]
+    lines.append("  the bounds take kappa^2 and zeta^2 of the start for the whole run")
     return lines
 
 
@@ -68,16 +69,28 @@ def _prediction(found: Mapping[str, Any], measured: Mapping[str, float] | None) 
                 f"    claimed only up to eta = {_number(bound['step_limit'])}: here it is a guess"
             )
     if not found["applies"]:
-        lines.append(
-            f"  made for plain SGD steps of dsgd, fedavg and centralized, not {found['algorithm']}"
-        )
+        lines.append("  the bound is not claimed for these settings:")
+        lines += [f"    {reason}" for reason in found["not_covered"]]
     if measured:
-        lines.append(
-            f"  measured: mean {_number(measured['mean'])}, first {_number(measured['first'])}, "
-            f"last {_number(measured['last'])} in {measured['records']} records"
-        )
+        lines += _measured(measured)
     stable = found["largest_stable_step"]
-    lines.append(f"largest stable step on a quadratic of curvature L: eta < {_number(stable)}")
+    if stable is None:
+        lines.append("largest stable step: the theory has none for this method")
+    else:
+        lines.append(f"largest stable step on quadratics so curved: eta < {_number(stable)}")
+    return lines
+
+
+def _measured(found: Mapping[str, float]) -> list[str]:
+    lines = [
+        f"  measured: mean {_number(found['mean'])} over {found['rounds']} rounds, at the start "
+        f"{_number(found['first'])}, last {_number(found['last'])}, from {found['records']} records"
+    ]
+    if found["pairs"] < found["of_pairs"]:
+        lines.append(
+            f"    on {found['pairs']:,} of the {found['of_pairs']:,} training pairs "
+            "(log.gradient_pairs), not on those of the constants"
+        )
     return lines
 
 

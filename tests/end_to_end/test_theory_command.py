@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from decdpo.theory.series import mean_over_rounds
+
 CONFIG = """[run]
 rounds = 20
 [data]
@@ -34,6 +36,14 @@ def test_constants_are_the_same_on_any_number_of_ranks(shell, users):
     assert alone == spread
     constants = alone["constants"]
     assert constants["loss"] == pytest.approx(0.6931472, abs=1e-6)
+    assert constants["smoothness_max"] > constants["smoothness"] > 0
+    # The steps are limited by the least smooth agent, not by the objective.
+    prediction = alone["prediction"]
+    limit = (1 - prediction["rho"]) / (2 * constants["smoothness_max"])
+    assert prediction["bound"]["step_limit"] == pytest.approx(limit)
+    stable = (1 + prediction["lambda_min"]) / constants["smoothness_max"]
+    assert prediction["largest_stable_step"] == pytest.approx(stable)
+    assert prediction["applies"] and prediction["not_covered"] == []
     assert 0 < constants["gap"] < constants["loss"] and constants["kappa_sq"] > 0
     assert alone["prediction"]["formula"] == "DecDPO"
     totals = [choice["bound"]["total"] for choice in alone["advice"]]
@@ -46,14 +56,80 @@ def test_a_run_is_shown_beside_its_bound(shell, users):
     assert found["checkpoint"]["round"] == 20
     assert found["checkpoint"]["constants"]["loss"] < found["constants"]["loss"]
     prediction, measured = found["prediction"], found["measured"]
-    assert measured["records"] == 20
+    assert (measured["records"], measured["rounds"]) == (20, 20)
+    # All pairs are behind the norms of so small shards: the mean begins where the constants are.
+    assert measured["pairs"] == measured["of_pairs"]
+    assert measured["first"] == pytest.approx(found["constants"]["gradient_sq"], rel=1e-5)
+    squares = [measured["first"], *(r["gradient_norm"] ** 2 for r in shell.metrics("run"))]
+    assert measured["mean"] == pytest.approx(sum(squares[:-1]) / 20)
     # A bound is only one if it holds, where it is claimed.
     assert prediction["lr"] <= prediction["bound"]["step_limit"]
     assert measured["mean"] <= prediction["bound"]["total"]
     assert prediction["bound_2_rounds_late"]["total"] > prediction["bound"]["total"]
     page = shell("theory", "run", "--top", 3)
-    for words in ("smoothness", "kappa^2", "measured: mean", "largest stable step", "--top"):
+    for words in (
+        "smoothness", "L_max", "kappa^2", "measured: mean", "over 20 rounds", "of the start",
+        "largest stable step", "--top",
+    ):  # fmt: skip
         assert words in page
+    assert "log.gradient_pairs" not in page
+
+
+def test_norms_of_a_few_pairs_and_rounds_are_said_to_be_that(shell, users):
+    options = ("--set", "log.gradient_pairs=4", "--set", "log.every=5")
+    shell("train", users, "--out", "run", *options)
+    measured = json.loads(shell("theory", "run", "--json"))["measured"]
+    assert measured["records"] == 4 and measured["pairs"] == 24 < measured["of_pairs"]
+    records = [(0, measured["first"])]
+    records += [(r["round"], r["gradient_norm"] ** 2) for r in shell.metrics("run")]
+    assert measured["mean"] == pytest.approx(mean_over_rounds(*zip(*records)))
+    page = shell("theory", "run")
+    assert "24 of the" in page and "log.gradient_pairs" in page
+
+
+@pytest.mark.parametrize(
+    "settings, stable",
+    [
+        (("optim.momentum=0.9",), False),
+        (("optim.kind=adamw",), False),
+        (("optim.weight_decay=0.1",), False),
+        (("algorithm.kind=quasi_global_momentum",), False),
+        (("staleness.kind=seeded", "staleness.max_age=3"), False),
+        (("optim.schedule=cosine", "optim.warmup_steps=5"), True),
+        (("optim.clip_norm=1.0",), True),
+    ],
+)
+def test_what_the_theory_does_not_cover_is_said(shell, users, settings, stable):
+    options = [word for setting in settings for word in ("--set", setting)]
+    found = json.loads(shell("theory", users, "--json", *options))["prediction"]
+    said = [setting for setting in settings if not setting.startswith("staleness.kind")]
+    assert not found["applies"] and len(found["not_covered"]) == len(said)
+    assert (found["largest_stable_step"] is not None) == stable
+    named = settings[-1].split("=")[0]
+    assert named in found["not_covered"][-1]
+    assert ("bound_3_rounds_late" in found) == (named == "staleness.max_age")
+    page = shell("theory", users, *options)
+    assert named in page and ("the theory has none" in page) != stable
+
+
+def test_the_server_settings_that_the_theory_does_not_cover_are_said(shell, users):
+    text = CONFIG.split("[topology]")[0] + '[algorithm]\nkind = "fedavg"\nlocal_steps = {}\n'
+    plain = shell.write("plain.toml", text.format(1))
+    found = json.loads(shell("theory", plain, "--json"))
+    constants, prediction = found["constants"], found["prediction"]
+    assert prediction["applies"]
+    assert prediction["largest_stable_step"] == pytest.approx(2 / constants["smoothness"])
+    more = shell.write(
+        "more.toml", text.format(3) + 'weighting = "pairs"\nserver_momentum = 0.5\n'
+    )
+    prediction = json.loads(shell("theory", more, "--json"))["prediction"]
+    assert prediction["largest_stable_step"] is None
+    said = " ".join(prediction["not_covered"])
+    assert "server_momentum" in said and "weighting" in said
+    third = shell.write("third.toml", text.format(3))
+    prediction = json.loads(shell("theory", third, "--json"))["prediction"]
+    stable = 2 / constants["smoothness_max"]
+    assert prediction["largest_stable_step"] == pytest.approx(stable)
 
 
 def test_fedavg_has_its_own_bound_and_budgets_count(shell, users):
@@ -85,6 +161,7 @@ def test_advice_can_be_taken(shell, users):
         (("--graphs", "rign"), "rign"),
         (("--pairs", -1), "--pairs"),
         (("--set", "loss.kind=beta_dpo"), "beta_dpo"),
+        (("--set", "loss.kind=robust", "--iterations", 0), "initial gap"),
     ],
 )
 def test_bad_input_is_one_message(shell, users, options, word):

@@ -174,7 +174,7 @@ def test_flat_curves_are_what_the_source_says_of_stale_letters():
 def test_a_bound_below_the_measured_mean_is_found_out(tmp_path):
     known = {
         "cell": "c", "method": "constants", "lr": None, "seed": 0, "smoothness": 1.0, "gap": 1.0,
-        "gradient_sq": 1.0, "kappa_sq": 0.1, "zeta_sq": 0.1, "num_agents": 4,
+        "smoothness_max": 1.0, "gradient_sq": 1.0, "kappa_sq": 0.1, "zeta_sq": 0.1, "num_agents": 4,
     }  # fmt: skip
     study = builtin("rates")
     for norms, held in (([0.5, 0.2, 0.1], True), ([90.0, 80.0, 70.0], False)):
