@@ -3,9 +3,11 @@
 Cells that differ only in what a claim is about share their seeds, hence their data and batches; so
 they are compared seed by seed. A comparison is decided by the 95% confidence interval (Student) of
 the mean difference of logarithms over the seeds: where it includes zero, the claim is undecided.
+A claim that a number lies in a range is held if the number's whole interval does, not held if none
+of it does, else undecided.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf, log
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from decdpo.studies.table import Missing, Table
+from decdpo.studies.table import Missing, Row, Table
 
 OURS = "our own"
 """The source of a claim that no paper makes."""
@@ -51,6 +53,19 @@ class Claim:
             return self.check(table)
         except Missing as fault:
             return Verdict(None, f"not measured: {fault.what}")
+
+
+def within(low: float, high: float, least: float, most: float) -> bool | None:
+    """Judge by its interval [low, high] whether a number lies from ``least`` to ``most``."""
+    if least <= low and high <= most:
+        return True
+    return False if high < least or low > most else None
+
+
+def all_of(outcomes: Iterable[bool | None]) -> bool | None:
+    """Judge a claim of many parts: not held if one is not, undecided if one is, else held."""
+    found = list(outcomes)
+    return False if False in found else None if None in found else True
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,29 @@ def half_width(values: Sequence[float], level: float = 0.95) -> float:
     return float(quantile * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds. value : the mean. low, high : its 95% confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def within(self, least: float, most: float) -> bool | None:
+        """Judge whether it lies from ``least`` to ``most``."""
+        return within(self.low, self.high, least, most)
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def mean_of(values: Mapping[int, float]) -> Mean:
+    """Return the mean over the seeds; of a single one the interval is infinite."""
+    found = list(values.values())
+    middle, half = float(np.mean(found)), half_width(found)
+    return Mean(middle, middle - half, middle + half)
+
+
 def mean_text(values: Mapping[int, float]) -> str:
     """Return "mean +- standard deviation" over the seeds."""
     found = list(values.values())
@@ -129,8 +167,7 @@ def in_order(what: str, found: Sequence[Named], why: str = "") -> Verdict:
         f"{first} / {second} = {result}"
         for ((first, _), (second, _)), result in zip(pairs, results, strict=True)
     )
-    outcomes = [result.less for result in results]
-    held = False if False in outcomes else None if None in outcomes else True
+    held = all_of(result.less for result in results)
     return Verdict(held, f"{what}: {numbers}. Ratios: {ratios}", "" if held else why)
 
 
@@ -152,7 +189,7 @@ def descends(
         result = compare(gaps, dict.fromkeys(gaps, 1.0))
         results.append(result.less)
         numbers.append(f"{name} {result.ratio:.3g} [{result.low:.3g}, {result.high:.3g}]")
-    held = False if False in results else None if None in results else True
+    held = all_of(results)
     return Verdict(held, "final gap: " + "; ".join(numbers), "" if held else why)
 
 
@@ -170,6 +207,10 @@ class Slope:
     intercept: float
     r_squared: float
     points: int
+
+    def within(self, least: float, most: float) -> bool | None:
+        """Judge whether the slope lies from ``least`` to ``most``."""
+        return within(self.low, self.high, least, most)
 
     def __str__(self) -> str:
         interval = f"[{self.low:.3f}, {self.high:.3f}]"
@@ -189,3 +230,24 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Slope:
     return Slope(
         slope, slope - half, slope + half, float(line.intercept), float(line.rvalue) ** 2, len(x)
     )
+
+
+def rank_correlation(rows: Sequence[Row], x: str, y: str) -> float:
+    """Return Spearman's correlation of two columns."""
+    return float(stats.spearmanr([r[x] for r in rows], [r[y] for r in rows]).statistic)
+
+
+def seed_means(rows: Sequence[Row], keys: Sequence[str], columns: Sequence[str]) -> list[Row]:
+    """Return a row for each combination of ``keys``, with geometric means of ``columns``.
+
+    For fits over graphs: what puts a graph off the line it does in every seed, so its seeds are one
+    point and not as many, and the interval of the slope is that of the scatter between graphs.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [
+        dict(zip(keys, group, strict=True))
+        | {name: exp(np.mean([log(row[name]) for row in found])) for name in columns}
+        for group, found in groups.items()
+    ]
