@@ -1,28 +1,29 @@
 """Study ``rates``: the predicted bounds, with measured constants, over the measured curves.
 
 For every seed the constants L, kappa^2, zeta^2 and the initial gap are measured at the start. The
-bounds of ``decdpo.theory.bounds`` speak of the mean of ||grad L(x_bar)||^2 over the rounds so far;
-``mean_gradient_sq`` is that mean over the recorded rounds, and ``ratio`` the bound over it.
+bounds of ``decdpo.theory.bounds`` speak of the mean of ||grad L(x_bar)||^2 over the models that the
+rounds so far began from; ``mean_gradient_sq`` is that mean, and ``ratio`` the bound over it.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from decdpo.data.storage import replacing
 from decdpo.metrics import average_model
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Memory, Training
-from decdpo.studies.claims import OURS, Claim, Verdict
+from decdpo.studies.claims import OURS, Claim, Verdict, all_of, compare, mean_of, rank_correlation
 from decdpo.studies.study import Options, Study, pairs_of, training_cells, usual_lr
 from decdpo.studies.table import Missing, Row, Table
 from decdpo.theory.bounds import Bound, Problem, decentralized, federated
 from decdpo.theory.constants import measure
+from decdpo.theory.series import mean_over_rounds
 
 PAPER = "Distributed DPO, Theorem 5.1"
 METHODS: dict[str, dict[str, Any]] = {
@@ -35,6 +36,14 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 RATES = (0.1, 1.0, 10.0)
 """Step sizes, over the usual one."""
+
+LOOSE = {
+    "initial": "2 Delta / (eta E R) (which takes all of Delta to be gained in these rounds)",
+    "noise": "the noise of the gradients",
+    "drift": "the drift of unlike users (on a graph the worst case: all along its slowest mode)",
+    "drift_noise": "the noise that moves agents apart",
+}
+"""The terms of both bounds, in words."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,8 @@ class Rates(Study):
     )
     columns = {
         **Study.columns,
-        "mean_gradient_sq": "mean of gradient_norm^2 over the records up to this round",
+        "mean_gradient_sq": "mean of gradient_norm^2 over rounds 0 ... round - 1, linear between "
+        "the records",
         "bound": "the predicted bound on it, the sum of initial, noise, drift, drift_noise",
         "ratio": "bound / mean_gradient_sq",
         "limit": "largest step size for which the bound is claimed",
@@ -89,7 +99,8 @@ class Rates(Study):
         variants: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (
                 {"method": name, "lr": factor * usual_lr(pairs)},
-                {"optim.lr": factor * usual_lr(pairs), "log.every": 2, **settings},
+                # Every round: the mean hangs on the first ones, where the curves are steepest.
+                {"optim.lr": factor * usual_lr(pairs), "log.every": 1, **settings},
             )
             for factor in RATES
             for name, settings in METHODS.items()
@@ -108,17 +119,17 @@ class Rates(Study):
     def derive(self, table: Table) -> None:
         """Add the running mean, the bound and its terms to every record of a run."""
         constants = {r["seed"]: r for r in table.rows if r["method"] == "constants"}
-        sums: dict[str, list[float]] = {}
+        series: dict[str, tuple[list[int], list[float]]] = {}
         for row in table.rows:
             known = constants.get(row["seed"])
             if row["method"] == "constants" or known is None:
                 continue
-            squares = sums.setdefault(row["cell"], [])
+            rounds, squares = series.setdefault(row["cell"], ([], []))
+            rounds.append(row["round"])
             squares.append(row["gradient_norm"] ** 2)
             if row["round"] == 0:
                 continue
-            # The mean is over the models that rounds 0 ... R - 1 start from.
-            row["mean_gradient_sq"] = float(np.mean(squares[:-1]))
+            row["mean_gradient_sq"] = mean_over_rounds(rounds, squares)
             bound = predict(problem_of(known), row)
             row.update(bound.terms, bound=bound.total, limit=bound.step_limit)
             row["ratio"] = row["bound"] / row["mean_gradient_sq"]
@@ -126,13 +137,17 @@ class Rates(Study):
     def claims(self) -> Sequence[Claim]:
         """Return whether the bounds hold, are tight, and rank choices as measured."""
         return (
-            Claim(PAPER, "the FedDPO bound is above the measured mean", lambda t: above(t, "Fed")),
+            Claim(
+                PAPER,
+                "the FedDPO bound is above the measured mean where it is claimed",
+                lambda t: above(t, "Fed"),
+            ),
             Claim(
                 "theory of decentralized SGD",
                 "the DecDPO bound is above the measured mean where it is claimed",
                 lambda t: above(t, "Dec"),
             ),
-            Claim(OURS, "the bounds are tight within a factor of 10", tight),
+            Claim(OURS, "for every choice the bound is tight within a factor of 10", tight),
             Claim(
                 OURS,
                 "the bounds rank the 18 choices as measured (rank correlation above 0.8)",
@@ -197,47 +212,53 @@ def above(table: Table, kind: str) -> Verdict:
 
 
 def tight(table: Table) -> Verdict:
-    """Say how far the bounds are above the measured means at the end."""
-    parts, worst = [], 0.0
-    rows = _runs(table)
-    for lr in sorted({r["lr"] for r in rows}):
-        found: dict[str, list[float]] = {}
-        for row in rows:
-            if row["lr"] == lr:
-                found.setdefault(row["method"], []).append(row["ratio"])
-        ratios = {name: float(np.median(values)) for name, values in found.items()}
-        worst = max(worst, *ratios.values())
-        parts.append(f"eta {lr:g}: " + ", ".join(f"{k} {v:.3g}" for k, v in ratios.items()))
+    """Say how far the bounds are above the measured means at the end, choice by choice."""
+    final = Table(_runs(table))
+    outcomes, parts, loose = [], [], dict.fromkeys(LOOSE, 0)
+    for lr in sorted(final.values("lr")):
+        texts = []
+        for method in final.where(lr=lr).values("method"):
+            runs = final.where(lr=lr, method=method)
+            ratios = runs.by_seed("ratio")
+            small = compare(ratios, dict.fromkeys(ratios, 10.0)).less
+            outcomes.append(small)
+            texts.append(f"{method} {np.median(list(ratios.values())):.3g}")
+            if small is False:
+                loose[max(LOOSE, key=lambda term: np.mean(list(runs.by_seed(term).values())))] += 1
+        parts.append(f"eta {lr:g}: " + ", ".join(texts))
+    why = [f"for {number} choices {LOOSE[term]}" for term, number in loose.items() if number]
     return Verdict(
-        worst <= 10,
+        all_of(outcomes),
         "median bound / measured at the end: " + "; ".join(parts),
-        ""
-        if worst <= 10
-        else "At large steps the bound of DecDPO pays kappa^2 / (1 - rho)^2, the worst case in "
-        "which the users' differences lie along the slowest mode of the graph. At small ones the "
-        "term 2 Delta / (eta E R) is loose: the gradient at the start is smaller than it allows.",
+        f"Beyond 10 times, the largest term of the bound is {', '.join(why)}." if why else "",
     )
 
 
 def ranks(table: Table) -> Verdict:
-    """Correlate the ranks of predicted and measured means over the choices, averaged over seeds."""
+    """Correlate the ranks of predicted and measured means over the choices, seed by seed."""
     rows = _runs(table)
     choices = dict.fromkeys((r["method"], r["lr"]) for r in rows)
+    found: dict[int, float] = {}
+    for seed in sorted({r["seed"] for r in rows}):
+        own = [r for r in rows if r["seed"] == seed]
+        if len(own) == len(choices) > 2:
+            found[seed] = rank_correlation(own, "bound", "mean_gradient_sq")
+    if not found:
+        raise Missing("no seed has three or more choices, all of them finished")
     mean = {
         key: [np.mean([r[key] for r in rows if (r["method"], r["lr"]) == c]) for c in choices]
         for key in ("bound", "mean_gradient_sq")
     }
-    if len(choices) < 3:
-        raise Missing("fewer than three choices are finished")
-    rho = float(stats.spearmanr(mean["bound"], mean["mean_gradient_sq"]).statistic)
     names = list(choices)
     best = {key: "{}, eta {:g}".format(*names[int(np.argmin(mean[key]))]) for key in mean}
+    rho = mean_of(found)
+    held = rho.within(0.8, inf)
     return Verdict(
-        rho > 0.8,
-        f"Spearman {rho:.3f} over {len(choices)} choices; predicted best {best['bound']}, measured "
-        f"best {best['mean_gradient_sq']}",
-        ""
-        if rho > 0.8
-        else "The bounds are of the worst case: they fear drift at large steps more than these "
-        "users cause.",
+        held,
+        f"Spearman {rho} over {len(choices)} choices; in the mean predicted best {best['bound']}, "
+        f"measured best {best['mean_gradient_sq']}",
+        "The bounds are of the worst case: they fear drift at large steps more than these users "
+        "cause."
+        if held is False
+        else "",
     )
