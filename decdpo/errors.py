@@ -13,6 +13,8 @@ class DecdpoError(Exception):
     exit_code = 2
     collective = False
     """Whether every process of the job raises the same error, and not only this one."""
+    shared = False
+    """Whether every process meets the same error, each in its own time; one shall tell it."""
     silent = False
     """Whether another process prints it."""
 

@@ -4,11 +4,17 @@ A job starts together and ends together. A fault that every process knows of is 
 all exit alike; one that a single process meets is printed by it and takes the others along.
 """
 
+import contextlib
+import math
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import torch
 
 from decdpo.comm.launch import launched_by_mpi
 from decdpo.comm.placement import Placement
@@ -16,6 +22,11 @@ from decdpo.comm.world import World
 from decdpo.errors import DecdpoError, EnvironmentFault
 
 T = TypeVar("T")
+
+NOTICE = 60.0
+"""Seconds of waiting without a limit after which the root process says for what."""
+GRACE = 3.0
+"""Seconds that the root process has to tell what all have met, before another one tells it."""
 
 
 class Job:
@@ -79,8 +90,6 @@ class Job:
         Raises ``EnvironmentFault`` if the device is not there, or is the CPU where
         ``device.staging`` needs a GPU.
         """
-        import torch
-
         from decdpo.comm.device import choose_device, take_gpu
 
         torch.set_num_threads(section.threads)
@@ -101,21 +110,45 @@ class Job:
             )
         return device
 
-    def together(self, action: Callable[[], T]) -> T:
-        """Do ``action`` on every process; a fault on any of them is raised on all. Collective."""
-        fault: Exception | None = None
+    def set_timeout(self, seconds: float) -> None:
+        """Give up on another process after so long; before, it is the default of ``connect``."""
+        if self._mpi:
+            boot: Any = self.boot
+            boot.set_timeout(seconds)
+
+    def together(self, action: Callable[[], T], *, work: str = "") -> T:
+        """Do ``action`` on every process; a fault on any of them is raised on all. Collective.
+
+        work : what the action does, if one process may be at it for hours longer than another.
+            Then they wait without a limit; one that is lost still ends the job, by its launcher.
+        """
+        fault: DecdpoError | None = None
         result: Any = None
         try:
             result = action()
-        except DecdpoError as caught:
-            fault = caught
-        except OSError as caught:
-            fault = EnvironmentFault(
-                f"{caught.filename or 'the system'}: {caught.strerror or caught}",
-                "check that the path exists, that you may use it, and that the disk has room",
-            )
-        self.boot.require(fault)
+        except Exception as caught:
+            fault = as_fault(caught)
+            if fault is None:
+                raise
+        if work and self.size > 1:
+            self._await(fault, work)
+        else:
+            self.boot.require(fault)
         return result
+
+    def _await(self, fault: DecdpoError | None, work: str) -> None:
+        """Raise a fault of any process on all, however long the last one takes. Collective."""
+        boot: Any = self.boot
+        limit = boot.set_timeout(math.inf)
+        line = f"waiting for other processes, which still {work} after {NOTICE:.0f} s"
+        notice = threading.Timer(NOTICE, self.say, (line,))
+        notice.daemon = True
+        notice.start()
+        try:
+            boot.require(fault)
+        finally:
+            notice.cancel()
+            boot.set_timeout(limit)
 
     def say(self, line: str) -> None:
         """Print a note once, for all processes."""
@@ -137,29 +170,68 @@ def launch(body: Callable[[Job], int], world: str = "auto") -> int:
     job = Job(world)
     try:
         code = body(job)
-    except DecdpoError as fault:
-        if job.size > 1 and not fault.collective:
-            _end_all(f"decdpo: error: {fault}", fault.exit_code)
-        fault.silent = not job.is_root
-        job.close()
-        raise
     except KeyboardInterrupt:
         if job.size > 1:
             _end_all("decdpo: interrupted", 130)
         raise
-    except BaseException:
+    except BrokenPipeError:
+        # The reader of our output has gone, which the command line knows how to take.
         if job.size > 1:
-            _end_all(traceback.format_exc(), 1)
+            _end_all("decdpo: nobody reads the output any more", 1)
         raise
+    except BaseException as caught:
+        fault = as_fault(caught)
+        if fault is None:
+            if job.size > 1:
+                _end_all(traceback.format_exc(), 1)
+            raise
+        if job.size > 1 and not fault.collective:
+            if fault.shared and not job.is_root:
+                # Killed meanwhile if the root tells it, which may be far from hearing of it.
+                time.sleep(GRACE + 2.0 * min(job.rank, 5))
+            _end_all(f"decdpo: error: {fault}", fault.exit_code)
+        fault.silent = not job.is_root
+        job.close()
+        if fault is caught:
+            raise
+        raise fault from caught
     job.close()
     return code
+
+
+def as_fault(caught: BaseException) -> DecdpoError | None:
+    """Return the error that a user can act on, None if ``caught`` is a mistake of the program."""
+    if isinstance(caught, DecdpoError):
+        return caught
+    if isinstance(caught, OSError):
+        return EnvironmentFault(
+            f"{caught.filename or 'the system'}: {caught.strerror or caught}",
+            "check that the path exists, that you may use it, and that the disk has room",
+        )
+    text = str(caught).partition("\n")[0]
+    if isinstance(caught, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY in text:
+        return EnvironmentFault(
+            f"this process is out of memory: {text or type(caught).__name__}",
+            "lower data.batch_size or policy.max_length, set policy.activation_checkpointing = "
+            "true, or start fewer processes on this node",
+        )
+    return None
+
+
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""How torch says that the host has no memory left, in a plain ``RuntimeError``."""
 
 
 def _end_all(message: str, code: int) -> None:
     """Print ``message`` and end every process of the job at once."""
     from decdpo.comm import mpi
 
-    sys.stdout.flush()
-    # One write, so that lines of several failing processes do not mix.
-    os.write(2, (message.rstrip() + "\n").encode())
+    # The others must end even if nobody hears why.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        # In one write if it may be, so that lines of several failing processes do not mix.
+        rest = (message.rstrip() + "\n").encode()
+        while rest:
+            rest = rest[os.write(2, rest) :]
     mpi.abort(code)

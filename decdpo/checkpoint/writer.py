@@ -99,7 +99,7 @@ class Writer:
             self.wait()
         except DecdpoError as fault:
             # The others learn of it in the round that they are in, which may wait for this process.
-            fault.collective = False
+            fault.collective, fault.shared = False, True
             raise
 
     def wait(self) -> None:

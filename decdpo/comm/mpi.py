@@ -1,6 +1,7 @@
 """Agents spread over the ranks of an MPI job: the only module that imports mpi4py."""
 
 import atexit
+import contextlib
 import ctypes
 import json
 import os
@@ -95,8 +96,9 @@ def place_on_node() -> tuple[int, int]:
 def abort(code: int) -> None:
     """End every process of the job at once; ``code`` becomes the exit status of the launcher."""
     MPI = library()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Abort(code)
     os._exit(code)
@@ -165,6 +167,12 @@ class MpiWorld:
         if progress == "thread" and threads and self._comm.Get_size() > 1:
             self._probed = self._duplicate(self._comm)
             self._progress = Progress(self._probed.Iprobe)
+
+    def set_timeout(self, seconds: float) -> float:
+        """Let the others be so late from now on; return how late they could be before."""
+        before, self._timeout = self._timeout, seconds
+        self._patience.timeout = seconds
+        return before
 
     def exchange(
         self,
