@@ -72,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as caught:
         # Whatever names a path looks at it in many places; a path that cannot even be looked at
         # (no permission, too long a name) is the user's to mend wherever that shows.
-        fault = EnvironmentFault(
+        named = EnvironmentFault(
             f"{caught.filename or 'the system'}: {caught.strerror or caught}",
             "check that the path exists, that you may use it, and that the disk has room",
         )
-        report(fault)
-        return fault.exit_code
+        report(named)
+        return named.exit_code
     except KeyboardInterrupt:
         return 130
 
