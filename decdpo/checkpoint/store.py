@@ -16,6 +16,7 @@ from decdpo.checkpoint.format import (
     committed,
     discard,
     round_name,
+    round_of,
     sync_folder,
 )
 from decdpo.checkpoint.parts import check_part, open_part
@@ -42,6 +43,7 @@ class CheckpointStore:
     keep_every : every m-th checkpoint stays for ever; 0 is none.
     identity : what must be the same on resuming, in words or digests by key; the same on every
         process. Keys may have parts (``data.3``), allowed together by the first (``data``).
+        One who only reads is held to the keys given, whatever else the checkpoint was saved with.
     config : the text of the effective configuration, kept for the reader.
     versions : of the libraries, kept for the reader.
     warn : is told one line for every checkpoint that is rejected.
@@ -50,6 +52,7 @@ class CheckpointStore:
     Attributes
     ----------
     extra : what was saved beside the states in the checkpoint last loaded.
+    changed : whether that checkpoint has another identity, in what was allowed to differ.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class CheckpointStore:
             raise ValueError(f"keep {keep} must be at least 1, keep_every {keep_every} at least 0")
         self.folder = Path(folder)
         self.extra: Mapping[str, Any] = {}
+        self.changed = False
+        self._read_only = read_only
         self._world = world
         self._keep = keep
         self._keep_every = keep_every
@@ -203,8 +208,9 @@ class CheckpointStore:
             return False
         assert manifest is not None
         refusal: Exception | None = None
+        changed = False
         try:
-            self._compare(folder, manifest, allow)
+            changed = self._compare(folder, manifest, allow)
         except (CheckpointError, ConfigError) as fault:
             refusal = fault
         self._world.require(refusal)
@@ -219,13 +225,14 @@ class CheckpointStore:
             return False
         self._world.require(refusal)
         self.extra = manifest.extra
+        self.changed = changed
         self._serial = manifest.serial
         return True
 
     def _check(self, folder: Path) -> tuple[Manifest | None, str | None]:
         """Read the manifest, and this process's share of all parts; return the damage found."""
         try:
-            manifest = Manifest.read(folder)
+            manifest = _read_manifest(folder)
             for part in manifest.parts[self._heads.index(self._head) :: len(self._heads)]:
                 check_part(folder / part.file, part.bytes, part.crc32)
         except Damaged as fault:
@@ -246,36 +253,38 @@ class CheckpointStore:
         texts = self._world.collect({a: outcome if a == self._head else None for a in local})
         return [texts[head] for head in self._heads]
 
-    def _compare(self, folder: Path, manifest: Manifest, allow: Collection[str]) -> None:
-        """Raise ``CheckpointError`` if the checkpoint is of another run."""
+    def _compare(self, folder: Path, manifest: Manifest, allow: Collection[str]) -> bool:
+        """Say whether anything differs that may; ``CheckpointError`` if something else does."""
         saved, now = manifest.identity, self._identity
         if manifest.agents != self._world.num_agents:
             raise CheckpointError(
                 f"{folder} is of another run\n"
                 f"  agents: saved {manifest.agents}, now {self._world.num_agents}",
-                "resume with as many agents as were saved",
+                "take as many agents as were saved",
             )
-        keys = sorted({*saved, *now})
+        keys = sorted(now if self._read_only else {*saved, *now})
         known = sorted({*keys, *(key.split(".")[0] for key in keys)})
         for key in allow:
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"--allow {key}: unknown key{hint}", f"use {', '.join(known)}")
-        lines, different = [], []
-        for key in keys:
-            permitted = key in allow or key.split(".")[0] in allow
-            if saved.get(key) != now.get(key) and not permitted:
-                different.append(key)
-                lines.append(
-                    f"  {key}: saved {saved.get(key, 'nothing')}, now {now.get(key, 'nothing')}"
+        different = [key for key in keys if saved.get(key) != now.get(key)]
+        refused = [k for k in different if k not in allow and k.split(".")[0] not in allow]
+        if refused:
+            lines = [
+                f"  {key}: saved {saved.get(key, 'nothing')}, now {now.get(key, 'nothing')}"
+                for key in refused
+            ]
+            flags = " ".join(f"--allow {key}" for key in refused)
+            remedy = f"set it as it was saved, or pass {flags} if the change is meant"
+            if self._read_only:
+                remedy = (
+                    "point to what it was trained with, by --set data.shards=FOLDER or "
+                    "--set policy.model=FOLDER"
                 )
-        if lines:
-            flags = " ".join(f"--allow {key}" for key in different)
-            raise CheckpointError(
-                "\n".join([f"{folder} is of another run", *lines]),
-                f"set it as it was saved, or pass {flags} if the change is meant",
-            )
+            raise CheckpointError("\n".join([f"{folder} is of another run", *lines]), remedy)
+        return bool(different)
 
     def _restore(self, folder: Path, manifest: Manifest, states: Mapping[int, Any]) -> None:
         for part in manifest.parts:
@@ -327,12 +336,20 @@ class CheckpointStore:
     def _serial_if_good(self, round: int, folder: Path) -> int | None:
         """Return the serial number of a checkpoint, None if a quick look finds it damaged."""
         try:
-            manifest = Manifest.read(folder)
+            manifest = _read_manifest(folder)
             sizes = [(folder / part.file).stat().st_size for part in manifest.parts]
         except (Damaged, OSError):
             return None
         whole = sizes == [part.bytes for part in manifest.parts]
         return manifest.serial if whole and round not in self._rejected else None
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    """Read a manifest; ``Damaged`` also if it is of another round than the folder's name says."""
+    manifest = Manifest.read(folder)
+    if manifest.round != round_of(folder):
+        raise Damaged(f"{folder} holds the checkpoint of round {manifest.round}")
+    return manifest
 
 
 def _prepare(folder: Path) -> None:

@@ -230,6 +230,7 @@ def test_one_failing_process_is_an_error_on_all(tmp_path, monkeypatch, backgroun
         store.poll()
         # Raised by poll it may strike in different rounds, so nobody may wait for the others.
         assert caught.value.collective is not background
+        assert caught.value.shared is background
         assert world.collect({a: None for a in world.local_agents}) and names(tmp_path) == [
             "round_000001"
         ]
@@ -403,6 +404,22 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_line(tmp_path, harm, says,
     assert "round 2" in warnings[0]
 
 
+@pytest.mark.parametrize("readers", [ONE, THREE])
+def test_a_checkpoint_under_the_name_of_another_round_is_not_that_round(tmp_path, readers):
+    save(tmp_path, TWO, [1, 2])
+    (tmp_path / "round_000002").rename(tmp_path / "round_000009")
+    round, warnings = load(tmp_path, readers)
+    assert round == 1 and len(warnings) == 1
+    assert "round_000009 holds the checkpoint of round 2" in warnings[0]
+
+
+def test_a_checkpoint_under_the_name_of_another_round_pushes_out_no_good_one(tmp_path):
+    save(tmp_path, TWO, [1, 2, 3], keep=3)
+    shutil.copytree(tmp_path / "round_000001", tmp_path / "round_000004")
+    save(tmp_path, TWO, [5], keep=2)
+    assert list(committed(tmp_path)) == [3, 5]
+
+
 def test_damage_that_only_the_reader_of_the_values_meets_is_passed_over_too(tmp_path, monkeypatch):
     save(tmp_path, TWO, [1, 2])
     flip(tmp_path / "round_000002/part_0001.h5", -200)
@@ -500,6 +517,36 @@ def test_another_run_is_refused_with_every_difference(tmp_path, now, allow, line
 def test_what_is_allowed_may_change(tmp_path, now, allow):
     save(tmp_path, TWO, [1])
     assert load(tmp_path, TWO, identity={**IDENTITY, **now}, allow=allow) == (1, [])
+
+
+@pytest.mark.parametrize(
+    "now, allow, changed",
+    [
+        ({}, [], False),
+        ({}, ["lr"], False),
+        ({"lr": "0.2"}, ["lr"], True),
+        ({"new": "1"}, ["new"], True),
+    ],
+)
+def test_it_knows_whether_what_is_allowed_did_change(tmp_path, now, allow, changed):
+    save(tmp_path, TWO, [1])
+
+    def body(world):
+        store = make(tmp_path, world, identity={**IDENTITY, **now})
+        store.load(fresh(world), allow=allow)
+        return store.changed
+
+    assert run(TWO, body) == [changed] * 2
+
+
+def test_a_reader_is_held_to_the_keys_it_gives(tmp_path):
+    save(tmp_path, TWO, [1])
+    reader = {"read_only": True, "identity": {"layout": "abc", "data.0": "d0"}}
+    assert load(tmp_path, THREE, **reader) == (1, [])
+    reader["identity"] = {"layout": "abc", "data.0": "d7"}
+    fault, _ = load(tmp_path, TWO, **reader)
+    assert isinstance(fault, CheckpointError) and "data.0: saved d0, now d7" in fault.what
+    assert "--allow" not in fault.remedy and "--set data.shards=" in fault.remedy
 
 
 def test_an_unknown_key_to_allow_is_an_error_that_names_the_nearest(tmp_path):
