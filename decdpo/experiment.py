@@ -1,29 +1,27 @@
 """One experiment in its run folder: prepare it, restore it, train it, leave its page behind."""
 
-import fcntl
 import json
 import platform
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from decdpo import __version__, build
+from decdpo import build
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.device import check_devices
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
 from decdpo.data.storage import replacing
-from decdpo.errors import ConfigError, DecdpoError, EnvironmentFault
+from decdpo.errors import DecdpoError
+from decdpo.folder import naming, record_start, versions
 from decdpo.launch import Job
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
@@ -42,6 +40,9 @@ FREE_KEYS = {
     "topology.file",
 }
 """Keys that a resumed run may change freely; what they point to is compared by digest."""
+
+LEARNT = ("agents", "model", "data")
+"""What a checkpoint is read with, however it was trained and is measured."""
 
 FREE_SECTIONS = {"agents", "checkpoint", "log", "device", "comm"}
 
@@ -73,7 +74,8 @@ class Experiment:
         if self.exchange is not None:
             self.exchange.close()
         if self.trace is not None:
-            self.trace.write(self.out / "trace" / f"process_{self.trace.process:04d}.json")
+            with naming("cannot write the trace", self.out / "trace"):
+                self.trace.write(self.out / "trace" / f"process_{self.trace.process:04d}.json")
 
 
 def prepare(
@@ -81,9 +83,11 @@ def prepare(
 ) -> Experiment:
     """Make every object of an experiment, or fail on every process alike. Collective.
 
-    training : whether it shall train; otherwise its run folder is only read, and no exchange is
-    made. trace : whether to keep a timeline.
+    training : whether it shall train; otherwise its run folder is only read, no exchange is made,
+    and a checkpoint need only be of the same agents, model and data. trace : whether to keep a
+    timeline.
     """
+    job.set_timeout(config.comm.timeout)
     index = job.together(lambda: build.open_index(config))
     count = job.together(lambda: build.num_agents(config, index))
     world = job.world(count, config.comm)
@@ -91,8 +95,11 @@ def prepare(
     check_devices(world, device, share_gpu=config.device.share_gpu)
     pairs = [entry.num_train for entry in index.agents[:count]]
     schedule = job.together(lambda: build.make_topology(config, pairs))
-    parts = job.together(lambda: build.make_agents(config, world, index, device))
-    objective, algorithm, agents = parts
+    # Shards differ in size, and a language model's reference scores every pair of its own.
+    objective, algorithm, agents = job.together(
+        lambda: build.make_agents(config, world, index, device),
+        work="read their model and shards",
+    )
     notes = world.collect({agent.id: list(agent.data.notes) for agent in agents})
     for line in (line for lines in notes.values() for line in lines):
         job.say(line)
@@ -114,7 +121,7 @@ def prepare(
         world=world,
         keep=config.checkpoint.keep,
         keep_every=config.checkpoint.keep_every,
-        identity=names,
+        identity=names if training else {key: names[key] for key in LEARNT},
         config=config.to_toml(),
         versions=versions(),
         warn=job.say,
@@ -183,66 +190,24 @@ class Checkpoints:
         self.store.flush()
 
 
-def new_folder(job: Job, out: Path) -> None:
-    """Make the run folder, or refuse one that already holds a run. Collective.
-
-    A run has begun once its config.toml is there, which is written after the first checkpoint: what
-    an earlier start was killed too soon to finish is no run, and is written over.
-    """
-
-    def make() -> None:
-        if job.is_root:
-            if (out / "config.toml").exists():
-                raise ConfigError(
-                    f"{out} already holds a run",
-                    f"continue it with `decdpo resume {out}`, or give another folder with --out",
-                )
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                (out / "metrics.jsonl").unlink(missing_ok=True)
-            except OSError as fault:
-                raise ConfigError(
-                    f"cannot use the run folder {out}: {fault.strerror}",
-                    "give a folder that you may write to with --out",
-                ) from None
-
-    job.together(make)
-
-
-@contextmanager
-def locked(job: Job, out: Path) -> Iterator[None]:
-    """Keep every other job out of the run folder while open; a kill opens it. Collective."""
-    files: list[TextIO] = []
-
-    def lock() -> None:
-        if job.is_root:
-            files.append((out / ".lock").open("w"))
-            try:
-                fcntl.flock(files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise EnvironmentFault(
-                    f"another job is training in {out}", "wait for it, or stop it first"
-                ) from None
-
-    try:
-        job.together(lock)
-        yield
-    finally:
-        for file in files:
-            file.close()
-
-
 def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
     """Train from ``next_round`` on, and write the run's files. Collective."""
     config, world, out = experiment.config, experiment.world, experiment.out
-    if next_round == 0:
-        # From here on there is always a checkpoint to resume from.
-        experiment.store.save(0, experiment.states())
+    if next_round == 0 or experiment.store.changed:
+        # From here on there is always a checkpoint to resume from, of this very configuration.
+        experiment.store.save(next_round, experiment.states())
         experiment.store.flush()
     if world.is_root:
         with replacing(out / "config.toml", mode=0o644) as path:
             path.write_text(config.to_toml(), encoding="utf-8")
     _write_facts(job, experiment, next_round)
+    with naming("the run cannot go on", out):
+        return _train(job, experiment, next_round)
+
+
+def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
+    """Run the loop, and leave the run's page behind. Collective."""
+    config, world, out = experiment.config, experiment.world, experiment.out
     store = Checkpoints(experiment.store, config.checkpoint.every, config.run.rounds)
     run = build.make_run(
         config,
@@ -323,7 +288,7 @@ def write_page(out: Path, config: Config, agents: int, say: Callable[[str], None
 
 
 def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
-    """Write ``run.json``: versions, hosts, devices, seed, command. Collective."""
+    """Write ``run.json``: versions, hosts, devices, seed, command, all starts. Collective."""
     here = {"host": platform.node(), "device": experiment.device}
     places = experiment.world.collect({i: here for i in experiment.world.local_agents})
     if not experiment.world.is_root:
@@ -338,16 +303,4 @@ def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
         "versions": versions(),
         "names": dict(experiment.identity),
     }
-    with replacing(experiment.out / "run.json", mode=0o644) as path:
-        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python, decdpo and the libraries it stands on."""
-    found = {"python": platform.python_version(), "decdpo": __version__}
-    for name in ("torch", "numpy", "scipy", "h5py", "mpi4py", "transformers"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    record_start(experiment.out, facts)

@@ -2,6 +2,10 @@
 
 Each agent's own model and the average model are measured on the agent's held-out pairs; only
 parameters and sums are shared between the processes, never pairs.
+
+The run need not be where it was trained: --set device.kind=cpu measures on a machine without a GPU,
+--set data.shards=FOLDER and --set policy.model=FOLDER name what has moved. Agents, model and data
+must be those of the checkpoint; nothing is written into the run folder.
 """
 
 import argparse
@@ -21,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``decdpo evaluate``."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--round", type=int, help="checkpoint of this round; default: the newest")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a key"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--world", choices=("auto", "local", "mpi"), default="auto",
                         help="one process (local) or MPI")
@@ -37,7 +44,7 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.experiment import prepare
     from decdpo.metrics import average_model, pooled
 
-    config = job.together(lambda: read_config(args.folder, []))
+    config = job.together(lambda: read_config(args.folder, args.set))
     experiment = prepare(job, config, args.folder, training=False)
     world, agents, objective = experiment.world, experiment.agents, experiment.objective
     done = experiment.store.load(experiment.states(), round=args.round, required=True)

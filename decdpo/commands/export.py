@@ -2,6 +2,10 @@
 
 A causal language model becomes a Hugging Face folder that transformers loads, any other policy the
 file policy.npz in the folder.
+
+The run need not be where it was trained: --set device.kind=cpu exports on a machine without a GPU,
+--set data.shards=FOLDER and --set policy.model=FOLDER name what has moved. Agents, model and data
+must be those of the checkpoint; nothing is written into the run folder.
 """
 
 import argparse
@@ -21,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--agent", type=int, help="this agent's model; default: the average")
     parser.add_argument("--round", type=int, help="checkpoint of this round; default: the newest")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a key"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +41,7 @@ def _export(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.experiment import prepare
     from decdpo.metrics import average_model
 
-    config = read_config(args.folder, [])
+    config = read_config(args.folder, args.set)
     job.together(lambda: _require_room(args.out))
     experiment = prepare(job, config, args.folder, training=False)
     agents = experiment.agents

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from decdpo.commands.train import add_launch_arguments, finish
 from decdpo.config import Config, load
-from decdpo.errors import CheckpointError
+from decdpo.errors import CheckpointError, ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resume, and return 0, or 85 if stopped early."""
     from decdpo import __version__
-    from decdpo.experiment import execute, locked, prepare
+    from decdpo.experiment import execute, prepare
+    from decdpo.folder import locked
     from decdpo.launch import Job, launch
     from decdpo.train import Ending
 
@@ -44,12 +45,23 @@ def run(args: argparse.Namespace) -> int:
             experiment = prepare(job, config, args.folder, trace=args.trace)
             store, states = experiment.store, experiment.states()
             done = store.load(states, allow=args.allow, required=True) or 0
+            job.together(lambda: require_left(args.folder, config, done))
             job.say(f"resuming after round {done} of {config.run.rounds}")
             ending = execute(job, experiment, next_round=done)
             experiment.close()
         return finish(job, args.folder, ending is Ending.STOPPED)
 
     return launch(body, args.world)
+
+
+def require_left(folder: Path, config: Config, done: int) -> None:
+    """Raise ``ConfigError`` if fewer rounds are asked for than are done."""
+    if config.run.rounds < done:
+        raise ConfigError(
+            f"run.rounds = {config.run.rounds}, but {folder} has already done {done} rounds",
+            f"set run.rounds to {done} or more; an earlier model is measured by `decdpo evaluate "
+            "--round`, if its checkpoint was kept",
+        )
 
 
 def read_config(folder: Path, overrides: list[str]) -> Config:

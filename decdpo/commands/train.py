@@ -43,7 +43,8 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and return 0, or 85 if stopped early."""
     from decdpo import __version__
-    from decdpo.experiment import execute, locked, new_folder, prepare
+    from decdpo.experiment import execute, prepare
+    from decdpo.folder import locked, new_folder
     from decdpo.launch import Job, launch
     from decdpo.train import Ending
 

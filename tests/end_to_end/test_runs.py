@@ -1,5 +1,6 @@
 """Training as its users run it: any number of ranks, stopped, killed, resumed, always the same."""
 
+import errno
 import fcntl
 import json
 import os
@@ -130,6 +131,88 @@ def test_a_changed_key_needs_leave(shell, config):
     assert [r["lr"] for r in shell.metrics("run")][-3:] == [0.1, 0.01, 0.01]
 
 
+class Kill(BaseException):
+    """The process ends here."""
+
+
+def test_a_kill_right_after_an_allowed_change_leaves_a_run_that_goes_on(shell, config, monkeypatch):
+    shell("train", config, "--out", "run")
+
+    def kill(run):
+        raise Kill
+
+    words = ["--set", "run.rounds=14", "--set", "optim.lr=0.01", "--allow", "optim.lr"]
+    with monkeypatch.context() as patch:
+        patch.setattr("decdpo.experiment.train", kill)
+        with pytest.raises(Kill):
+            shell("resume", "run", *words)
+    shell("resume", "run")
+    assert [r["lr"] for r in shell.metrics("run")][-3:] == [0.1, 0.01, 0.01]
+
+
+def test_a_change_that_cannot_be_saved_is_not_noted_either(shell, config, monkeypatch):
+    shell("train", config, "--out", "run")
+    before = (shell.folder / "run" / "config.toml").read_text()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("decdpo.checkpoint.writer.write_part", full)
+        words = ["--set", "run.rounds=14", "--set", "optim.lr=0.01", "--allow", "optim.lr"]
+        shell("resume", "run", *words, status=2)
+    assert (shell.folder / "run" / "config.toml").read_text() == before
+    shell("resume", "run", "--set", "run.rounds=14")
+    assert shell.metrics("run")[-1]["lr"] == 0.1
+
+
+def test_fewer_rounds_than_are_done_are_refused_and_nothing_is_written(shell, config):
+    shell("train", config, "--out", "run")
+    files = ("config.toml", "run.json", "metrics.jsonl", "summary.txt")
+    before = [(shell.folder / "run" / name).read_bytes() for name in files]
+    shell("resume", "run", "--set", "run.rounds=11", status=2)
+    assert "run.rounds = 11, but run has already done 12 rounds" in shell.said
+    assert [(shell.folder / "run" / name).read_bytes() for name in files] == before
+    shell("resume", "run", "--set", "run.rounds=12")
+
+
+def test_every_start_is_on_record(shell, config):
+    shell("train", config, "--out", "run")
+    shell("resume", "run", "--set", "run.rounds=14", ranks=2)
+    facts = json.loads((shell.folder / "run" / "run.json").read_text())
+    starts = facts["starts"]
+    assert [(s["processes"], s["first_round"]) for s in starts] == [(1, 0), (2, 12)]
+    assert facts["first_round"] == 12 and facts["command"] == starts[1]["command"]
+    assert "resume" in starts[1]["command"] and starts[0]["hosts"] == starts[1]["hosts"]
+
+
+def test_a_full_disk_ends_a_run_with_one_message(shell, config, monkeypatch):
+    def full(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("decdpo.metrics.Metrics.sync", full)
+        shell("train", config, "--out", "run", status=2)
+    assert "the run cannot go on: run: No space left on device" in shell.said
+    assert shell.said.count("decdpo: error:") == 1 and "free some space" in shell.said
+    shell("resume", "run")
+
+
+def test_a_checkpoint_folder_that_is_lost_is_told_once(shell, config):
+    process = shell.start(
+        "train", config, "--out", "run", "--set", "run.rounds=100000",
+        "--set", "checkpoint.every=20", ranks=3,
+    )  # fmt: skip
+    folder, until = shell.folder / "run" / "checkpoints", time.monotonic() + 60
+    while not (folder / "round_000020").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    folder.rename(shell.folder / "elsewhere")
+    folder.write_text("in the way")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and said.count("decdpo: error:") == 1, said
+    assert "the checkpoint was not written" in said
+
+
 @pytest.mark.parametrize(
     "key, value",
     [("topology.graph", "star"), ("policy.dimension", "2048"), ("agents.count", "7")],
@@ -179,6 +262,35 @@ def test_evaluate_and_export(shell, config):
         with np.load(shell.folder / "third" / "policy.npz", allow_pickle=False) as third:
             assert mean["theta"].shape == third["theta"].shape == (4096,)
             assert 0 < np.abs(mean["theta"] - third["theta"]).max() < np.abs(mean["theta"]).max()
+
+
+def test_a_run_is_measured_and_exported_elsewhere(shell, config, shards):
+    copy = shell.folder / "shards"
+    shutil.copytree(shards, copy)
+    shell("train", config, "--out", "run", "--set", f"data.shards={copy}")
+    wanted = shell("evaluate", "run", "--json")
+    copy.rename(shell.folder / "moved")
+    shell("evaluate", "run", "--json", status=2)
+    moved = ["--set", "data.shards=moved"]
+    assert shell("evaluate", "run", "--json", *moved) == wanted
+    shell("export", "run", "--out", "mean", *moved)
+    shell("evaluate", "run", *moved, "--set", "agents.count=7", status=3)
+    assert "agents: saved 8, now 7" in shell.said
+    source = Path(__file__).resolve().parents[2] / "data" / "preferences.jsonl.gz"
+    shell("shard", source, "--agents", "8", "--out", "other")
+    for words in (["evaluate", "run"], ["export", "run", "--out", "wrong"]):
+        shell(*words, "--set", "data.shards=other", status=3)
+        assert "data: saved" in shell.said and "--set data.shards=FOLDER" in shell.said
+        assert "--allow" not in shell.said
+
+
+def test_a_checkpoint_from_before_an_allowed_change_is_still_measured(shell, config):
+    shell("train", config, "--out", "run", "--set", "checkpoint.keep=4")
+    early = json.loads(shell("evaluate", "run", "--round", "8", "--json"))
+    words = ["--set", "run.rounds=16", "--set", "optim.lr=0.01", "--allow", "optim.lr"]
+    shell("resume", "run", *words)
+    assert json.loads(shell("evaluate", "run", "--round", "8", "--json")) == early
+    shell("export", "run", "--round", "8", "--out", "early")
 
 
 @pytest.mark.skipif(not MODELS.exists(), reason="no language model in ../shared/models")

@@ -1,0 +1,131 @@
+"""The folder of a run: one job at a time uses it, and ``run.json`` tells of every start."""
+
+import errno
+import fcntl
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from decdpo import __version__
+from decdpo.checkpoint.writer import os_fault
+from decdpo.data.storage import replacing
+from decdpo.errors import ConfigError, EnvironmentFault
+from decdpo.launch import Job
+
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+"""What flock says on a file system without locks, such as Lustre mounted so, or NFS."""
+
+
+def new_folder(job: Job, out: Path) -> None:
+    """Make the run folder, or refuse one that already holds a run. Collective.
+
+    A run has begun once its config.toml is there, which is written after the first checkpoint: what
+    an earlier start was killed too soon to finish is no run, and is written over.
+    """
+
+    def make() -> None:
+        if job.is_root:
+            if (out / "config.toml").exists():
+                raise ConfigError(
+                    f"{out} already holds a run",
+                    f"continue it with `decdpo resume {out}`, or give another folder with --out",
+                )
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                for name in ("metrics.jsonl", "run.json"):
+                    (out / name).unlink(missing_ok=True)
+            except OSError as fault:
+                raise ConfigError(
+                    f"cannot use the run folder {out}: {fault.strerror}",
+                    "give a folder that you may write to with --out",
+                ) from None
+
+    job.together(make)
+
+
+@contextmanager
+def naming(what: str, path: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk and the like into an error that names ``path``.
+
+    what : could not be done.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # of our own output
+    except OSError as fault:
+        raise os_fault(what, Path(str(fault.filename or path)), fault) from fault
+
+
+@contextmanager
+def locked(job: Job, out: Path) -> Iterator[None]:
+    """Keep every other job out of the run folder while open; a kill opens it. Collective."""
+    files: list[TextIO] = []
+
+    def lock() -> None:
+        if job.is_root:
+            files.append((out / ".lock").open("w"))
+            try:
+                fcntl.flock(files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise EnvironmentFault(
+                    f"another job is training in {out}", "wait for it, or stop it first"
+                ) from None
+            except OSError as fault:
+                if fault.errno not in _NO_LOCKS:
+                    raise os_fault("cannot lock the run folder", out, fault) from None
+                job.say(
+                    f"nothing keeps a second job out of {out}: its file system has no locks "
+                    f"({fault.strerror}); see to it that none is started there"
+                )
+
+    try:
+        job.together(lock)
+        yield
+    finally:
+        for file in files:
+            file.close()
+
+
+def record_start(out: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``run.json``: the ``facts`` of this start, and the list of all starts, newest last."""
+    record = out / "run.json"
+    starts = [*_earlier_starts(record), _start(facts)]
+    with replacing(record, mode=0o644) as path:
+        path.write_text(json.dumps({**facts, "starts": starts}, indent=1) + "\n", encoding="utf-8")
+
+
+def _start(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of one start when the run is started again: little, for long chains."""
+    keys = ("command", "started", "first_round", "processes", "versions")
+    places = facts["agents"].values()
+    return {
+        **{key: facts[key] for key in keys},
+        "hosts": sorted({place["host"] for place in places}),
+        "devices": sorted({place["device"] for place in places}),
+    }
+
+
+def _earlier_starts(record: Path) -> list[dict[str, Any]]:
+    """Return the starts in an earlier ``run.json``; none if there is none that can be read."""
+    try:
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        # Earlier versions told of the newest start alone.
+        return list(facts["starts"]) if "starts" in facts else [_start(facts)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, decdpo and the libraries it stands on."""
+    found = {"python": platform.python_version(), "decdpo": __version__}
+    for name in ("torch", "numpy", "scipy", "h5py", "mpi4py", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
