@@ -80,6 +80,8 @@ class ServerExchange:
         listeners = self._everybody or row.sources
         targets = tuple(j for j in listeners if j != agent)
         self._down.start(agent, round, Row(0.0, (), (), targets), mean)
+        # It hears nothing, but this sends what waits for a device: nobody may come here again.
+        self._down.finish(agent, round)
         hears = own != 0.0 or bool(self._everybody)
         letters = (Letter(agent, 1.0, 0, mean),) if hears else ()
         return Inbox(heard.sent, letters, own=0.0 if hears else 1.0)

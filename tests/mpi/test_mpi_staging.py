@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from decdpo.comm.local import LocalWorld
+from decdpo.comm.server import ServerExchange
 from decdpo.comm.slots import aligned
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
@@ -90,6 +91,31 @@ def test_staging_gives_the_bits_of_one_process(
     world.close()
     expected = rounds(LocalWorld(N), "cpu", size)
     assert all(torch.equal(x, expected[i]) for i, x in found.items())
+
+
+@pytest.mark.parametrize("size", [7, 3 * BLOCK + 1])
+def test_the_mean_leaves_a_server_that_nobody_calls_again(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """One agent a rank and no thread: what waits for the device must go before ``finish`` ends."""
+    from decdpo.comm import mpi
+
+    monkeypatch.setattr(mpi, "Copies", LateCopies)
+    n = mpi.start()
+    world = mpi.connect(n, timeout=3.0, progress="none", chunk_bytes=1)
+    up, down = (world.exchange(size, torch.float32, device="cpu:0") for _ in range(2))
+    exchange = ServerExchange(up, down, all_hear=n)
+    everybody = Row(0.0, tuple(range(n)), (1.0 / n,) * n, ())
+    (me,) = world.local_agents
+    for t in range(3):
+        exchange.start(me, t, everybody, torch.full((size,), float(me + t), device="cpu:0"))
+        inbox = exchange.finish(me, t)
+        inbox.settle()
+        (letter,) = inbox.letters
+        assert torch.allclose(letter.body, torch.tensor(t + (n - 1) / 2))
+        world.collect({me: t})
+    exchange.close()
+    world.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
