@@ -221,7 +221,9 @@ class MpiExchange:
         """Wait for a letter that nobody has read to its end: its slot cannot be reused before."""
         last = len(self._format.parts) - 1
         if not claim.arrived(last):
-            self._wait(lambda: claim.arrived(last), source, source, self._round)
+            plans = ((agent, outbox.plan) for agent, outbox in self._outboxes.items())
+            listener = next(agent for agent, plan in plans if plan and source in plan.remote)
+            self._wait(lambda: claim.arrived(last), listener, source, self._round)
 
     def _make_plan(self, row: Row) -> _Plan:
         rank_of, here = self._wiring.placement.rank_of, self._wiring.rank
