@@ -4,13 +4,15 @@ Every operation is nonblocking underneath and waits with sleeps, so that ranks w
 do not starve one another, a lost rank becomes an error, and a request to stop is heard meanwhile.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from decdpo.comm.local import ordered_sum
 from decdpo.comm.placement import Placement
+from decdpo.comm.rollcall import RollCall
 from decdpo.comm.waiting import Patience
 from decdpo.comm.world import Arrays, in_order
 
@@ -18,17 +20,25 @@ SMALL = 1 << 16
 """Up to so many values in all, every rank gets every agent's array and sums by itself."""
 BLOCK_VALUES = 1 << 22
 """About how many values a rank holds twice while it sums larger arrays."""
+REMEDY = "look at what that process printed last; raise comm.timeout if it only is slow"
+
+
+def _somebody(waited: float) -> str:
+    return f"some process did not join the others for {waited:.1f} s"
 
 
 class Collectives:
     """Gathers and sums on one communicator, which belongs to one thread.
 
-    comm : of all ranks. patience : how to wait.
+    comm : of all ranks. patience : how to wait. stalled : says who did not come in so many seconds.
     """
 
-    def __init__(self, comm: Any, patience: Patience) -> None:
+    def __init__(
+        self, comm: Any, patience: Patience, stalled: Callable[[float], str] = _somebody
+    ) -> None:
         self._comm = comm
         self._patience = patience
+        self._stalled = stalled
 
     def barrier(self) -> None:
         """Wait for all ranks. Collective."""
@@ -96,11 +106,7 @@ class Collectives:
         return found
 
     def _wait(self, request: Any) -> None:
-        self._patience.until(
-            request.Test,
-            lambda waited: f"some process did not join the others for {waited:.1f} s",
-            "look at what each process printed last",
-        )
+        self._patience.until(request.Test, self._stalled, REMEDY)
 
 
 class ThreadChannel:
@@ -109,8 +115,10 @@ class ThreadChannel:
     Made by ``MpiWorld.side_channel``.
     """
 
-    def __init__(self, comm: Any, timeout: float) -> None:
-        self._collectives = Collectives(comm, Patience(timeout))
+    def __init__(self, comm: Any, placement: Placement, timeout: float) -> None:
+        roll = RollCall(comm, placement)
+        stalled = partial(roll.stalled, "what runs in the background")
+        self._collectives = Collectives(comm, Patience(timeout, roll.poll), stalled)
 
     def outcomes(self, outcome: str) -> list[str]:
         """Return the texts that all processes pass, in rank order. Collective."""

@@ -21,9 +21,10 @@ from decdpo.comm.collectives import Collectives, ThreadChannel
 from decdpo.comm.direct import DirectExchange, Stream
 from decdpo.comm.exchange import MpiExchange, Wiring
 from decdpo.comm.faults import pack, unpack
-from decdpo.comm.launch import launched_by_mpi
+from decdpo.comm.launch import launched_by_mpi, let_the_first_tell
 from decdpo.comm.placement import Placement
 from decdpo.comm.progress import Progress
+from decdpo.comm.rollcall import RollCall
 from decdpo.comm.slots import Format
 from decdpo.comm.staging import Copies, StagedExchange
 from decdpo.comm.stop import StopAgreement
@@ -49,6 +50,7 @@ def library() -> ModuleType:
         from mpi4py import MPI
     except (ImportError, RuntimeError, OSError) as fault:
         copies = launched_by_mpi()
+        let_the_first_tell()
         started = f"{copies} copies of this program were started, but " if copies else ""
         raise EnvironmentFault(
             f"{started}MPI cannot be used: {fault}",
@@ -75,6 +77,7 @@ def start() -> int:
     copies = launched_by_mpi()
     size: int = MPI.COMM_WORLD.Get_size()
     if copies is not None and copies != size:
+        let_the_first_tell()
         raise EnvironmentFault(
             f"{copies} copies of this program were started, but MPI connects {size} of them: the "
             "launcher and the MPI library do not belong together",
@@ -144,6 +147,7 @@ class MpiWorld:
     ) -> None:
         self._mpi = library()
         self.num_agents = placement.num_agents
+        self.occasion = "a common step"
         self._placement = placement
         self._comm = self._duplicate(self._mpi.COMM_WORLD)
         self.rank: int = self._comm.Get_rank()
@@ -152,9 +156,10 @@ class MpiWorld:
         self._timeout = timeout
         self._transport = transport
         self._chunk_bytes = chunk_bytes
-        self._stop = StopAgreement(self._duplicate(self._comm), timeout)
-        self._patience = Patience(timeout, self._stop.poll)
-        self._collectives = Collectives(self._comm, self._patience)
+        self._roll = RollCall(self._comm, placement)
+        self._stop = StopAgreement(self._duplicate(self._comm), timeout, self._roll)
+        self._patience = Patience(timeout, self._poll)
+        self._collectives = Collectives(self._comm, self._patience, self._stalled)
         self._node = self._make_node(ranks_per_node)
         self._exchanges: list[MpiExchange] = []
         self._channels: list[Any] = []
@@ -209,7 +214,7 @@ class MpiWorld:
         """Raise ``EnvironmentFault`` unless MPI carries GPU memory between ranks. Collective."""
         ranks = self._comm.Get_size()
         if ranks > 1:
-            brief = Patience(min(self._timeout, cuda_aware.PATIENCE), self._stop.poll)
+            brief = Patience(min(self._timeout, cuda_aware.PATIENCE), self._poll)
 
             def make(size: int) -> MpiExchange:
                 format = Format(size, torch.uint8, "", self._chunk_bytes, apart=True)
@@ -298,10 +303,11 @@ class MpiWorld:
             return None
         comm = self._duplicate(self._comm)
         self._channels.append(comm)
-        return ThreadChannel(comm, self._timeout)
+        return ThreadChannel(comm, self._placement, self._timeout)
 
     def close(self) -> None:
         """Free exchanges and communicators. Collective."""
+        self.occasion = "the end of the job"
         for exchange in list(self._exchanges):
             exchange.close()
         self._stop.close(self._collectives.barrier)
@@ -310,6 +316,14 @@ class MpiWorld:
             self._probed.Free()
         for comm in (*self._channels, self._node, self._comm):
             comm.Free()
+
+    def _poll(self) -> None:
+        """Do what must go on while this process waits."""
+        self._stop.poll()
+        self._roll.poll()
+
+    def _stalled(self, waited: float) -> str:
+        return self._roll.stalled(self.occasion, waited)
 
     def _duplicate(self, comm: Any) -> Any:
         copy = comm.Dup()

@@ -1,18 +1,23 @@
 """Agreeing on the round after which all ranks stop, at no cost until somebody asks.
 
 A rank that was asked sends a token to every other rank. Ranks look for tokens at round ends and
-while they wait. Whoever was asked or finds a token contributes the round it is in to one
-nonblocking all-gather, goes on, and at that round's end waits for the result: the highest round
-contributed, T. Nobody is beyond T, since nobody begins a round between contributing and knowing T,
-so all stop at the end of T. Nothing blocks: a rank that waits here has sent its letters, and a rank
-that waits for letters looks for tokens meanwhile.
+while they wait. Whoever was asked or finds a token contributes a round to one nonblocking
+all-gather, goes on, and at that round's end waits for the result: the highest round contributed, T.
+The round is the first one at whose end it has not said yet whether it stops: the one it is in, or,
+once it has said no, the next, even if a save comes before that begins. So nobody is beyond T, and
+all stop at the end of T. If somebody has said no at the end of the last round, T is a round that
+never comes, and all go on to the end. Nothing blocks: a rank that waits here has sent its letters,
+and a rank that waits for letters or for the others looks for tokens meanwhile.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from decdpo.comm.collectives import REMEDY
+from decdpo.comm.rollcall import RollCall
 from decdpo.comm.waiting import Patience
 
 TOKEN = 1
@@ -22,11 +27,13 @@ class StopAgreement:
     """The agreement of one world, made at most once.
 
     comm : a communicator used for nothing else. timeout : seconds to wait for the others' answers.
+    roll : names those who do not answer.
     """
 
-    def __init__(self, comm: Any, timeout: float) -> None:
+    def __init__(self, comm: Any, timeout: float, roll: RollCall) -> None:
         self._comm = comm
-        self._patience = Patience(timeout)
+        self._patience = Patience(timeout, roll.poll)
+        self._stalled = partial(roll.stalled, "agreeing where to stop")
         self._asked = False
         self._closing = False
         self._round = -1
@@ -41,7 +48,7 @@ class StopAgreement:
         self._asked = True
 
     def enter(self, round: int) -> None:
-        """Take note that ``round`` has begun."""
+        """Take note that ``round`` is the first at whose end this rank can stop."""
         self._round = max(self._round, round)
 
     def poll(self) -> None:
@@ -57,6 +64,8 @@ class StopAgreement:
         self.enter(round)
         self.poll()
         if self._request is None:
+            # From here on nobody may count on this rank to stop at the end of this round.
+            self.enter(round + 1)
             return False
         return round >= self._wait()
 
@@ -86,10 +95,6 @@ class StopAgreement:
 
     def _wait(self) -> int:
         if self._last is None:
-            self._patience.until(
-                self._request.Test,
-                lambda waited: f"some process did not answer for {waited:.1f} s when all were asked"
-                " to stop",
-            )
+            self._patience.until(self._request.Test, self._stalled, REMEDY)
             self._last = int(self._all[:, 0].max())
         return self._last

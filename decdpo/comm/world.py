@@ -97,12 +97,14 @@ class World(Protocol):
     """The agents, spread over one or more processes.
 
     num_agents : n. local_agents : the ids hosted here, ascending and contiguous. is_root : whether
-    this process may print and write the files that all share (it hosts agent 0).
+    this process may print and write the files that all share (it hosts agent 0). occasion : what
+    the next collective calls are for, to be told of a process that does not come; set it at will.
     """
 
     num_agents: int
     local_agents: tuple[int, ...]
     is_root: bool
+    occasion: str
 
     def exchange(
         self,

@@ -215,6 +215,42 @@ def test_a_silent_neighbour_is_named(connect: Any) -> None:
         time.sleep(0.6)
 
 
+def test_who_waits_for_a_letter_that_was_not_read_is_named(connect: Any) -> None:
+    """A letter that nobody has looked at is waited for before the next round."""
+    world = connect(timeout=1.0, transport="p2p")
+    if len(world.local_agents) == N:
+        pytest.skip("one rank")
+    exchange = world.exchange(10, torch.float32)
+    if world.is_root:
+        row = Row(0.5, (N - 1,), (0.5,), ())
+        exchange.start(0, 0, row, torch.zeros(10))
+        exchange.finish(0, 0)
+        with pytest.raises(StallError, match=rf"agent 0 waited 1\.\d s for agent {N - 1} \("):
+            exchange.start(0, 1, row, torch.zeros(10))
+    else:
+        time.sleep(1.5)
+
+
+def test_who_does_not_join_the_others_is_named() -> None:
+    from decdpo.comm import mpi
+
+    # Not closed in the end, for the others' call is never answered.
+    world = mpi.connect(N, timeout=0.3)
+    last = max(world.collect({i: world.rank for i in world.local_agents}).values())
+    if not last:
+        pytest.skip("one rank")
+    mine = {i: 0 for i in world.local_agents}
+    if world.rank == last:
+        time.sleep(4)
+    else:
+        world.occasion = "the record of round 7"
+        with pytest.raises(StallError) as caught:
+            world.collect(mine)
+        assert f"process {last} (agent" in caught.value.what
+        assert "did not join the others in the record of round 7 for 0." in caught.value.what
+        assert "comm.timeout" in caught.value.remedy
+
+
 def test_waiting_is_booked_on_the_neighbour(connect: Any) -> None:
     world = connect()
     if len(world.local_agents) == N:

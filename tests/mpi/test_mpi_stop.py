@@ -69,6 +69,41 @@ def test_all_stop_at_the_end_of_one_round(on_signal: Any, trial: int) -> None:
     assert ends.pop() >= min(rounds[rank] for rank in askers)
 
 
+@pytest.mark.parametrize("occasion", ["save", "record"])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_who_meets_the_request_between_rounds_stops_with_the_others(
+    occasion: str, coupled: bool
+) -> None:
+    """The others have passed round 4's end and wait in a save, or in the next round's record."""
+    from decdpo.comm import mpi
+
+    if mpi.start() == 1:
+        pytest.skip("one rank")
+    world = mpi.connect(N, timeout=20.0)
+    exchange = world.exchange(50, torch.float32)
+    stopped = -1
+    for t in range(20):
+        for i in world.local_agents if coupled else ():
+            exchange.start(i, t, graph_row(i, 0), torch.zeros(50))
+        for i in world.local_agents if coupled else ():
+            exchange.finish(i, t).settle()
+        if occasion == "record" and t in (2, 5):
+            world.collect({i: t for i in world.local_agents})
+        if t == 4 and world.is_root:
+            time.sleep(0.1)
+            world.request_stop()
+        stop = world.stop_due(t)
+        if occasion == "save" and (stop or t == 4):
+            world.collect({i: t for i in world.local_agents})
+        if stop:
+            stopped = t
+            break
+    ends = set(world.collect({i: stopped for i in world.local_agents}).values())
+    exchange.close()
+    world.close()
+    assert ends == {5}
+
+
 def test_a_request_that_comes_too_late_leaves_nothing_behind(on_signal: Any) -> None:
     """One rank asks after its last round, when the others may be closing already."""
     from decdpo.comm import mpi

@@ -74,6 +74,27 @@ def test_a_silent_neighbour_is_named_under_mpirun() -> None:
     assert seconds < 30
 
 
+def test_a_process_that_does_not_join_the_others_is_named_under_mpirun() -> None:
+    status, errors, seconds = run(
+        "world.occasion = 'the record of round 7'\n"
+        "world.collect({1: 0}) if world.rank else time.sleep(50)"
+    )
+    assert status == 1
+    assert errors.count("process 0 did not join the others in the record of round 7 for 2.") == 1
+    assert seconds < 30
+
+
+def test_a_missing_library_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "mpi4py.py").write_text("raise ImportError('libmpi.so: not there')")
+    environ = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [str(MPIRUN), "--oversubscribe", "-n", "3", sys.executable, "-m", "decdpo"]
+    command += ["train", "none.toml", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.count("libmpi.so: not there") == 1
+
+
 def test_copies_that_do_not_see_each_other_are_refused() -> None:
     environ = dict(os.environ, OMPI_COMM_WORLD_SIZE="4")
     environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)

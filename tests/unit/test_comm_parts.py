@@ -1,5 +1,7 @@
 """The parts of the communication layer that need no second process."""
 
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 
 from decdpo.comm.device import check_devices, choose_device
 from decdpo.comm.faults import pack, unpack
-from decdpo.comm.launch import launched_by_mpi
+from decdpo.comm.launch import launched_by_mpi, let_the_first_tell
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.p2p import Route
 from decdpo.comm.placement import Placement
@@ -34,6 +36,38 @@ def test_agents_lie_in_the_blocks_of_array_split(agents: int, ranks: int) -> Non
 def test_a_rank_without_agents_is_refused(agents: int, ranks: int) -> None:
     with pytest.raises(EnvironmentFault, match=f"{agents} agents"):
         Placement(agents, ranks)
+
+
+def test_a_request_to_stop_may_interrupt_another_one_anywhere() -> None:
+    world = LocalWorld(2)
+
+    def interrupt(frame: Any, event: str, value: Any) -> Any:
+        sys.settrace(None)
+        world.request_stop()
+        sys.settrace(interrupt)
+        return interrupt
+
+    def ask() -> None:
+        sys.settrace(interrupt)
+        world.request_stop()
+        sys.settrace(None)
+
+    # A lock that is taken twice is waited for for ever.
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    asker.join(5.0)
+    assert not asker.is_alive() and world.stop_due(0)
+
+
+def test_only_the_first_copy_tells_a_common_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    for environ in ({}, {"OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}, {"PMI_RANK": "0"}):
+        let_the_first_tell(environ)
+    assert slept == []
+    for environ in ({"OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}, {"FLUX_TASK_RANK": "1"}):
+        let_the_first_tell(environ)
+    assert len(slept) == 2 and min(slept) > 5
 
 
 @pytest.mark.parametrize(
