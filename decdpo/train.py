@@ -6,11 +6,18 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from decdpo.errors import NumericalError
+from decdpo.policies.objective import Batch
 from decdpo.policies.stats import Stats
 from decdpo.run import Agent, Run
 from decdpo.topology.row import Mixing
+
+REMEDY = (
+    "lower optim.lr or, unless algorithm.kind = 'exact_diffusion', set optim.clip_norm; what was "
+    "saved before is intact"
+)
 
 
 class Ending(Enum):
@@ -73,8 +80,14 @@ class span:
 
 
 def save(run: Run, t: int) -> None:
-    """Save the state after round ``t``, and the metrics up to it. Collective."""
+    """Save the state after round ``t``, and the metrics up to it. Collective.
+
+    Raises ``NumericalError`` on all processes rather than save a model that cannot be used.
+    """
     with span(run, "checkpoint", t):
+        run.world.occasion = f"the checkpoint of round {t + 1}"
+        faults = (not_finite(agent, f"after round {t}") for agent in run.agents)
+        run.world.require(next(filter(None, faults), None))
         run.monitor.sync()
         run.store.save(t + 1, run.agents)
 
@@ -96,14 +109,19 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
         step = t * run.local_steps + h
         lr = run.lr(step)
         batches = [a.batch(a.sampler.rows(step, run.batch_size)) for a in active]
+        extremes: list[Tensor] = []
         try:
             for agent, stats in zip(active, run.objective.gradients(batches)):
                 agent.stats += stats
+                extremes += torch.aminmax(agent.params.grad)
                 run.algorithm.local_step(agent.state, agent.params.grad, lr)
+            check_gradients(active, batches, extremes)
         except NumericalError as fault:
             raise NumericalError(f"round {t}, local step {h}: {fault.what}", fault.remedy) from None
     for agent, batch in zip(active, batches):
-        check_finite(agent, t, batch.rows)
+        broken = not_finite(agent, f"after its local steps of round {t}", batch.rows)
+        if broken is not None:
+            raise broken
 
 
 def finish(run: Run, t: int) -> None:
@@ -113,17 +131,40 @@ def finish(run: Run, t: int) -> None:
             run.algorithm.mix(agent.state, run.exchange.finish(agent.id, t))
 
 
-def check_finite(agent: Agent, t: int, rows: np.ndarray) -> None:
-    """Raise ``NumericalError`` if a parameter is NaN or infinite, before a neighbour hears of it.
+def check_gradients(agents: list[Agent], batches: list[Batch], extremes: list[Tensor]) -> None:
+    """Raise ``NumericalError`` if a gradient has a NaN or an infinity, before a neighbour hears it.
 
-    rows : (B,) shard rows of the last local step.
+    Some algorithms send a gradient, or keep it, before it shows in a parameter.
+
+    extremes : () each; the smallest and the largest value of every gradient, NaN if it has one.
     """
-    # One pass and no temporary: a sum is finite only if every term is.
-    if not math.isfinite(float(agent.params.data.sum())):
-        bad = int((~torch.isfinite(agent.params.data)).sum())
-        source = ", ".join(str(row) for row in agent.data.source_rows[rows][:8])
+    # Asked for all agents at once, since a GPU answers only when all of its work is done.
+    if agents and not bool((finite := torch.stack(extremes).isfinite()).all()):
+        first = int(finite.logical_not().nonzero()[0]) // 2
         raise NumericalError(
-            f"agent {agent.id} has {bad} NaN or infinite parameters after its local steps of "
-            f"round {t}, the last of them on source rows {source}",
-            "lower optim.lr or set optim.clip_norm; what was saved before is intact",
+            f"the gradient of agent {agents[first].id} has NaN or infinite values, on "
+            + source_rows(agents[first], batches[first].rows),
+            REMEDY,
         )
+
+
+def not_finite(agent: Agent, when: str, rows: np.ndarray | None = None) -> NumericalError | None:
+    """Return the error if a parameter is NaN or infinite.
+
+    rows : (B,) shard rows of the last local step, if that may be the cause.
+    """
+    # One pass and no temporary: if a sum is finite, every term is.
+    if math.isfinite(float(agent.params.data.sum())):
+        return None
+    bad = int((~torch.isfinite(agent.params.data)).sum())
+    if not bad:
+        return None
+    last = "" if rows is None else f", the last of them on {source_rows(agent, rows)}"
+    return NumericalError(
+        f"agent {agent.id} has {bad} NaN or infinite parameters {when}{last}", REMEDY
+    )
+
+
+def source_rows(agent: Agent, rows: np.ndarray) -> str:
+    """Name the first of the shard rows ``rows`` (B,) by where they come from."""
+    return "source rows " + ", ".join(str(row) for row in agent.data.source_rows[rows][:8])
