@@ -137,6 +137,12 @@ CASES = [
         prepare=config('[algorithm]\nkind = "local"\noverlap = true'),
     ),
     Case(
+        "an exact method that clipping makes inexact",
+        TRAIN,
+        ("exact_diffusion", "optim.clip_norm = 0.5", "gradient_tracking"),
+        prepare=config('[algorithm]\nkind = "exact_diffusion"\n[optim]\nclip_norm = 0.5'),
+    ),
+    Case(
         "a topology without neighbours",
         TRAIN,
         ("[topology]", "local"),
@@ -323,6 +329,9 @@ CASES = [
          prepare=lambda: os.mkdir("run.toml")),
     Case("a study without end", "study bad.toml --out s", ("bad.toml is not valid TOML",),
          prepare=lambda: write("bad.toml", "x = " + "[" * 100_000)),
+    Case("an override of what a study varies",
+         "study local-steps --quick --out s --set algorithm.local_steps=2",
+         ("algorithm.local_steps", "grid of your own")),
     Case("a study among shards", "study methods --quick --out shards", ("shards holds shards",)),
     Case("a study in a run", "study methods --quick --out run", ("run holds a run",)),
     Case("no graph to measure", "bench exchange --graphs ,", ("--graphs names none",)),
@@ -330,7 +339,7 @@ CASES = [
     Case("a limit that is none", "bench exchange --limit nan", ("--limit is nan",)),
     # The environment
     Case("MPI ranks for a few agents", "bench exchange --ranks 0", ("0",)),
-    Case("diverging", TRAIN, ("agent", "round"), 1,
+    Case("diverging", TRAIN, ("agent", "round", "unless algorithm.kind = 'exact_diffusion'"), 1,
          config("[optim]\nlr = 1e38\n[policy]\ndimension = 64\n[run]\nrounds = 50\n[loss]\n"
                 "beta = 1e30")),
 ]
