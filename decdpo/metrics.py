@@ -135,6 +135,8 @@ class Metrics:
         self.last: dict[str, Any] = {}
         self._file: TextIO | None = None
         self._seen = np.zeros(0)
+        self._waits: dict[int, float] = {}
+        self._computed = 0.0
         self._clock = perf_counter()
         if is_root:
             keep_until(path, start_round)
@@ -146,8 +148,9 @@ class Metrics:
         seconds : spent in this round's local steps by this process.
         """
         done = round + 1
+        self._computed += seconds
         if done % self.every == 0 or done == run.num_rounds:
-            self.last = self._record(round, run, seconds)
+            self.last = self._record(round, run)
             if self._file is not None:
                 self._file.write(json.dumps(self.last) + "\n")
                 self._file.flush()
@@ -164,13 +167,14 @@ class Metrics:
         if self._file is not None:
             self._file.close()
 
-    def _record(self, round: int, run: Run, seconds: float) -> dict[str, Any]:
+    def _record(self, round: int, run: Run) -> dict[str, Any]:
         world, agents = run.world, run.agents
+        world.occasion = f"the record of round {round + 1}"
         mean = average_model(world, agents)
         own = self.heldout.own(run)
         at_mean = self.heldout.average(run, mean)
         norm = gradient_norm(run, mean, self.heldout.gradient_rows)
-        spent = self._spent(run, seconds)
+        spent, waits = self._spent(run), self._waited(run)
         sums = pool(
             world,
             {a.id: a.stats.values for a in agents},
@@ -181,7 +185,9 @@ class Metrics:
         )
         train, heldout, average = (Stats(total).means() for total in sums[:3])
         accuracy = {i: s.means().get("rewards/accuracies") for i, s in own.items()}
-        every_agent = world.collect(accuracy)
+        # One for every process: its first agent's.
+        longest = {a.id: _longest(waits) if a is agents[0] else None for a in agents}
+        every_agent = world.collect({i: (accuracy[i], longest[i]) for i in accuracy})
         record: dict[str, Any] = {"round": round + 1, **train}
         record["lr"] = run.lr((round + 1) * run.local_steps - 1)
         record["gradient_norm"] = norm
@@ -192,11 +198,11 @@ class Metrics:
             record["heldout/accuracy"] = heldout["rewards/accuracies"]
             record["heldout/average/loss"] = average["loss"]
             record["heldout/average/accuracy"] = average["rewards/accuracies"]
-        record["heldout/accuracy_by_agent"] = [every_agent[i] for i in range(world.num_agents)]
-        record["system"] = self._system(sums[4])
+        record["heldout/accuracy_by_agent"] = [every_agent[i][0] for i in range(world.num_agents)]
+        record["system"] = self._system(sums[4], [pair for _, pair in every_agent.values() if pair])
         return record
 
-    def _spent(self, run: Run, seconds: float) -> np.ndarray:
+    def _spent(self, run: Run) -> np.ndarray:
         """Return this process's messages, bytes, seconds waited and computed since the last record.
 
         After these come the letters that were 0, 1, ... rounds old, where they may be late.
@@ -208,10 +214,21 @@ class Metrics:
             seen = np.array([*traffic, *counters.ages], dtype=np.float64)
         fresh = seen - self._seen if self._seen.size == seen.size else seen
         self._seen = seen
-        return np.insert(fresh, 3, seconds)
+        computed, self._computed = self._computed, 0.0
+        return np.insert(fresh, 3, computed)
 
-    def _system(self, total: np.ndarray) -> dict[str, Any]:
-        """Return the traffic and times of all processes as a record."""
+    def _waited(self, run: Run) -> dict[int, float]:
+        """Return the seconds this process waited for each remote agent since the last record."""
+        seen = {} if run.exchange is None else dict(run.exchange.counters.wait_by_neighbour)
+        fresh = {i: seconds - self._waits.get(i, 0.0) for i, seconds in seen.items()}
+        self._waits = seen
+        return fresh
+
+    def _system(self, total: np.ndarray, waits: list[tuple[int, float]]) -> dict[str, Any]:
+        """Return the traffic and times of all processes as a record.
+
+        waits : the agent that a process waited for longest, and the seconds, of every process.
+        """
         now = perf_counter()
         took, self._clock = now - self._clock, now
         record: dict[str, Any] = {
@@ -221,9 +238,18 @@ class Metrics:
             "compute_seconds": round(float(total[3]), 6),
             "elapsed_seconds": round(took, 6),
         }
+        if waits:
+            agent, seconds = max(waits, key=lambda pair: pair[1])
+            record["longest_wait_agent"] = int(agent)
+            record["longest_wait_seconds"] = round(float(seconds), 6)
         if total.size > 4:
             record["ages"] = [int(count) for count in total[4:]]
         return record
+
+
+def _longest(waits: Mapping[int, float]) -> tuple[int, float] | None:
+    """Return the agent waited for longest and the seconds, None if nobody was waited for."""
+    return max(waits.items(), key=lambda pair: pair[1]) if any(waits.values()) else None
 
 
 def keep_until(path: Path, last_round: int) -> None:

@@ -61,7 +61,8 @@ class Here:
         """Read a table, without what depends on where and how fast it was run."""
         with (self.folder / "graphs" / name).open(newline="") as stream:
             rows = list(csv.DictReader(stream))
-        placed = ("messages", "bytes", "wait_seconds", "compute_seconds", "elapsed_seconds")
+        placed = ("messages", "bytes", "wait_seconds", "compute_seconds", "elapsed_seconds",
+                  "longest_wait_agent", "longest_wait_seconds")  # fmt: skip
         return [{k: v for k, v in row.items() if k not in placed} for row in rows]
 
 

@@ -2,13 +2,21 @@
 
 import io
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
+from decdpo.comm.local import LocalWorld
+from decdpo.comm.world import Counters
 from decdpo.errors import DataError
-from decdpo.metrics import Progress, keep_until
+from decdpo.metrics import Metrics, Progress, keep_until
+from decdpo.params.flat import FlatParams, Layout
+from decdpo.policies.stats import Stats
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
+from decdpo.run import Agent, Run
 from decdpo.trace import MOST_EVENTS, ChromeTrace
 
 
@@ -57,6 +65,65 @@ def test_a_foreign_line_is_an_error_and_nothing_is_lost(tmp_path):
 def test_a_missing_file_is_fine(tmp_path):
     keep_until(tmp_path / "metrics.jsonl", 3)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+class Still:
+    """An objective without a gradient."""
+
+    def gradients(self, batches):
+        for batch in batches:
+            batch.params.grad.zero_()
+            yield Stats.zero()
+
+
+def observed(tmp_path, every, counters):
+    """Return the records of 4 rounds, of 1, 2, 4 and 8 seconds, with the counters so far."""
+    layout = Layout(("x",), ((2,),), 2)
+    sampler = SimpleNamespace(rows=lambda step, size: np.arange(1))
+    agents = []
+    for i in range(2):
+        params = FlatParams(layout, torch.zeros(2))
+        agents.append(Agent(i, params, None, None, sampler, Stats.zero()))
+    still = {0: Stats.zero(), 1: Stats.zero()}
+    heldout = SimpleNamespace(
+        own=lambda run: still, average=lambda run, mean: still,
+        gradient_rows={0: np.arange(1), 1: np.arange(1)},
+    )  # fmt: skip
+    exchange = SimpleNamespace(counters=None)
+    run = Run(LocalWorld(2), exchange, None, Still(), None, agents, lambda step: 0.1, 1, 1, False,
+              4, None, None)  # fmt: skip
+    metrics = Metrics(
+        tmp_path / "metrics.jsonl", heldout, every=every, rho=None,
+        progress=Progress(0, 4, enabled=False), start_round=0, is_root=True,
+    )  # fmt: skip
+    for t, (seconds, seen) in enumerate(zip((1.0, 2.0, 4.0, 8.0), counters)):
+        exchange.counters = seen
+        metrics.observe(t, run, seconds)
+    metrics.close()
+    return [r["system"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(
+    "every, computed", [(1, [1.0, 2.0, 4.0, 8.0]), (2, [3.0, 12.0]), (3, [7.0, 8.0])]
+)
+def test_compute_seconds_are_of_all_rounds_since_the_last_record(tmp_path, every, computed):
+    records = observed(tmp_path, every, [Counters()] * 4)
+    assert [r["compute_seconds"] for r in records] == computed
+    assert "longest_wait_agent" not in records[0]
+
+
+def test_the_neighbour_waited_for_longest_since_the_last_record_is_named(tmp_path):
+    seen = [
+        Counters(3, 30, 0.75, {5: 0.5, 3: 0.25}),
+        Counters(6, 60, 1.75, {5: 0.625, 3: 1.125}),
+        Counters(9, 90, 1.75, {5: 0.625, 3: 1.125}),
+        Counters(9, 90, 2.0, {5: 0.625, 3: 1.125, 7: 0.25}),
+    ]
+    first, second, third, fourth = observed(tmp_path, 1, seen)
+    assert (first["longest_wait_agent"], first["longest_wait_seconds"]) == (5, 0.5)
+    assert (second["longest_wait_agent"], second["longest_wait_seconds"]) == (3, 0.875)
+    assert "longest_wait_agent" not in third and third["wait_seconds"] == 0
+    assert (fourth["longest_wait_agent"], fourth["longest_wait_seconds"]) == (7, 0.25)
 
 
 def test_a_batch_log_gets_plain_lines_and_the_last_round():
