@@ -90,7 +90,8 @@ class Rates(Study):
         "bound": "the predicted bound on it, the sum of initial, noise, drift, drift_noise",
         "ratio": "bound / mean_gradient_sq",
         "limit": "largest step size for which the bound is claimed",
-        "smoothness, kappa_sq, zeta_sq, gap": "measured constants, in the rows of method constants",
+        "smoothness, smoothness_max, kappa_sq, zeta_sq, gap": "measured constants, in the rows of "
+        "method constants",
     }
 
     def cells(self, options: Options) -> list[Cell]:
