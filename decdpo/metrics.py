@@ -248,8 +248,9 @@ class Metrics:
 
 
 def _longest(waits: Mapping[int, float]) -> tuple[int, float] | None:
-    """Return the agent waited for longest and the seconds, None if nobody was waited for."""
-    return max(waits.items(), key=lambda pair: pair[1]) if any(waits.values()) else None
+    """Return the agent waited for longest and the seconds, None if it was no microsecond."""
+    agent, seconds = max(waits.items(), key=lambda pair: pair[1], default=(0, 0.0))
+    return (agent, seconds) if seconds >= 1e-6 else None
 
 
 def keep_until(path: Path, last_round: int) -> None:
