@@ -228,7 +228,8 @@ def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
         finally:
             run.monitor.close()
     if world.is_root:
-        write_page(out, config, world.num_agents, job.say)
+        with naming("cannot write the page of the run", out):
+            write_page(out, config, world.num_agents, job.say)
     return ending
 
 
