@@ -122,11 +122,12 @@ def half_width(values: Sequence[float], level: float = 0.95) -> float:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds. value : the mean. low, high : its 95% confidence interval."""
+    """A mean over seeds. value : the mean. low, high : its 95% interval. seeds : how many."""
 
     value: float
     low: float
     high: float
+    seeds: int
 
     def within(self, least: float, most: float) -> bool | None:
         """Judge whether it lies from ``least`` to ``most``."""
@@ -140,7 +141,7 @@ def mean_of(values: Mapping[int, float]) -> Mean:
     """Return the mean over the seeds; of a single one the interval is infinite."""
     found = list(values.values())
     middle, half = float(np.mean(found)), half_width(found)
-    return Mean(middle, middle - half, middle + half)
+    return Mean(middle, middle - half, middle + half, len(found))
 
 
 def mean_text(values: Mapping[int, float]) -> str:
@@ -230,6 +231,25 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Slope:
     return Slope(
         slope, slope - half, slope + half, float(line.intercept), float(line.rvalue) ** 2, len(x)
     )
+
+
+def slope_by_seed(rows: Sequence[Row], x: str, y: str) -> Mean:
+    """Fit ln y against ln x for every seed, and return the mean of the slopes.
+
+    The cells of a seed share their data, so the seeds are the sample and not the points. Raises
+    ``Missing`` if no seed has three rows.
+    """
+    of_seed: dict[int, list[Row]] = {}
+    for row in rows:
+        of_seed.setdefault(row["seed"], []).append(row)
+    slopes = {
+        seed: fit([row[x] for row in found], [row[y] for row in found]).value
+        for seed, found in of_seed.items()
+        if len(found) > 2
+    }
+    if not slopes:
+        raise Missing("no seed has three finished cells to fit")
+    return mean_of(slopes)
 
 
 def rank_correlation(rows: Sequence[Row], x: str, y: str) -> float:

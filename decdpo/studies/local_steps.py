@@ -16,7 +16,7 @@ from functools import partial
 
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Training
-from decdpo.studies.claims import Claim, Verdict, compare, fit, increasing, mean_text
+from decdpo.studies.claims import Claim, Verdict, compare, increasing, mean_text, slope_by_seed
 from decdpo.studies.study import Options, Study, gap_panel, training_cells
 from decdpo.studies.table import Table
 
@@ -166,9 +166,8 @@ def beside_source(table: Table, lr: float) -> Verdict:
 
 
 def dominant(table: Table, lr: float) -> Verdict:
-    """Judge by the sign of d ln gap / d ln E, fitted over E and seeds."""
-    rows = table.final().where(lr=lr).rows
-    slope = fit([row["E"] for row in rows], [row["gap"] for row in rows])
+    """Judge by the sign of d ln gap / d ln E."""
+    slope = slope_by_seed(table.final().where(lr=lr).rows, "E", "gap")
     held = True if slope.high < 0 else False if slope.low > 0 else None
     return Verdict(
         held,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import Claim, Verdict, fit, in_order, mean_of
+from decdpo.studies.claims import Claim, Verdict, fit, in_order, slope_by_seed
 from decdpo.studies.study import (
     Options,
     Study,
@@ -79,21 +79,11 @@ def more_is_better(table: Table) -> Verdict:
 
 
 def one_over_s(table: Table) -> Verdict:
-    """Fit ln gap against ln S over S < n for every seed, and judge the mean of the slopes.
-
-    The cells of a seed share their data, so the seeds are the sample and not the points.
-    """
+    """Fit ln gap against ln S over S < n."""
     final = table.final()
     most = max(final.values("S"), default=0)
     below = sorted(size for size in final.values("S") if size < most)
-    slopes: dict[int, float] = {}
-    for seed in final.values("seed"):
-        gaps = {r["S"]: r["gap_tail"] for r in final.where(seed=seed).rows}
-        if len(below) > 2 and gaps.keys() >= set(below):
-            slopes[seed] = fit(below, [gaps[size] for size in below]).value
-    if not slopes:
-        raise Missing("no seed has three finished cells with S below n")
-    slope = mean_of(slopes)
+    slope = slope_by_seed([row for row in final.rows if row["S"] < most], "S", "gap_tail")
     why = ""
     if slope.value < -1:
         drawn = fit(below, [(most - size) / size for size in below]).value
@@ -104,5 +94,5 @@ def one_over_s(table: Table) -> Verdict:
     elif slope.value > -1:
         why = "The distance still to go is in the gap too, and does not fall with S at all."
     held = slope.within(-1 - TOLERANCE, -1 + TOLERANCE)
-    numbers = f"exponent {slope}, mean and interval of {len(slopes)} seeds' slopes"
+    numbers = f"exponent {slope}, mean and interval of {slope.seeds} seeds' slopes"
     return Verdict(held, numbers, "" if held else why)

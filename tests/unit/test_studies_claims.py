@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from decdpo.studies.claims import Claim, Verdict, compare, descends, fit, half_width, increasing
+from decdpo.studies.claims import (
+    Claim,
+    Verdict,
+    compare,
+    descends,
+    fit,
+    half_width,
+    increasing,
+    slope_by_seed,
+)
 from decdpo.studies.table import Missing, Table
 
 
@@ -108,3 +117,17 @@ def test_half_width_is_students():
     values = [1.0, 2.0, 4.0, 3.0]
     interval = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
     assert np.isclose(half_width(values), (interval[1] - interval[0]) / 2)
+
+
+def test_the_slopes_of_seeds_are_the_sample():
+    rows = [
+        {"seed": seed, "x": x, "y": x**slope}
+        for seed, slope in enumerate([-1.0, -2.0, -3.0])
+        for x in (1.0, 2.0, 4.0)
+    ]
+    found = slope_by_seed([*rows, {"seed": 9, "x": 1.0, "y": 5.0}], "x", "y")
+    assert (found.value, found.seeds) == (pytest.approx(-2.0), 3)
+    # Student's quantile for three seeds, over the root of three; the points lie on their lines.
+    assert found.high == pytest.approx(-2.0 + 4.302653 / 3**0.5, rel=1e-5)
+    with pytest.raises(Missing):
+        slope_by_seed(rows[:2], "x", "y")
