@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from decdpo import __version__
-from decdpo.errors import DecdpoError, EnvironmentFault
+from decdpo.errors import DecdpoError, of_system
 
 COMMANDS = (
     "train",
@@ -72,10 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as caught:
         # Whatever names a path looks at it in many places; a path that cannot even be looked at
         # (no permission, too long a name) is the user's to mend wherever that shows.
-        named = EnvironmentFault(
-            f"{caught.filename or 'the system'}: {caught.strerror or caught}",
-            "check that the path exists, that you may use it, and that the disk has room",
-        )
+        named = of_system(caught)
         report(named)
         return named.exit_code
     except KeyboardInterrupt:

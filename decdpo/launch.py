@@ -19,7 +19,7 @@ import torch
 from decdpo.comm.launch import launched_by_mpi
 from decdpo.comm.placement import Placement
 from decdpo.comm.world import World
-from decdpo.errors import DecdpoError, EnvironmentFault
+from decdpo.errors import DecdpoError, EnvironmentFault, of_system
 
 T = TypeVar("T")
 
@@ -204,10 +204,7 @@ def as_fault(caught: BaseException) -> DecdpoError | None:
     if isinstance(caught, DecdpoError):
         return caught
     if isinstance(caught, OSError):
-        return EnvironmentFault(
-            f"{caught.filename or 'the system'}: {caught.strerror or caught}",
-            "check that the path exists, that you may use it, and that the disk has room",
-        )
+        return of_system(caught)
     text = str(caught).partition("\n")[0]
     if isinstance(caught, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY in text:
         return EnvironmentFault(
