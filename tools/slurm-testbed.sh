@@ -140,11 +140,12 @@ idle() { [ -n "$(timeout 10 sinfo -h -t idle,mixed,allocated -o %n 2>/dev/null)"
 
 up() {
     need_root up
+    # 'down' removes the whole folder: it must hold nothing else.
+    [ -e "$LOCK" ] || [ -z "$(ls -A "$ROOT" 2>/dev/null)" ] \
+        || die "$ROOT is in use for something else" \
+            "name a new or empty folder with DECDPO_SLURM_DIR"
     refuse_foreign_slurm
     mkdir -p "$ROOT"
-    # 'down' removes the whole folder: it must hold nothing else.
-    [ -e "$LOCK" ] || [ -z "$(ls -A "$ROOT")" ] || die "$ROOT is in use for something else" \
-        "name a new or empty folder with DECDPO_SLURM_DIR"
     take_lock
     chmod 755 "$ROOT"
     if alive munged && alive slurmctld && alive slurmd && idle; then
