@@ -121,17 +121,23 @@ def half_width(values: Sequence[float], level: float = 0.95) -> float:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over seeds. value : the mean. low, high : its 95% interval. seeds : how many."""
+class Estimate:
+    """A number from a sample. value : the number. low, high : its 95% confidence interval."""
 
     value: float
     low: float
     high: float
-    seeds: int
 
     def within(self, least: float, most: float) -> bool | None:
         """Judge whether it lies from ``least`` to ``most``."""
         return within(self.low, self.high, least, most)
+
+
+@dataclass(frozen=True)
+class Mean(Estimate):
+    """A mean over seeds. seeds : how many."""
+
+    seeds: int
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
@@ -195,23 +201,15 @@ def descends(
 
 
 @dataclass(frozen=True)
-class Slope:
-    """A straight line through (ln x, ln y).
+class Slope(Estimate):
+    """The slope of a straight line through (ln x, ln y).
 
-    value : the slope. low, high : its 95% confidence interval. intercept : ln y at x = 1.
-    r_squared : share of the variance explained. points : how many.
+    intercept : ln y at x = 1. r_squared : share of the variance explained. points : how many.
     """
 
-    value: float
-    low: float
-    high: float
     intercept: float
     r_squared: float
     points: int
-
-    def within(self, least: float, most: float) -> bool | None:
-        """Judge whether the slope lies from ``least`` to ``most``."""
-        return within(self.low, self.high, least, most)
 
     def __str__(self) -> str:
         interval = f"[{self.low:.3f}, {self.high:.3f}]"

@@ -53,7 +53,8 @@ class TopologyScaling(Study):
         "start": "mixing: random or opposed values at the start",
         "graph": "communication graph, automatic weights",
         "agents": "n",
-        "rho": "contraction of the distance to consensus per round",
+        "rho": "contraction of the distance to consensus per round; 1 - (1 - rho_tau) / tau of a "
+        "schedule that contracts by rho_tau in tau rounds",
         "inverse_gap": "1 / (1 - rho)",
         "rounds": "mixing: rounds to the target",
         "consensus_distance": "training: mean_i ||x_i - x_bar||^2",
