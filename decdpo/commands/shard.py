@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the shards and print the report."""
-    from decdpo.data.columns import Columns
+    from decdpo.data.ingest.columns import Columns
     from decdpo.data.report import lines
     from decdpo.data.sharding import Plan, make_shards
 

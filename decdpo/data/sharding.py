@@ -14,13 +14,13 @@ import numpy as np
 
 from decdpo.data import partition as deal
 from decdpo.data import report as reporting
-from decdpo.data.columns import Columns
 from decdpo.data.folder import commit, require_room, staging
 from decdpo.data.index import ShardEntry, ShardIndex
+from decdpo.data.ingest.columns import Columns
+from decdpo.data.ingest.reading import read_sources
+from decdpo.data.ingest.spill import PairStore
 from decdpo.data.partition import Partition, parse_partition
-from decdpo.data.reading import read_sources
 from decdpo.data.shard import encode_names
-from decdpo.data.spill import PairStore
 from decdpo.data.storage import ShardHeader, write_shard
 from decdpo.data.topics import Topics
 from decdpo.errors import DataError

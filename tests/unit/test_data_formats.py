@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from decdpo.data.columns import Columns
-from decdpo.data.formats import judgments, recognise
+from decdpo.data.ingest.columns import Columns
+from decdpo.data.ingest.formats import judgments, recognise
 from decdpo.errors import DataError
 
 
@@ -285,3 +285,35 @@ def test_unknown_columns_are_listed(record):
     with pytest.raises(DataError, match="no known preference format") as error:
         recognise([record], Columns())
     assert "--prompt" in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    "record, roles",
+    [
+        (
+            {**STRINGS, "user": "ann", "weight": 1, "colour": "red"},
+            {
+                "prompt": ("prompt",),
+                "chosen": ("chosen",),
+                "rejected": ("rejected",),
+                "user": ("user",),
+                "weight": ("weight",),
+            },
+        ),
+        (HH, {"chosen": ("chosen",), "rejected": ("rejected",)}),
+        (
+            {"instruction": "i", "input": "", "response1": "x", "response2": "y", "label": 2},
+            {
+                "prompt": ("instruction", "input"),
+                "answers": ("response1", "response2"),
+                "label": ("label",),
+            },
+        ),
+        (
+            {"chosen_features": [1.0], "rejected_features": [2.0], "score_chosen": 1},
+            {"features": ("chosen_features", "rejected_features")},
+        ),
+    ],
+)
+def test_a_format_says_what_its_columns_are_used_for(record, roles):
+    assert recognise([record], Columns()).roles == roles

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from decdpo.commands import shard as command
-from decdpo.data.columns import Columns
 from decdpo.data.index import ShardIndex
+from decdpo.data.ingest.columns import Columns
 from decdpo.data.sharding import Plan, make_shards
 from decdpo.errors import DataError, EnvironmentFault
 
@@ -113,6 +113,23 @@ def test_by_file_needs_no_column(tmp_path):
     assert [entry.name for entry in index.agents] == ["x", "y"]
     assert index.open(1).source_row.min() == 10
     assert [file["rows"] for file in index.report["sources"]] == [9, 9]
+
+
+def test_the_report_names_the_columns_used_and_not_used(tmp_path):
+    data = rows(12, topic=lambda k: k % 3, source=lambda k: "web", user=lambda k: "ab"[k % 2])
+    data[5]["late"] = 1
+    source = write(tmp_path / "d", data)
+    index = make_shards([source], tmp_path / "s", Plan("by:user", group="topic"))
+    (file,) = index.report["sources"]
+    assert file["columns_used"] == {
+        "prompt": ["prompt"],
+        "chosen": ["chosen"],
+        "rejected": ["rejected"],
+        "user": ["user"],
+        "partition": ["user"],
+        "group": ["topic"],
+    }
+    assert file["columns_unused"] == ["source", "late"]
 
 
 def test_values_without_an_agent_are_reported(tmp_path, source):

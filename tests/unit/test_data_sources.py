@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from decdpo.data.sources import records, stems
+from decdpo.data.ingest.sources import records, stems
 from decdpo.errors import DataError, EnvironmentFault
 
 ROWS = [

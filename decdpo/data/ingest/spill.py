@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decdpo.data.answers import Judgment
+from decdpo.data.ingest.answers import Judgment
 
 _PART = 1 << 22
 _NUMBERS = ("score_chosen", "score_rejected", "weight")

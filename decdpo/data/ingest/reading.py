@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from decdpo.data.columns import Columns
-from decdpo.data.formats import is_unicode, judgments, recognise
+from decdpo.data.ingest.columns import Columns
+from decdpo.data.ingest.formats import Format, is_unicode, judgments, recognise
+from decdpo.data.ingest.sources import Record, records, stems
+from decdpo.data.ingest.spill import PairStore
 from decdpo.data.report import Drops
-from decdpo.data.sources import Record, records, stems
-from decdpo.data.spill import PairStore
 from decdpo.errors import DataError
 
 _PROGRESS_SECONDS = 2.0
@@ -54,9 +54,11 @@ def read_sources(
         except DataError as error:
             raise DataError(f"{path}: {error.what}", error.remedy) from None
         known.update((name, None) for record in sample for name in record)
-        first = row + 1
+        first, met = row + 1, dict.fromkeys(name for record in sample for name in record)
         for record in itertools.chain(head, stream):
             row += 1
+            if not isinstance(record, str) and not record.keys() <= met.keys():
+                met.update(dict.fromkeys(record))
             found = [record] if isinstance(record, str) else judgments(form, record, columns)
             for item in found:
                 if isinstance(item, str):
@@ -71,7 +73,14 @@ def read_sources(
             if time.monotonic() - spoke > _PROGRESS_SECONDS:
                 spoke = time.monotonic()
                 progress(f"read {row:,} rows, kept {len(store):,} pairs")
-        files.append({"file": str(path), "format": form.name, "rows": row - first + 1})
+        files.append(
+            {
+                "file": str(path),
+                "format": form.name,
+                "rows": row - first + 1,
+                **_columns(form, wanted, met),
+            }
+        )
         formats.add(form.prompt_format)
     if not len(store):
         _explain_nothing(drops, wanted, known)
@@ -91,6 +100,16 @@ def read_sources(
         "incomplete_columns": store.incomplete(),
     }
     return report, formats.pop()
+
+
+def _columns(
+    form: Format, wanted: dict[str, str | None], met: dict[str, None]
+) -> dict[str, Any]:
+    """Return what the columns of one file were used for, and which were not used."""
+    used = {role: list(names) for role, names in form.roles.items()}
+    used.update((use, [name]) for use, name in wanted.items() if name is not None and name in met)
+    named = {name for names in used.values() for name in names}
+    return {"columns_used": used, "columns_unused": [name for name in met if name not in named]}
 
 
 def _values(

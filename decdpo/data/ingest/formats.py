@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from decdpo.data.answers import Answers, Judgment, find_answers, read_answers, require_clear
-from decdpo.data.columns import Columns
-from decdpo.data.sources import Record
+from decdpo.data.ingest.answers import Answers, Judgment, find_answers, read_answers, require_clear
+from decdpo.data.ingest.columns import Columns
+from decdpo.data.ingest.sources import Record
 from decdpo.errors import DataError
 
 _TURN = "\n\nAssistant:"
@@ -22,6 +22,12 @@ _ROLES = {
 }
 _QUESTIONS = ("prompt", "question", "instruction")
 _SCORES = ("score_chosen", "score_rejected")
+_FEATURES = ("chosen_features", "rejected_features")
+_PERSONA = {
+    "prompt": ("question",),
+    "chosen": ("answer_matching_behavior",),
+    "rejected": ("answer_not_matching_behavior",),
+}
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,15 @@ class Format:
 
     name : shown in the report. prompt_format : of the shards (see ``ShardHeader``).
     read : record -> its judgments; a string in place of a judgment says why it is unusable.
+    roles : what columns are used for: role -> columns. The roles are prompt, system, history,
+        chosen, rejected, answers, label, votes, user, weight, scores and features.
     answers : where two answers and a verdict are kept, if that is the format.
     """
 
     name: str
     prompt_format: str
     read: Callable[[Record], list[Judgment | str]]
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     answers: Answers | None = None
 
 
@@ -57,7 +66,7 @@ def recognise(sample: Sequence[Record], columns: Columns) -> Format:
         if found is not None:
             if found.answers is not None:
                 require_clear(sample, found.answers)
-            return found
+            return replace(found, roles={**found.roles, **_extra_roles(found, known, columns)})
     raise DataError(
         f"no known preference format has these columns: {names}",
         "name the columns with --prompt, --chosen and --rejected, or --answers and --label",
@@ -89,7 +98,7 @@ def _format(record: Record, columns: Columns) -> Format | None:
     if chosen in record and rejected in record:
         return _dialogue_format(record, columns, chosen, rejected)
     if {"question", "answer_matching_behavior"} <= record.keys():
-        return Format("persona", "plain", _read_persona)
+        return Format("persona", "plain", _read_persona, _PERSONA)
     if answers is not None:
         return _answers_format(answers)
     if {"chosen_features", "rejected_features"} <= record.keys():
@@ -98,7 +107,13 @@ def _format(record: Record, columns: Columns) -> Format | None:
 
 
 def _answers_format(where: Answers) -> Format:
-    return Format(where.name, "plain", lambda row: read_answers(row, where), where)
+    roles = {"prompt": where.prompt, "answers": where.answers, "label": where.labels}
+    if where.votes:
+        roles["votes"] = (where.votes,)
+    if where.scores:
+        roles["scores"] = where.scores
+    roles = {role: names for role, names in roles.items() if names}
+    return Format(where.name, "plain", lambda row: read_answers(row, where), roles, where)
 
 
 def _dialogue_format(record: Record, columns: Columns, chosen: str, rejected: str) -> Format | None:
@@ -110,19 +125,24 @@ def _dialogue_format(record: Record, columns: Columns, chosen: str, rejected: st
         name = "messages"
     else:
         name = ""
+    roles = {"prompt": prompt, "chosen": (chosen,), "rejected": (rejected,)}
+    if not prompt:
+        del roles["prompt"]
     if name:
         context = prompt[0] if prompt else None
+        if name == "sharegpt" and "system" in record:
+            roles["system"] = ("system",)
         return Format(
-            name, "messages", lambda row: _read_messages(row, context, chosen, rejected)
+            name, "messages", lambda row: _read_messages(row, context, chosen, rejected), roles
         )
     if not all(isinstance(value, str) for value in values):
         return None
     if prompt:
         return Format(
-            "strings", "plain", lambda row: _read_strings(row, prompt, chosen, rejected)
+            "strings", "plain", lambda row: _read_strings(row, prompt, chosen, rejected), roles
         )
     if all(_TURN in value for value in values):
-        return Format("hh", "hh", lambda row: _read_transcripts(row, chosen, rejected))
+        return Format("hh", "hh", lambda row: _read_transcripts(row, chosen, rejected), roles)
     return None
 
 
@@ -242,12 +262,29 @@ def _extras(record: Record, columns: Columns) -> dict[str, Any]:
         extras["user"] = str(record[user])
         if not is_unicode(extras["user"]):
             raise Unusable(f"{user} is not valid Unicode")
-    for name in ("chosen_features", "rejected_features"):
+    for name in _FEATURES:
         if isinstance(record.get(name), list):
             extras[name] = [_finite(value, name) for value in record[name]]
     if len(extras.get("chosen_features", ())) != len(extras.get("rejected_features", ())):
         raise Unusable("features of different lengths")
     return extras
+
+
+def _extra_roles(
+    form: Format, known: Collection[str], columns: Columns
+) -> dict[str, tuple[str, ...]]:
+    """Return the roles of the columns that ``_extras`` reads."""
+    found = {
+        "user": (columns.user or "user",),
+        "weight": (columns.weight or "weight",),
+        "scores": (columns.score_chosen or _SCORES[0], columns.score_rejected or _SCORES[1]),
+        "features": _FEATURES,
+    }
+    return {
+        role: names
+        for role, names in found.items()
+        if role not in form.roles and all(name in known for name in names)
+    }
 
 
 def _number(record: Record, name: str) -> float:

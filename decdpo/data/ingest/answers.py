@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from decdpo.data.columns import Columns
-from decdpo.data.sources import Record
+from decdpo.data.ingest.columns import Columns
+from decdpo.data.ingest.sources import Record
 from decdpo.errors import DataError
 
 _PROMPTS: tuple[tuple[tuple[str, ...], str], ...] = (
