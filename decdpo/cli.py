@@ -2,11 +2,13 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from decdpo import __version__
+from decdpo.commands.alone import by_one_process
 from decdpo.errors import DecdpoError, of_system
 
 COMMANDS = (
@@ -53,12 +55,13 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=by_one_process(name, module.run))
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one message, no traceback."""
+    print_anything()
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
@@ -77,6 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return named.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def print_anything() -> None:
+    """Let standard output and error print any name, escaped where their encoding lacks it.
+
+    A name that a terminal cannot show must not end a command whose work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def report(fault: DecdpoError) -> None:

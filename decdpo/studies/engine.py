@@ -138,7 +138,10 @@ def collect(study: Study, cells: Sequence[Cell], out: Path) -> Result:
         folder = folder_of(out, cell)
         if not cell.work.finished(folder):
             error = folder / "error.txt"
-            broken.append((cell, error.read_text() if error.exists() else "it was never finished"))
+            what = "it was never finished"
+            if error.exists():
+                what = error.read_text(encoding="utf-8", errors="replace")
+            broken.append((cell, what))
             continue
         for record in cell.work.records(folder, memory):
             numbers = {k: v for k, v in record.items() if not isinstance(v, (list, dict))}

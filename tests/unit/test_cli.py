@@ -1,12 +1,17 @@
 """The command line itself: what it imports, and how it ends."""
 
 import argparse
+import io
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from decdpo import cli
-from decdpo.commands import bench, doctor
+from decdpo.commands import alone, bench, doctor
 from decdpo.errors import EnvironmentFault
 
 
@@ -44,3 +49,37 @@ def test_bench_keeps_what_it_measured_before_a_failure(monkeypatch, tmp_path, ca
     said = capsys.readouterr()
     assert "mpirun with 4 ranks ended" in said.err and "8 ranks" not in said.err
     assert "no memory" in said.out and "no memory" in out.read_text()
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
+    source = tmp_path / "uni.jsonl"
+    row = {"prompt": "p", "user": "J\u00fcrgen \U0001f600"}
+    rows = [{**row, "chosen": f"yes {k}", "rejected": f"no {k}"} for k in range(4)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "decdpo", "shard", source, "--partition", "by:user"]
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "s"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "J\\xfcrgen \\U0001f600" in done.stdout
+
+
+def test_an_error_that_names_what_the_terminal_cannot_show_is_no_traceback(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert cli.main(["report", "\u00fc" * 3]) == 3
+    stream.flush()
+    assert b"\\xfc\\xfc\\xfc" in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", alone.STARTS_MPIRUN)
+def test_what_starts_mpirun_is_not_started_by_it(name, monkeypatch):
+    monkeypatch.setattr(alone, "launched_by_mpi", lambda: 3)
+    with pytest.raises(EnvironmentFault, match="started 3 times") as error:
+        alone.by_one_process(name, lambda args: 0)(argparse.Namespace())
+    assert "--ranks" in error.value.remedy
