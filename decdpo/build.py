@@ -42,10 +42,11 @@ from decdpo.data.sampling import EpochSampler
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import FEATURES_FILE, load_features
 from decdpo.errors import ConfigError, TopologyError
+from decdpo.evaluation import HeldOut
 from decdpo.losses.base import PairLoss, RunningLoss
 from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.names import LOSSES
-from decdpo.metrics import HeldOut, Metrics, Progress, keep_until
+from decdpo.metrics import Metrics, keep_until
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import (
     SGD,
@@ -63,6 +64,7 @@ from decdpo.policies.objective import Objective, check_start
 from decdpo.policies.stats import Stats
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
+from decdpo.progress import Progress
 from decdpo.run import Agent, Run, Schedule, Store
 from decdpo.topology.names import TIME_VARYING
 from decdpo.topology.participation import Participation

@@ -60,9 +60,9 @@ def losses(run: Path) -> tuple[float, float]:
     import numpy as np
 
     from decdpo.commands.resume import read_config
+    from decdpo.evaluation import average_model, pooled
     from decdpo.experiment import prepare
     from decdpo.launch import Job, launch
-    from decdpo.metrics import average_model, pooled
 
     found: list[float] = []
 

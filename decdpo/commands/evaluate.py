@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(job: "Job", args: argparse.Namespace) -> int:
+    from decdpo.evaluation import average_model, pooled
     from decdpo.experiment import prepare
-    from decdpo.metrics import average_model, pooled
 
     config = job.together(lambda: read_config(args.folder, args.set))
     experiment = prepare(job, config, args.folder, training=False)

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(job: "Job", args: argparse.Namespace) -> int:
+    from decdpo.evaluation import average_model
     from decdpo.experiment import prepare
-    from decdpo.metrics import average_model
 
     config = read_config(args.folder, args.set)
     job.together(lambda: _require_room(args.out))

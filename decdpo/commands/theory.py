@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _theory(job: "Job", args: argparse.Namespace) -> int:
+    from decdpo.evaluation import average_model
     from decdpo.experiment import prepare
-    from decdpo.metrics import average_model
     from decdpo.theory.constants import measure
     from decdpo.theory.report import table
 
@@ -229,7 +229,7 @@ def _gradient_at_start(config: Config, experiment: "Experiment") -> dict[str, fl
     """
     import numpy as np
 
-    from decdpo.metrics import HeldOut, average_model
+    from decdpo.evaluation import HeldOut, average_model
     from decdpo.theory.curvature import CHUNK, mean_gradient
 
     world, agents, log = experiment.world, experiment.agents, config.log

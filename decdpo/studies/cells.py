@@ -23,9 +23,11 @@ from decdpo.data.index import ShardIndex
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.storage import replacing
 from decdpo.errors import DataError
+from decdpo.evaluation import average_model, gradient_norm, pooled
 from decdpo.launch import Job
-from decdpo.metrics import Metrics, Progress, average_model, gradient_norm, pooled
+from decdpo.metrics import Metrics
 from decdpo.policies.base import Policy
+from decdpo.progress import Progress
 from decdpo.report.curves import read_metrics
 from decdpo.run import Agent, Run
 from decdpo.studies.noted import Noted, clipped_gradient_sq

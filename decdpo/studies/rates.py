@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from decdpo.data.storage import replacing
-from decdpo.metrics import average_model
+from decdpo.evaluation import average_model
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Memory, Training
 from decdpo.studies.claims import OURS, Claim, Verdict, all_of, compare, mean_of, rank_correlation

@@ -11,9 +11,10 @@ import torch
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.world import Counters
 from decdpo.errors import DataError
-from decdpo.metrics import Metrics, Progress, keep_until
+from decdpo.metrics import Metrics, keep_until
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.stats import Stats
+from decdpo.progress import Progress
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
 from decdpo.run import Agent, Run

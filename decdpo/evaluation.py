@@ -1,0 +1,103 @@
+"""What a model is measured by: the average model, its gradient, its held-out pairs. Collective.
+
+Sums over agents go in ascending agent id, so that they have the same bits for any placement.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decdpo.comm.world import World
+from decdpo.params.flat import FlatParams
+from decdpo.policies.stats import Stats
+from decdpo.rng import Stream, generator
+from decdpo.run import Agent, Run
+
+
+def average_model(world: World, agents: list[Agent]) -> FlatParams:
+    """Return x_bar = mean_i x_i (P,), on the device of the agents. Collective.
+
+    Its gradient buffer is its own, so that a measurement never touches an agent's.
+    """
+    total = world.sum({a.id: _array(a.params.data) for a in agents})
+    like = agents[0].params
+    mean = torch.from_numpy(total / world.num_agents).to(like.data)
+    return FlatParams(like.layout, mean.contiguous())
+
+
+def squared_gaps(agents: list[Agent], mean: FlatParams) -> dict[int, np.ndarray]:
+    """Return ||x_i - x_bar||^2 (1,) over the shared parameters, of every local agent.
+
+    Their mean over all agents is the consensus distance.
+    """
+    own = {}
+    gap = torch.empty_like(mean.shared)
+    for agent in agents:
+        torch.sub(agent.params.shared, mean.shared, out=gap)
+        norm = torch.linalg.vector_norm(gap, dtype=torch.float64)
+        own[agent.id] = np.array([float(norm) ** 2])
+    return own
+
+
+def gradient_norm(run: Run, mean: FlatParams, rows: Mapping[int, np.ndarray]) -> float:
+    """Return ||grad L(x_bar)||, L the mean over agents of their loss on ``rows``. Collective."""
+    batches = [agent.batch(rows[agent.id], mean) for agent in run.agents]
+    done = zip(run.agents, run.objective.gradients(batches))
+    total = run.world.sum((agent.id, _array(mean.grad)) for agent, _ in done)
+    return float(np.linalg.norm(total)) / run.world.num_agents
+
+
+def _array(vector: Tensor) -> np.ndarray:
+    """Return ``vector`` on the CPU, in a type that numpy knows; a view if it may."""
+    vector = vector.detach().cpu()
+    wide = vector if vector.dtype in (torch.float32, torch.float64) else vector.float()
+    array: np.ndarray = wide.numpy()
+    return array
+
+
+class HeldOut:
+    """The held-out pairs of the local agents, or a seeded part of them."""
+
+    def __init__(self, agents: list[Agent], seed: int, pairs: int, gradient_pairs: int) -> None:
+        self.rows = {a.id: _pick(seed, a, heldout=True, at_most=pairs) for a in agents}
+        self.gradient_rows = {
+            a.id: _pick(seed, a, heldout=False, at_most=gradient_pairs) for a in agents
+        }
+
+    def own(self, run: Run) -> dict[int, Stats]:
+        """Evaluate every local agent's model on its own held-out pairs."""
+        return self._evaluate(run, {a.id: a.params for a in run.agents})
+
+    def average(self, run: Run, mean: FlatParams) -> dict[int, Stats]:
+        """Evaluate the average model on every local agent's held-out pairs."""
+        return self._evaluate(run, {a.id: mean for a in run.agents})
+
+    def _evaluate(self, run: Run, models: Mapping[int, FlatParams]) -> dict[int, Stats]:
+        batches = [a.batch(self.rows[a.id], models[a.id]) for a in run.agents]
+        return {a.id: s for a, s in zip(run.agents, run.objective.evaluations(batches))}
+
+
+def _pick(seed: int, agent: Agent, *, heldout: bool, at_most: int) -> np.ndarray:
+    """Return sorted shard rows: all of one part, or ``at_most`` seeded ones of it."""
+    first, last = 0, agent.data.num_train
+    if heldout:
+        first, last = last, last + agent.data.num_heldout
+    rows = np.arange(first, last)
+    if 0 < at_most < rows.size:
+        rng = generator(seed, Stream.HOLDOUT, agent.id, int(heldout))
+        rows = np.sort(rng.choice(rows, at_most, replace=False))
+    return rows
+
+
+def pooled(world: World, stats: Mapping[int, Stats]) -> Stats:
+    """Add up the agents' statistics, the same bits on every process. Collective."""
+    return Stats(world.sum({i: s.values for i, s in stats.items()}))
+
+
+def pool(world: World, *columns: Mapping[int, np.ndarray]) -> list[np.ndarray]:
+    """Add up several arrays (K,) per agent, one for each column, in one sum. Collective."""
+    total = world.sum({i: np.concatenate([column[i] for column in columns]) for i in columns[0]})
+    sizes = [next(iter(column.values())).size for column in columns]
+    return np.split(total, np.cumsum(sizes)[:-1])
