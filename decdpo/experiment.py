@@ -25,6 +25,7 @@ from decdpo.folder import naming, record_start, versions
 from decdpo.launch import Job
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
+from decdpo.resuming import why_rounds_matter
 from decdpo.run import Agent, Schedule
 from decdpo.trace import ChromeTrace
 from decdpo.train import Ending, train
@@ -126,6 +127,7 @@ def prepare(
         versions=versions(),
         warn=job.say,
         read_only=not training,
+        reasons={"run.rounds": lambda saved, done: why_rounds_matter(config, saved, done)},
     )
     timeline = None
     if trace:

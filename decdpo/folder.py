@@ -1,23 +1,26 @@
 """The folder of a run: one job at a time uses it, and ``run.json`` tells of every start."""
 
-import errno
-import fcntl
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from time import monotonic, sleep
+from typing import Any
+from uuid import uuid4
 
 from decdpo import __version__
 from decdpo.checkpoint.writer import os_fault
 from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.launch import Job
+from decdpo.locks import Lock
 
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
-"""What flock says on a file system without locks, such as Lustre mounted so, or NFS."""
+SHOWS = 10.0
+"""Seconds after which a file written on one node is seen by all, on a file system that they share.
+"""
 
 
 def new_folder(job: Job, out: Path) -> None:
@@ -63,32 +66,55 @@ def naming(what: str, path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(job: Job, out: Path) -> Iterator[None]:
-    """Keep every other job out of the run folder while open; a kill opens it. Collective."""
-    files: list[TextIO] = []
+    """Keep every other job out of the run folder while open; a kill opens it. Collective.
+
+    Raises ``EnvironmentFault`` on all processes if another job has it, or if a process of this job
+    finds another folder, or none, under the name ``out``.
+    """
+    taken: list[Lock] = []
 
     def lock() -> None:
         if job.is_root:
-            files.append((out / ".lock").open("w"))
-            try:
-                fcntl.flock(files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise EnvironmentFault(
-                    f"another job is training in {out}", "wait for it, or stop it first"
-                ) from None
-            except OSError as fault:
-                if fault.errno not in _NO_LOCKS:
-                    raise os_fault("cannot lock the run folder", out, fault) from None
-                job.say(
-                    f"nothing keeps a second job out of {out}: its file system has no locks "
-                    f"({fault.strerror}); see to it that none is started there"
-                )
+            with naming("cannot lock the run folder", out):
+                taken.append(Lock(out, "job is training"))
+            if taken[0].missing:
+                job.say(taken[0].missing)
 
     try:
         job.together(lock)
+        if job.size > 1:
+            _require_shared(job, out, taken)
         yield
     finally:
-        for file in files:
-            file.close()
+        for held in taken:
+            held.close()
+
+
+def _require_shared(job: Job, out: Path, taken: list[Lock]) -> None:
+    """Raise on all processes if one does not find there what the root has written. Collective."""
+    mine = None
+    if job.is_root:
+        mine = uuid4().hex
+        with naming("cannot use the run folder", out):
+            taken[0].write(mine)
+    token = job.boot.collect({job.rank: mine})[0]
+    job.together(lambda: _look_for(out, token, job.rank))
+
+
+def _look_for(out: Path, token: str, rank: int) -> None:
+    """Raise ``EnvironmentFault`` unless ``token`` stands in the lock's file, in SHOWS seconds."""
+    until = monotonic() + SHOWS
+    while True:
+        with suppress(OSError):
+            if (out / ".lock").read_text(encoding="utf-8") == token:
+                return
+        if monotonic() > until:
+            raise EnvironmentFault(
+                f"process {rank} on {platform.node()} does not see the run folder that the others "
+                f"use: for it {out} is {os.path.abspath(out)}",
+                "name a folder on a file system that all nodes share, by its whole path",
+            )
+        sleep(0.1)
 
 
 def record_start(out: Path, facts: Mapping[str, Any]) -> None:

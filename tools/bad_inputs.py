@@ -97,7 +97,7 @@ def make_folder(folder: Path) -> None:
 
 def main() -> int:
     """Run all cases and print the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", metavar="WORD", help="cases whose name has this word")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -40,7 +40,7 @@ class State:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--mb", type=float, default=256, help="size of all states")
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)

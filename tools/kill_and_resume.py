@@ -107,7 +107,7 @@ def metrics(folder: Path) -> list[dict[str, object]]:
 
 def main() -> int:
     """Run the comparison; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("shards", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3, 4])

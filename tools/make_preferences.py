@@ -495,7 +495,7 @@ def write(path: Path, records: list[dict[str, object]]) -> None:
 def main() -> None:
     """Run the command line."""
     default = Path(__file__).resolve().parent.parent / "data" / "preferences.jsonl.gz"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=default, help="file to write")
     parser.add_argument("--pairs", type=int, default=400, help="pairs of each user")
     parser.add_argument("--seed", type=int, default=0)

@@ -48,6 +48,7 @@ class CheckpointStore:
     versions : of the libraries, kept for the reader.
     warn : is told one line for every checkpoint that is rejected.
     read_only : to load, and never to save: nothing in ``folder`` is made or removed.
+    reasons : by key, says why it may not differ, from the value saved and the rounds done.
 
     Attributes
     ----------
@@ -67,6 +68,7 @@ class CheckpointStore:
         versions: Mapping[str, str] | None = None,
         warn: Callable[[str], None] = _to_stderr,
         read_only: bool = False,
+        reasons: Mapping[str, Callable[[str, int], str]] | None = None,
     ) -> None:
         if keep < 1 or keep_every < 0:
             raise ValueError(f"keep {keep} must be at least 1, keep_every {keep_every} at least 0")
@@ -74,6 +76,7 @@ class CheckpointStore:
         self.extra: Mapping[str, Any] = {}
         self.changed = False
         self._read_only = read_only
+        self._reasons = dict(reasons or {})
         self._world = world
         self._keep = keep
         self._keep_every = keep_every
@@ -274,6 +277,7 @@ class CheckpointStore:
         if refused:
             lines = [
                 f"  {key}: saved {saved.get(key, 'nothing')}, now {now.get(key, 'nothing')}"
+                + self._reason(key, manifest)
                 for key in refused
             ]
             flags = " ".join(f"--allow {key}" for key in refused)
@@ -285,6 +289,12 @@ class CheckpointStore:
                 )
             raise CheckpointError("\n".join([f"{folder} is of another run", *lines]), remedy)
         return bool(different)
+
+    def _reason(self, key: str, manifest: Manifest) -> str:
+        """Return why ``key`` may not differ, in brackets, or nothing."""
+        if key not in self._reasons or key not in manifest.identity:
+            return ""
+        return f" ({self._reasons[key](manifest.identity[key], manifest.round)})"
 
     def _restore(self, folder: Path, manifest: Manifest, states: Mapping[int, Any]) -> None:
         for part in manifest.parts:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 GRACE = 10.0
 """Seconds by which the start of the copies may differ, at most, for one to speak for all."""
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "FLUX_TASK_RANK", "PMIX_RANK")
+_STEP = "SLURM_STEP_NUM_TASKS"
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "FLUX_JOB_SIZE")
 
 
@@ -16,13 +17,37 @@ def launched_by_mpi(environ: Mapping[str, str] = os.environ) -> int | None:
     Knows mpirun of Open MPI, MPICH, Intel MPI and MVAPICH, flux, and srun. A batch script's own
     shell, or ``srun -n 1`` without a process manager, counts as alone.
     """
+    name = launcher_variable(environ)
+    return None if name is None else int(environ[name])
+
+
+def launcher_variable(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the name of the environment variable that counts the copies, None if there is none."""
     for name in _SIZES:
-        if environ.get(name, "").isdigit():
-            return int(environ[name])
-    tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
-    if tasks.isdigit() and (int(tasks) > 1 or "PMIX_RANK" in environ):
-        return int(tasks)
+        if _is_number(environ.get(name, "")):
+            return name
+    tasks = environ.get(_STEP, "")
+    if _is_number(tasks) and (int(tasks) > 1 or "PMIX_RANK" in environ):
+        return _STEP
     return None
+
+
+def copies_started(environ: Mapping[str, str] = os.environ) -> str:
+    """Say how many copies were started, and which variable says so; empty if it was alone."""
+    name = launcher_variable(environ)
+    if name is None:
+        return ""
+    return f"{name}={environ[name]} says that {environ[name]} copies of this program were started"
+
+
+def how_to_say_alone(environ: Mapping[str, str] = os.environ) -> str:
+    """Say what to do if the variables come from another program, such as an enclosing job."""
+    names = [name for name in (*_SIZES, _STEP, *_RANKS) if name in environ]
+    return f"if it was started alone, pass --world local, or unset {' '.join(names)}"
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def let_the_first_tell(environ: Mapping[str, str] = os.environ) -> None:

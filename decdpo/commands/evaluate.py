@@ -44,6 +44,7 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.evaluation import average_model, pooled
     from decdpo.experiment import prepare
 
+    job.boot.require_same("the run folder", str(args.folder))
     config = job.together(lambda: read_config(args.folder, args.set))
     experiment = prepare(job, config, args.folder, training=False)
     world, agents, objective = experiment.world, experiment.agents, experiment.objective

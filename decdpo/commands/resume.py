@@ -34,9 +34,11 @@ def run(args: argparse.Namespace) -> int:
     from decdpo.experiment import execute, prepare
     from decdpo.folder import locked
     from decdpo.launch import Job, launch
+    from decdpo.resuming import change, step_sizes
     from decdpo.train import Ending
 
     def body(job: Job) -> int:
+        job.boot.require_same("the run folder", str(args.folder))
         config = job.together(lambda: read_config(args.folder, args.set))
         for name, text in config.sections().items():
             job.boot.require_same(f"the section [{name}]", text)
@@ -46,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
             store, states = experiment.store, experiment.states()
             done = store.load(states, allow=args.allow, required=True) or 0
             job.together(lambda: require_left(args.folder, config, done))
-            job.say(f"resuming after round {done} of {config.run.rounds}")
+            before = job.together(lambda: read_config(args.folder, []))
+            sizes = step_sizes(before, config, done)
+            news = f"; the step size goes {change(sizes)}" if sizes else ""
+            job.say(f"resuming after round {done} of {config.run.rounds}{news}")
             ending = execute(job, experiment, next_round=done)
             experiment.close()
         return finish(job, args.folder, ending is Ending.STOPPED)

@@ -115,7 +115,7 @@ def _run(study: "Study", options: "Options", args: argparse.Namespace) -> int:
         broken = engine.run_cells(study.cells(options), args.out, say, (share, parts))
         return 1 if broken else 0
     arguments = _arguments(args)
-    with engine.locked(args.out):
+    with engine.locked(args.out, say):
         cells = study.cells(options)
         if args.slurm:
             from decdpo.studies.slurm import write_array

@@ -71,6 +71,7 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.theory.constants import measure
     from decdpo.theory.report import table
 
+    job.boot.require_same("the source", str(args.source))
     job.together(lambda: _check(args))
     is_run = args.source.is_dir()
     config = job.together(lambda: _config(args, is_run))

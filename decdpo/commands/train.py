@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         for name, text in config.sections().items():
             job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)
+        job.boot.require_same("--out", str(args.out))
         new_folder(job, args.out)
         with locked(job, args.out):
             experiment = prepare(job, config, args.out, trace=args.trace)

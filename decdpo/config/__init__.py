@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -365,7 +366,9 @@ def _literal(value: Any) -> str:
 
 
 def _section_text(name: str, section: Any, annotate: bool) -> str:
-    summary = (type(section).__doc__ or "").strip().splitlines()
+    # Under python -OO a dataclass has no docstring but its signature.
+    written = sys.flags.optimize < 2
+    summary = (type(section).__doc__ or "").strip().splitlines() if written else []
     lines = [f"# {summary[0]}"] if annotate and summary else []
     lines.append(f"[{name}]")
     ordered = sorted(fields(section), key=lambda f: f.name != "kind")

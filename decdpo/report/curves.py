@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from decdpo.errors import DataError, EnvironmentFault
+from decdpo.errors import DataError
+from decdpo.report.canvas import blank, picture
 
 PANELS = (
     ("loss", "loss", (("loss", "training"), ("heldout/average/loss", "held-out, average model"))),
@@ -46,20 +47,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+@picture
 def plot_run(records: list[dict[str, Any]], out: Path, title: str) -> None:
     """Draw the four panels of a run into the image ``out``.
 
-    Raises ``EnvironmentFault`` if matplotlib is not installed.
+    Raises ``EnvironmentFault`` if matplotlib is not installed or fails.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise EnvironmentFault(
-            "drawing needs matplotlib, which is not installed", "pip install 'decdpo[plot]'"
-        ) from None
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank((10, 7))
     figure.suptitle(title)
     for axes, (name, label, lines) in zip(figure.subplots(2, 2).flat, PANELS):
         for key, legend in lines:

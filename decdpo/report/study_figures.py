@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from decdpo.data.storage import replacing
-from decdpo.errors import EnvironmentFault
+from decdpo.report.canvas import blank, picture
 
 COLOURS = ("#3b6ea5", "#c2572b", "#4f8f4a", "#8a5aa8", "#a8862a", "#3f9c9c", "#b0486e", "#6b6b6b")
 MARKERS = "osD^vPX*"
@@ -80,24 +80,16 @@ class Figure:
     columns: int = 3
 
 
+@picture
 def draw(figure: Figure, folder: Path) -> list[str]:
     """Write ``folder``/NAME.png and NAME.svg, and return the two names.
 
     The same numbers give the same SVG. Raises ``EnvironmentFault`` without matplotlib or room to
     write.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Canvas
-    except ImportError:
-        raise EnvironmentFault(
-            "drawing needs matplotlib, which is not installed", "pip install 'decdpo[plot]'"
-        ) from None
     columns = min(figure.columns, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
-    canvas = Canvas(figsize=(5.2 * columns, 4.0 * rows), layout="constrained")
-    FigureCanvasAgg(canvas)
+    canvas = blank((5.2 * columns, 4.0 * rows))
     axes = canvas.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[len(figure.panels) :]:
         ax.set_axis_off()
@@ -107,6 +99,8 @@ def draw(figure: Figure, folder: Path) -> list[str]:
         else:
             _panel(ax, panel)
     names = []
+    import matplotlib
+
     with matplotlib.rc_context({"svg.hashsalt": "decdpo", "svg.fonttype": "none"}):
         for kind in ("png", "svg"):
             names.append(f"{figure.name}.{kind}")

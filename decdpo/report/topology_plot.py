@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from decdpo.errors import EnvironmentFault, TopologyError
+from decdpo.report.canvas import blank, picture
 from decdpo.topology.analysis import Summary
 from decdpo.topology.graphs import torus_shape
 from decdpo.topology.schedule import Topology
@@ -26,6 +27,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 _COLOURS = ("#3b6ea5", "#c2572b", "#4f8f4a", "#8a5aa8", "#a8862a", "#3f9c9c", "#b0486e", "#6b6b6b")
 
 
+@picture
 def plot(cases: Sequence[tuple[Topology, Summary]], path: str | Path) -> None:
     """Draw one panel per topology into the file ``path`` (.png, .svg or .pdf).
 
@@ -43,15 +45,9 @@ def plot(cases: Sequence[tuple[Topology, Summary]], path: str | Path) -> None:
                 f"{summary.graph} of {summary.nodes} agents is too large to draw",
                 f"draw at most {MAX_AGENTS} agents",
             )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as fault:
-        raise EnvironmentFault(
-            "the picture needs matplotlib, which is not installed", "pip install 'decdpo[plot]'"
-        ) from fault
     columns = ceil(sqrt(len(cases)))
     rows = ceil(len(cases) / columns)
-    figure = Figure(figsize=(4.6 * columns, 5.0 * rows), layout="constrained")
+    figure = blank((4.6 * columns, 5.0 * rows))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.set_axis_off()

@@ -1,6 +1,5 @@
 """Work through the cells of a study, and write its table, figures and summary."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from time import monotonic
 from decdpo.data.index import FILE_NAME as INDEX
 from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError, DecdpoError, EnvironmentFault
+from decdpo.locks import Lock
 from decdpo.report.study_figures import draw
 from decdpo.studies.cells import Cell, Memory, Training
 from decdpo.studies.claims import Claim, Verdict
@@ -39,8 +39,10 @@ class Result:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path, say: Say = lambda line: None) -> Iterator[None]:
     """Keep other studies out of the folder while open; a kill opens it.
+
+    say : is told if the file system has no locks, so that nothing keeps them out.
 
     Raises ``EnvironmentFault`` if one is at work there, or it cannot be written, ``ConfigError`` if
     it holds a run or shards.
@@ -50,18 +52,14 @@ def locked(out: Path) -> Iterator[None]:
             raise ConfigError(f"{out} holds {content}", "give a folder of its own with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
+        lock = Lock(out, "study is at work")
     except OSError as fault:
         raise EnvironmentFault(
             f"cannot use the folder {out}: {fault.strerror}", "give another one with --out"
         ) from None
+    if lock.missing:
+        say(f"decdpo: {lock.missing}")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EnvironmentFault(
-                f"another study is at work in {out}", "wait for it, or stop it first"
-            ) from None
         yield
 
 

@@ -103,7 +103,8 @@ def test_copies_that_do_not_see_each_other_are_refused() -> None:
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60
     )
     assert done.returncode != 0
-    assert "4 copies of this program were started, but MPI" in done.stderr
+    assert "OMPI_COMM_WORLD_SIZE=4 says that 4 copies of this program were started" in done.stderr
+    assert "--world local, or unset OMPI_COMM_WORLD_SIZE" in done.stderr
 
 
 def test_copies_without_mpi_are_refused() -> None:

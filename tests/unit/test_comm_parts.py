@@ -12,7 +12,12 @@ import torch
 
 from decdpo.comm.device import check_devices, choose_device
 from decdpo.comm.faults import pack, unpack
-from decdpo.comm.launch import launched_by_mpi, let_the_first_tell
+from decdpo.comm.launch import (
+    copies_started,
+    how_to_say_alone,
+    launched_by_mpi,
+    let_the_first_tell,
+)
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.p2p import Route
 from decdpo.comm.placement import Placement
@@ -87,6 +92,22 @@ def test_only_the_first_copy_tells_a_common_error_at_once(monkeypatch: pytest.Mo
 )
 def test_a_launch_is_recognised(environ: dict[str, str], copies: int | None) -> None:
     assert launched_by_mpi(environ) == copies
+
+
+@pytest.mark.parametrize(
+    ("environ", "believed"),
+    [
+        ({"PMI_SIZE": "4", "PMI_RANK": "0"}, "PMI_SIZE=4"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2"),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "SLURM_STEP_NUM_TASKS=8"),
+        ({"PMI_SIZE": "²", "FLUX_JOB_SIZE": "3"}, "FLUX_JOB_SIZE=3"),
+    ],
+)
+def test_the_variable_that_is_believed_is_named(environ: dict[str, str], believed: str) -> None:
+    assert copies_started(environ).startswith(f"{believed} says that {believed[-1]} copies")
+    name = believed.partition("=")[0]
+    assert f"--world local, or unset {name}" in how_to_say_alone({name: "1"})
+    assert copies_started({}) == ""
 
 
 def test_patience_sleeps_polls_and_gives_up() -> None:

@@ -6,17 +6,18 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from decdpo import folder
 from decdpo.errors import EnvironmentFault
+from decdpo.locks import Lock
 
 
 def job(said: list[str]) -> Any:
     """Return a job of one process that notes what it says."""
-    return SimpleNamespace(is_root=True, together=lambda action: action(), say=said.append)
+    return SimpleNamespace(is_root=True, size=1, together=lambda action: action(), say=said.append)
 
 
 def facts(number: int) -> dict[str, Any]:
@@ -102,3 +103,39 @@ def test_a_full_disk_is_named_with_its_folder(tmp_path: Path) -> None:
     with pytest.raises(BrokenPipeError):
         with folder.naming("the run cannot go on", tmp_path):
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+class Spread:
+    """One process of a job of two, which got ``token`` from the root."""
+
+    size, rank, is_root = 2, 1, False
+
+    def __init__(self, token: str) -> None:
+        self.boot = SimpleNamespace(collect=lambda mine: {0: token, **mine})
+
+    def together(self, action: Any) -> Any:
+        """Do it."""
+        return action()
+
+
+def test_a_process_that_finds_another_folder_under_the_name_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "SHOWS", 0.2)
+    (tmp_path / ".lock").write_text("of an earlier job")
+    with pytest.raises(EnvironmentFault, match="process 1 on .* does not see the run folder"):
+        with folder.locked(cast(Any, Spread("new")), tmp_path):
+            pass
+    (tmp_path / ".lock").write_text("new")
+    with folder.locked(cast(Any, Spread("new")), tmp_path):
+        pass
+
+
+def test_a_second_job_leaves_what_the_first_has_written(tmp_path: Path) -> None:
+    first = Lock(tmp_path, "job is training")
+    first.write("token")
+    with pytest.raises(EnvironmentFault, match="another job is training in"):
+        Lock(tmp_path, "job is training")
+    assert (tmp_path / ".lock").read_text() == "token"
+    first.close()
+    Lock(tmp_path, "job is training").close()

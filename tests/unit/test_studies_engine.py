@@ -1,6 +1,9 @@
 """Grids of runs: resumed, shared between processes, broken, collected."""
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -308,6 +311,18 @@ def test_two_studies_never_share_a_folder(tmp_path, shards, capsys):
     with engine.locked(out):
         assert main(["study", str(path), "--out", str(out)]) == 2
     assert "another study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_a_study_notes_it_and_goes_on(tmp_path, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    said = []
+    with engine.locked(tmp_path / "out", said.append):
+        pass
+    assert len(said) == 1 and "has no locks" in said[0] and os.strerror(code) in said[0]
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path, shards, capsys):
