@@ -16,7 +16,7 @@ def test_a_figure_that_fails_does_not_fail_a_finished_run(shell, config, monkeyp
 
 def test_every_command_works_without_docstrings(shell, config):
     code = (
-        "from decdpo.cli import build_parser, main\n"
+        "from decdpo.cli import main\nfrom decdpo.parser import build_parser\n"
         "build_parser().format_help()\n"
         "for words in (['config'], ['topology', 'ring', '--agents', '8'],\n"
         "              ['train', 'run.toml', '--out', 'run'], ['resume', 'run'],\n"
