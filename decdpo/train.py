@@ -167,4 +167,4 @@ def not_finite(agent: Agent, when: str, rows: np.ndarray | None = None) -> Numer
 
 def source_rows(agent: Agent, rows: np.ndarray) -> str:
     """Name the first of the shard rows ``rows`` (B,) by where they come from."""
-    return "source rows " + ", ".join(str(row) for row in agent.data.source_rows[rows][:8])
+    return "source rows " + agent.data.source_rows.name(rows[:8])

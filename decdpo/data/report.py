@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from decdpo.data.shard import row_of
 from decdpo.rng import Stream, generator
 
 ROWS_SHOWN = 20
@@ -16,14 +17,14 @@ class Drops:
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
-        self._rows: dict[str, list[int]] = {}
+        self._places: dict[str, list[tuple[str, int]]] = {}
 
-    def add(self, reason: str, row: int) -> None:
-        """Count one judgment of source row ``row``."""
+    def add(self, reason: str, row: int, file: str = "") -> None:
+        """Count one judgment of row ``row`` of ``file``, which is "" if there is one file."""
         self._counts[reason] = self._counts.get(reason, 0) + 1
-        rows = self._rows.setdefault(reason, [])
-        if len(rows) < ROWS_SHOWN and row not in rows[-1:]:
-            rows.append(row)
+        places = self._places.setdefault(reason, [])
+        if len(places) < ROWS_SHOWN and (file, row) not in places[-1:]:
+            places.append((file, row))
 
     @property
     def total(self) -> int:
@@ -31,9 +32,15 @@ class Drops:
         return sum(self._counts.values())
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Return reason -> {count, rows}, most frequent first."""
+        """Return reason -> {count, rows}, most frequent first; with several files also files."""
         order = sorted(self._counts, key=lambda reason: (-self._counts[reason], reason))
-        return {r: {"count": self._counts[r], "rows": self._rows[r]} for r in order}
+        found: dict[str, dict[str, Any]] = {}
+        for reason in order:
+            files, rows = zip(*self._places[reason])
+            found[reason] = {"count": self._counts[reason], "rows": list(rows)}
+            if any(files):
+                found[reason]["files"] = list(files)
+        return found
 
 
 def lengths(edges: np.ndarray) -> dict[str, dict[str, int]]:
@@ -141,7 +148,9 @@ def lines(report: Mapping[str, Any], shown: int = 20) -> Iterator[str]:
         f"left out {report['left_out']['pairs']:,}"
     )
     for reason, drop in report["dropped"].items():
-        rows = ", ".join(map(str, drop["rows"][:8])) + (", ..." if len(drop["rows"]) > 8 else "")
+        files = drop.get("files") or [""] * len(drop["rows"])
+        rows = ", ".join(row_of(row, file) for row, file in zip(drop["rows"][:8], files))
+        rows += ", ..." if len(drop["rows"]) > 8 else ""
         yield f"  dropped {drop['count']:,}: {reason} (source rows {rows})"
     if report["left_out"]["values"]:
         left = report["left_out"]

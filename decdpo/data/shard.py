@@ -22,6 +22,33 @@ from decdpo.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
+class SourceRows:
+    """Where the N pairs of a shard come from, in words for messages.
+
+    rows : (N,) int64 rows, counted from 1 in each file. files : (N,) indices into ``names``, or
+    None if there was one file.
+    """
+
+    rows: np.ndarray
+    files: np.ndarray | None = None
+    names: Sequence[str] = ()
+
+    def __getitem__(self, row: int | np.integer) -> str:
+        """Return the place of one pair: "7", or "7 of b.jsonl" where there were several files."""
+        file = "" if self.files is None else self.names[self.files[row]]
+        return row_of(int(self.rows[row]), file)
+
+    def name(self, rows: Iterable[int] | np.ndarray) -> str:
+        """Return the places of some pairs, separated by commas."""
+        return ", ".join(self[row] for row in rows)
+
+
+def row_of(row: int, file: str) -> str:
+    """Return "7", or "7 of b.jsonl" where a file must be named."""
+    return f"{row} of {file}" if file else str(row)
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One comparison: a prompt and two answers, the first of which was preferred."""
 
@@ -114,7 +141,8 @@ class PreferenceShard:
         num_train : how many of them are for training; None: all.
         users : N names of who judged each pair.
         columns : further datasets by name: source_row, score_chosen, score_rejected, weight (N,),
-            chosen_features, rejected_features (N, d). ``source_row`` is 1..N by default.
+            chosen_features, rejected_features (N, d), source_file (N,) with source_file_names.
+            ``source_row`` is 1..N by default.
         """
         text, spans = bytearray(), []
         for pair in pairs:
@@ -174,8 +202,25 @@ class PreferenceShard:
 
     @property
     def source_row(self) -> np.ndarray:
-        """(N,) int64: the record each pair came from, counted from 1 over all source files."""
+        """(N,) int64: the record each pair came from, counted from 1 in its file.
+
+        Shards of several files that have no ``source_file`` count over all files.
+        """
         return self._columns["source_row"]
+
+    @property
+    def source_file(self) -> np.ndarray | None:
+        """(N,) str: the file each pair came from, or None if there was one file."""
+        places = self.places
+        return None if places.files is None else np.array(places.names)[places.files]
+
+    @property
+    def places(self) -> SourceRows:
+        """Where each pair came from, in words for messages."""
+        if "source_file" not in self._columns:
+            return SourceRows(self.source_row)
+        names = decode_names(self._columns["source_file_names"])
+        return SourceRows(self.source_row, self._columns["source_file"], names)
 
     @property
     def score_gap(self) -> np.ndarray | None:
@@ -252,7 +297,7 @@ class PreferenceShard:
             row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise DataError(
                 f"reference {key!r} is not finite at row {row} "
-                f"(source row {int(self.source_row[row])})",
+                f"(source row {self.places[row]})",
                 "check the reference model and its precision",
             )
 
@@ -272,10 +317,15 @@ class PreferenceShard:
                 f"use one of {', '.join(PROMPT_FORMATS)}",
             )
         for name, values in self._columns.items():
-            if name != "user_names" and len(values) != n:
+            if not name.endswith("_names") and len(values) != n:
                 raise DataError(f"{where}{name} has {len(values)} rows for {n} pairs", remedy)
-        both = (("score_chosen", "score_rejected"), ("user", "user_names"))
-        for one, other in (*both, ("chosen_features", "rejected_features")):
+        both = (
+            ("score_chosen", "score_rejected"),
+            ("user", "user_names"),
+            ("source_file", "source_file_names"),
+            ("chosen_features", "rejected_features"),
+        )
+        for one, other in both:
             if (one in self._columns) != (other in self._columns):
                 raise DataError(f"{where}{one} and {other} only make sense together", remedy)
         features = self.features
@@ -286,12 +336,12 @@ class PreferenceShard:
 
 
 def encode_names(names: Sequence[str]) -> np.ndarray:
-    """Return a list of names as the uint8 array that the column ``user_names`` holds."""
+    """Return a list of names as the uint8 array of ``user_names`` or ``source_file_names``."""
     return np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
 
 
 def decode_names(values: np.ndarray) -> list[str]:
-    """Return the names held by a ``user_names`` column."""
+    """Return the names held by ``user_names`` or ``source_file_names``."""
     return [str(name) for name in json.loads(values.tobytes())]
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.reading import read_sources
 from decdpo.data.ingest.spill import PairStore
 from decdpo.data.partition import Partition, parse_partition
-from decdpo.data.shard import encode_names
+from decdpo.data.shard import encode_names, row_of
 from decdpo.data.storage import ShardHeader, write_shard
 from decdpo.data.topics import Topics
 from decdpo.errors import DataError
@@ -203,12 +203,18 @@ def _require_all_used(report: dict[str, Any]) -> None:
     if report["left_out"]["pairs"]:
         unused.append(f"{report['left_out']['pairs']} of values without an agent")
     if unused:
-        rows = [row for drop in report["dropped"].values() for row in drop["rows"]]
-        where = f" (source rows {', '.join(map(str, sorted(set(rows))[:10]))})" if rows else ""
+        places = {place for drop in report["dropped"].values() for place in _places(drop)}
+        rows = ", ".join(row_of(row, file) for file, row in sorted(places)[:10])
+        where = f" (source rows {rows})" if rows else ""
         raise DataError(
             f"--strict: not everything could be used: {'; '.join(unused)}{where}",
             "mend the source, or leave --strict out to drop these and have them reported",
         )
+
+
+def _places(drop: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield (file, row) of the drops that are named; the file is "" if there was one."""
+    return zip(drop.get("files") or [""] * len(drop["rows"]), drop["rows"])
 
 
 def _write(
@@ -222,7 +228,7 @@ def _write(
     report: dict[str, Any],
     progress: Callable[[str], None],
 ) -> ShardIndex:
-    edges, source_rows, columns = store.edges, store.source_rows, store.columns()
+    edges, columns = store.edges, store.columns()
     users = store.users.codes if any(store.users.names) else None
     sharding = _identity(store, owner, held_out, plan)
     entries, spoke = [], time.monotonic()
@@ -233,12 +239,13 @@ def _write(
         sizes = np.diff(edges[rows], axis=1)
         ends = np.cumsum(sizes.sum(axis=1))
         spans = np.cumsum(np.column_stack([ends - sizes.sum(axis=1), sizes]), axis=1)
-        data = {"spans": spans, "source_row": source_rows[rows]}
+        files, source_rows = store.places(rows)
+        data = {"spans": spans, "source_row": source_rows}
+        if len(store.files) > 1:
+            data["source_file"], data["source_file_names"] = _coded(files, store.files)
         data.update((column, values[rows]) for column, values in columns.items())
         if users is not None:
-            present, codes = np.unique(users[rows], return_inverse=True)
-            data["user"] = codes
-            data["user_names"] = encode_names([store.users.names[code] for code in present])
+            data["user"], data["user_names"] = _coded(users[rows], store.users.names)
         file = f"agent_{agent:04d}.h5"
         header = ShardHeader(sharding, agent, num_train, prompt_format)
         size = int(ends[-1])
@@ -259,6 +266,12 @@ def _write(
         agents=tuple(entries),
         report=report,
     )
+
+
+def _coded(codes: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes into the names that are present, and these names as a shard holds them."""
+    present, codes = np.unique(codes, return_inverse=True)
+    return codes, encode_names([names[code] for code in present])
 
 
 def _identity(

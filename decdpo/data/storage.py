@@ -24,6 +24,8 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "text": ("u1", 1),
     "spans": ("<i8", 2),
     "source_row": ("<i8", 1),
+    "source_file": ("<i4", 1),
+    "source_file_names": ("u1", 1),
     "score_chosen": ("<f8", 1),
     "score_rejected": ("<f8", 1),
     "weight": ("<f8", 1),

@@ -59,7 +59,7 @@ def _read(
             inside = state.isdecimal() and action.isdecimal() and bool(colon)
             if not (inside and int(state) < num_states and int(action) < num_actions):
                 raise DataError(
-                    f"agent {shard.agent}, source row {shard.source_row[row]}: {step[:40]!r} is"
+                    f"agent {shard.agent}, source row {shard.places[row]}: {step[:40]!r} is"
                     f" no step of a task with {num_states} states and {num_actions} actions",
                     "answers must be steps state:action, such as '3:1 0:0'; see"
                     " `decdpo synthesize --help`",

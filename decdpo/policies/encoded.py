@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decdpo.data.shard import PreferenceShard
+from decdpo.data.shard import PreferenceShard, SourceRows
 from decdpo.errors import DataError
 
 
@@ -20,7 +20,7 @@ class EncodedShard:
     weight : (N,) float64 weights of the pairs, scaled to mean one over the training pairs, or None
         if all count alike.
     score_gap : (N,) score of the chosen minus the rejected answer, or None.
-    source_rows : (N,) row of each pair in the file it came from, counted from 1.
+    source_rows : (N,) where each pair came from, in words.
     notes : what the user should know about the encoding, such as what was cut.
     """
 
@@ -29,7 +29,7 @@ class EncodedShard:
     num_heldout: int
     weight: np.ndarray | None
     score_gap: Tensor | None
-    source_rows: np.ndarray
+    source_rows: SourceRows
     notes: tuple[str, ...]
 
     @property
@@ -77,6 +77,6 @@ def shard_columns(
         "num_heldout": shard.num_heldout,
         "weight": weight,
         "score_gap": gap,
-        "source_rows": shard.source_row,
+        "source_rows": shard.places,
         "notes": notes,
     }

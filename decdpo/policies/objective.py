@@ -264,7 +264,7 @@ def _parts(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 def _name_rows(data: EncodedShard, rows: np.ndarray) -> str:
     named = f"shard row {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}"
-    return f"{named} (source row {', '.join(str(data.source_rows[r]) for r in rows[:8])})"
+    return f"{named} (source row {data.source_rows.name(rows[:8])})"
 
 
 def _not_finite(stacked: np.ndarray, group: list[Batch], starts: np.ndarray) -> NumericalError:

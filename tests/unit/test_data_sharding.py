@@ -16,6 +16,7 @@ import pytest
 from decdpo.commands import shard as command
 from decdpo.data.index import ShardIndex
 from decdpo.data.ingest.columns import Columns
+from decdpo.data.report import lines
 from decdpo.data.sharding import Plan, make_shards
 from decdpo.errors import DataError, EnvironmentFault
 
@@ -111,7 +112,8 @@ def test_by_file_needs_no_column(tmp_path):
     paths = [write(tmp_path / f"{name}.jsonl", rows(9)) for name in ("x", "y")]
     index = make_shards(paths, tmp_path / "s", Plan("by:file"))
     assert [entry.name for entry in index.agents] == ["x", "y"]
-    assert index.open(1).source_row.min() == 10
+    assert sorted(index.open(1).source_row) == list(range(1, 10))
+    assert set(index.open(1).source_file) == {"y.jsonl"}
     assert [file["rows"] for file in index.report["sources"]] == [9, 9]
 
 
@@ -130,6 +132,35 @@ def test_the_report_names_the_columns_used_and_not_used(tmp_path):
         "group": ["topic"],
     }
     assert file["columns_unused"] == ["source", "late"]
+
+
+def test_rows_are_counted_in_each_file(tmp_path):
+    (tmp_path / "b").mkdir()
+    one, two = rows(6), rows(8)
+    two[6]["chosen"] = one[2]["rejected"] = ""
+    paths = [write(tmp_path / "x.jsonl", one), write(tmp_path / "b" / "x.jsonl", two)]
+    index = make_shards(paths, tmp_path / "s", Plan("iid", 2))
+    assert index.report["dropped"] == {
+        "empty answer": {"count": 2, "rows": [3, 7], "files": ["x.jsonl", "b/x.jsonl"]}
+    }
+    assert "dropped 2: empty answer (source rows 3 of x.jsonl, 7 of b/x.jsonl)" in "\n".join(
+        lines(index.report)
+    )
+    for agent in range(2):
+        shard = index.open(agent)
+        for k, pair in enumerate(shard.pairs(range(shard.num_pairs))):
+            source = {"x.jsonl": one, "b/x.jsonl": two}[shard.source_file[k]]
+            assert source[shard.source_row[k] - 1]["prompt"] == pair.prompt
+            assert shard.places[k] == f"{shard.source_row[k]} of {shard.source_file[k]}"
+    assert index.report["held_out_by"] == "pair"
+    with pytest.raises(DataError, match=r"source rows 7 of b/x.jsonl, 3 of x.jsonl"):
+        make_shards(paths, tmp_path / "t", Plan("iid", 2, strict=True))
+
+
+def test_one_file_needs_no_name(tmp_path, source):
+    index = make_shards([source], tmp_path / "s", Plan("iid", 2))
+    assert index.open(0).source_file is None
+    assert index.open(0).places[0] == str(index.open(0).source_row[0])
 
 
 def test_values_without_an_agent_are_reported(tmp_path, source):

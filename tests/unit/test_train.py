@@ -12,6 +12,7 @@ from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
+from decdpo.data.shard import SourceRows
 from decdpo.errors import NumericalError
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import SGD
@@ -96,7 +97,7 @@ def make_run(kind, special, *, lr=0.1, local_steps=1, dtype=torch.float32):
     for i in range(N):
         state = algorithm.init(torch.zeros(P, dtype=dtype))
         params = FlatParams(Layout(("x",), ((P,),), P, dtype), state.x, grad)
-        data = SimpleNamespace(agent=i, source_rows=100 * i + np.arange(20))
+        data = SimpleNamespace(agent=i, source_rows=SourceRows(100 * i + np.arange(20)))
         agents.append(Agent(i, params, state, data, sampler, Stats.zero()))
     monitor = SimpleNamespace(observe=lambda *_: None, sync=lambda: None)
     return Run(world, Told(exchange), algorithm, Slopes(special), schedule, agents,

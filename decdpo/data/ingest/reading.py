@@ -8,7 +8,7 @@ from typing import Any
 
 from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.formats import Format, is_unicode, judgments, recognise
-from decdpo.data.ingest.sources import Record, records, stems
+from decdpo.data.ingest.sources import Record, records, short_names, stems
 from decdpo.data.ingest.spill import PairStore
 from decdpo.data.report import Drops
 from decdpo.errors import DataError
@@ -42,7 +42,9 @@ def read_sources(
     row, kept_rows, kept_before, spoke = 0, 0, 0, time.monotonic()
     wanted = {"partition": partition, "group": group}
     known: dict[str, None] = {"file": None, "user": None}
-    for path, stem in zip(paths, stems(paths)):
+    for path, stem, name in zip(paths, stems(paths), short_names(paths)):
+        store.start_file(name, row)
+        name = name if len(paths) > 1 else ""
         stream = records(path)
         head = list(itertools.islice(stream, 100))
         sample = [record for record in head if not isinstance(record, str)]
@@ -62,12 +64,12 @@ def read_sources(
             found = [record] if isinstance(record, str) else judgments(form, record, columns)
             for item in found:
                 if isinstance(item, str):
-                    drops.add(item, row)
+                    drops.add(item, row - first + 1, name)
                     continue
                 values = _values(record, item.user, stem, wanted)
                 fault = values if isinstance(values, str) else store.add(item, row, *values)
                 if fault is not None:
-                    drops.add(fault, row)
+                    drops.add(fault, row - first + 1, name)
             kept_rows += len(store) > kept_before
             kept_before = len(store)
             if time.monotonic() - spoke > _PROGRESS_SECONDS:

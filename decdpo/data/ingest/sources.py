@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,17 @@ def stems(paths: Sequence[Path]) -> list[str]:
     """
     short = [path.name.split(".")[0] for path in paths]
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths)]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return what messages and shards call each file: its name, or its path from where all lie.
+
+    The path from the common folder tells files of one name apart wherever the data are kept.
+    """
+    if len({path.name for path in paths}) == len(paths):
+        return [path.name for path in paths]
+    whole = [os.path.abspath(path) for path in paths]
+    return [os.path.relpath(path, os.path.commonpath(whole)) for path in whole]
 
 
 def records(path: Path) -> Iterator[Record | str]:

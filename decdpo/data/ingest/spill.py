@@ -50,6 +50,8 @@ class PairStore:
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)
         self._end = 0
+        self.files: list[str] = []
+        self._starts: list[int] = []
         self._edges = array("q")
         self._rows = array("q")
         self._second = array("b")
@@ -63,6 +65,11 @@ class PairStore:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def start_file(self, name: str, rows_before: int) -> None:
+        """Say that the rows after the first ``rows_before`` belong to the file ``name``."""
+        self.files.append(name)
+        self._starts.append(rows_before)
+
     def close(self) -> None:
         """Give the disk space back."""
         self._file.close()
@@ -70,6 +77,7 @@ class PairStore:
     def add(self, item: Judgment, source_row: int, key: str, group: str) -> str | None:
         """Append one pair; return why it does not fit the others, or None.
 
+        source_row : counted from 1 over all files.
         key : value of the partition's column. group : value of the hold-out's column.
         """
         width = len(item.chosen_features or ())
@@ -101,8 +109,14 @@ class PairStore:
 
     @property
     def source_rows(self) -> np.ndarray:
-        """(n,) int64 source row of each pair."""
+        """(n,) int64 source row of each pair, counted from 1 over all files."""
         return np.frombuffer(self._rows, dtype=np.int64)
+
+    def places(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the file (index into ``files``) and the row in it, from 1, of some pairs."""
+        starts, rows = np.array(self._starts), self.source_rows[pairs]
+        files = np.searchsorted(starts, rows, side="left") - 1
+        return files, rows - starts[files]
 
     @property
     def second(self) -> np.ndarray:
