@@ -16,6 +16,11 @@ from decdpo.errors import DataError
 
 _TASK = ("states", "actions", "horizon", "behaviour")
 
+_POLICY = {
+    "choices": 'policy.features = "columns"',
+    "trajectories": 'policy.kind = "trajectory" or "tabular"',
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``decdpo synthesize``."""
@@ -74,4 +79,5 @@ def run(args: argparse.Namespace) -> int:
         held_out = index.agents[0].num_heldout
         print(f"{index.num_agents} shards of {facts['pairs']} pairs, {held_out} of them held out,")
         print(f"users at distance kappa = {facts['kappa']:g} from the common one, in {args.out}")
+        print(f"train with {_POLICY[args.kind]}: the shards hold nothing else")
     return 0

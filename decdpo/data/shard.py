@@ -248,6 +248,11 @@ class PreferenceShard:
             return None
         return self._columns["chosen_features"], self._columns["rejected_features"]
 
+    @property
+    def blank(self) -> np.ndarray:
+        """(N,) bool: whether both answers of a pair are empty, as where features stand for them."""
+        return self._spans[:, 1] == self._spans[:, 3]
+
     def pair(self, row: int) -> Pair:
         """Return pair ``row``. Raises ``IndexError`` outside [0, num_pairs)."""
         if not 0 <= row < self.num_pairs:

@@ -26,12 +26,23 @@ def parameter_dtype(name: str) -> torch.dtype:
 def reference_vector(reference: np.ndarray | None, size: int, dtype: str) -> np.ndarray:
     """Return the reference (P,) of a policy with P = ``size``; None stands for zeros.
 
-    Raises ``PolicyError`` if it has another shape, or a value that is not finite.
+    Raises ``PolicyError`` if it has another shape, or a value that is not finite or too large.
     """
     start = np.zeros(size) if reference is None else np.asarray(reference)
-    if start.shape != (size,) or not np.isfinite(start).all():
-        raise PolicyError(f"the reference must be {size} finite values")
+    if start.shape != (size,) or first_too_large(start, DTYPES[dtype]) is not None:
+        raise PolicyError(f"the reference must be {size} finite values that {dtype} can hold")
     return start.astype(dtype)
+
+
+def first_too_large(values: np.ndarray, dtype: torch.dtype) -> tuple[int, ...] | None:
+    """Return the place of the first of ``values`` that ``dtype`` cannot hold, None if it can all.
+
+    A value that is not finite counts as too large.
+    """
+    wrong = ~(np.abs(values) <= torch.finfo(dtype).max)
+    if not wrong.any():
+        return None
+    return tuple(int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
 
 
 class Side(Protocol):

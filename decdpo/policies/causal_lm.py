@@ -23,7 +23,7 @@ from decdpo.errors import EnvironmentFault, PolicyError
 from decdpo.losses.base import PairLogProbs
 from decdpo.params.flat import FlatParams, Layout, flatten
 from decdpo.policies import hub
-from decdpo.policies.encoded import EncodedShard, shard_columns
+from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
 from decdpo.policies.tokens import TokenizedPairs, tokenize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -223,8 +223,14 @@ class CausalLM:
         length limit. A cache is used only if it reproduces the bits of the first batch here: other
         machines round otherwise, and rewards must start at exactly 0.
 
-        Raises ``PolicyError`` if the tokenizer's ids do not fit the model.
+        Raises ``PolicyError`` if the tokenizer's ids do not fit the model, ``DataError`` if a pair
+        has no text.
         """
+        require_text(
+            shard,
+            "a language model",
+            'set policy.kind = "loglinear" and policy.features = "columns"',
+        )
         with hub.quiet():
             tokens = tokenize(
                 shard.pairs(np.arange(shard.num_pairs)),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from decdpo.data.shard import PreferenceShard, SourceRows
 from decdpo.errors import DataError
+from decdpo.policies.arrays import first_too_large
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def shard_columns(
     Scaled to mean one, weights keep the gradient of a batch an unbiased estimate of the gradient of
     the shard's weighted mean loss, and keep learning rates comparable between shards.
 
-    Raises ``DataError`` if the weights of the training pairs are not finite, negative or all zero.
+    Raises ``DataError`` if the weights of the training pairs are not finite, negative, all zero or
+    too large to be summed, or if ``dtype`` cannot hold a difference of scores.
     """
     weight = None
     if shard.weight is not None:
@@ -67,9 +69,19 @@ def shard_columns(
                 f"agent {shard.agent}: pair weights must be finite, non-negative, not all zero",
                 "shard the source again with another weight column",
             )
-        weight = weight / trained.mean()
+        with np.errstate(over="ignore"):
+            mean = trained.mean()
+        if not np.isfinite(mean):
+            row = int(weight.argmax())
+            raise DataError(
+                f"agent {shard.agent}: the weight {weight[row]:g} of source row "
+                f"{shard.source_row[row]} is too large to be summed",
+                "shard the source again with smaller weights",
+            )
+        weight = weight / mean
     gap = None
     if shard.score_gap is not None:
+        require_held(shard, "the score difference", shard.score_gap, dtype)
         gap = torch.from_numpy(shard.score_gap).to(device, dtype)
     return {
         "agent": shard.agent,
@@ -80,3 +92,40 @@ def shard_columns(
         "source_rows": shard.places,
         "notes": notes,
     }
+
+
+def require_held(
+    shard: PreferenceShard, what: str, values: np.ndarray, dtype: torch.dtype
+) -> None:
+    """Raise ``DataError`` naming the first of ``values``, (N,) or (N, d), that is too large.
+
+    what : what the numbers are. dtype : the policy's type, which must hold them.
+    """
+    place = first_too_large(values, dtype)
+    if place is None:
+        return
+    column = f" {place[1]} (counted from 0)" if len(place) > 1 else ""
+    raise DataError(
+        f"agent {shard.agent}: {what}{column} of source row {shard.source_row[place[0]]} is "
+        f"{values[place]:g}, which {str(dtype).removeprefix('torch.')} cannot hold",
+        "scale these numbers down in the source and shard it again, or set policy.dtype = "
+        '"float64" if they fit that',
+    )
+
+
+def require_text(shard: PreferenceShard, reader: str, remedy: str) -> None:
+    """Raise ``DataError`` if some pairs of a shard have no text, of which ``reader`` sees nothing.
+
+    remedy : what to do if the shard has feature columns in place of texts.
+    """
+    blank = shard.blank
+    if not blank.any():
+        return
+    row = int(blank.argmax())
+    if shard.features is None:
+        remedy = "shard a source that has texts"
+    raise DataError(
+        f"agent {shard.agent}: {int(blank.sum()):,} of {shard.num_pairs:,} pairs have no text "
+        f"(the first is source row {shard.source_row[row]}), and {reader} sees nothing else",
+        remedy,
+    )

@@ -22,7 +22,7 @@ from decdpo.errors import PolicyError
 from decdpo.losses.base import PairLogProbs
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.arrays import CPU, parameter_dtype, reference_vector, write_npz
-from decdpo.policies.encoded import EncodedShard, shard_columns
+from decdpo.policies.encoded import EncodedShard, require_held, require_text, shard_columns
 from decdpo.policies.features import (
     FeatureDifferences,
     Hashing,
@@ -128,10 +128,16 @@ class LogLinear:
     def encode(self, shard: PreferenceShard) -> FeatureShard:
         """Build the feature differences of a shard, and the reference's log-probabilities.
 
-        Raises ``PolicyError`` if the shard's feature columns are not the policy's.
+        Raises ``PolicyError`` if the shard's feature columns are not the policy's, ``DataError`` if
+        the policy would see nothing of a pair, or cannot hold its numbers.
         """
         dimension = self.layout.size
         if self.features == "hashed":
+            require_text(
+                shard,
+                'policy.features = "hashed"',
+                'set policy.features = "columns" to train on the feature columns of the shards',
+            )
             answers = ((p.chosen, p.rejected) for p in shard.pairs(np.arange(shard.num_pairs)))
             differences = hashed_differences(answers, self._hashing, self._dtype)
         else:
@@ -147,6 +153,9 @@ class LogLinear:
                     f" but the policy has {dimension}",
                     f"set dimension = {chosen.shape[1]}",
                 )
+            with np.errstate(over="ignore"):
+                gaps = chosen - rejected
+            require_held(shard, "the difference of feature", gaps, self.layout.dtype)
             differences = column_differences(chosen, rejected, self._dtype)
         ref_chosen, ref_rejected = _choice(differences.margins(self._reference))
         return FeatureShard(

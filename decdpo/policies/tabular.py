@@ -30,7 +30,7 @@ from decdpo.policies.arrays import (
     reference_vector,
     write_npz,
 )
-from decdpo.policies.encoded import EncodedShard, shard_columns
+from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
 from decdpo.policies.features import FeatureDifferences
 from decdpo.policies.trajectory import count_visits
 from decdpo.rng import Stream, generator
@@ -160,6 +160,11 @@ class Tabular:
             counts = count_visits(rows, places, len(lengths), table.size, self._dtype)
             length = torch.from_numpy(lengths.astype(self._dtype))
             sides.append(StepCounts(counts, length, counts.margins(table)))
+        require_text(
+            shard,
+            'policy.kind = "tabular"',
+            'set policy.kind = "loglinear" and policy.features = "columns"',
+        )
         columns = shard_columns(shard, self.layout.dtype, CPU)
         return TabularShard(**columns, chosen=sides[0], rejected=sides[1])
 

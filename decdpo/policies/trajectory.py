@@ -32,12 +32,13 @@ from decdpo.losses.base import PairLogProbs
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.arrays import (
     CPU,
+    first_too_large,
     pair_logps,
     parameter_dtype,
     reference_vector,
     write_npz,
 )
-from decdpo.policies.encoded import EncodedShard, shard_columns
+from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
 from decdpo.policies.features import FeatureDifferences
 
 
@@ -167,6 +168,13 @@ class Trajectory:
         name = f"theta of phi {self.digest[:16]}"
         self.layout = Layout((name,), ((dimension,),), dimension, parameter_dtype(dtype))
         self._dtype = np.dtype(dtype)
+        place = first_too_large(features, self.layout.dtype)
+        if place is not None:
+            raise PolicyError(
+                f"feature {place[2]} of state {place[0]} and action {place[1]} is "
+                f"{features[place]:g}, which {dtype} cannot hold",
+                "scale the feature map down, or set policy.dtype = \"float64\" if it fits that",
+            )
         self._features = np.ascontiguousarray(features, dtype=self._dtype)
         self._reference = reference_vector(reference, dimension, dtype)
 
@@ -183,6 +191,11 @@ class Trajectory:
         chosen, rejected = (
             self._side(steps, lengths, at_reference)
             for steps, lengths in read_answers(shard, self.num_states, self.num_actions)
+        )
+        require_text(
+            shard,
+            'policy.kind = "trajectory"',
+            'set policy.kind = "loglinear" and policy.features = "columns"',
         )
         columns = shard_columns(shard, self.layout.dtype, CPU)
         return TrajectoryShard(**columns, chosen=chosen, rejected=rejected)

@@ -47,6 +47,15 @@ def test_options_that_would_be_ignored_are_refused(shell):
     assert "agents = 0" in shell.said
 
 
+def test_choices_under_hashed_features_are_refused_at_the_start(shell):
+    shell("synthesize", "choices", "--agents", 2, "--pairs", 8, "--out", "users")
+    assert 'train with policy.features = "columns"' in shell.said
+    text = TRAIN.format(folder="users", policy="")
+    shell("train", shell.write("run.toml", text), "--out", "run", status=2)
+    assert "8 of 8 pairs have no text" in shell.said
+    assert 'policy.features = "columns"' in shell.said
+
+
 def test_trajectories_of_another_task_are_refused(shell):
     shell("synthesize", "trajectories", "--agents", 2, "--pairs", 8, "--out", "users")
     text = TRAIN.format(folder="users", policy='kind = "tabular"\nstates = 3\nactions = 5')

@@ -1,0 +1,97 @@
+"""A pair as lines for people to read, with what is invisible in its texts made visible."""
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from decdpo.data.shard import Pair, PreferenceShard
+
+WIDTH = 100
+LONGEST = 600
+"""Characters of a text that are shown by default; the rest is cut out of its middle."""
+
+_NAME = 10
+_TAIL = 120
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """A pair with what is known of it.
+
+    pair : its texts. prompt_format : how its prompt is written (see ``ShardHeader``).
+    about : facts by name, in the order of printing: source, agent, user, scores, weight.
+    """
+
+    pair: Pair
+    prompt_format: str = "plain"
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the pair as one JSON object."""
+        texts = {name: getattr(self.pair, name) for name in ("prompt", "chosen", "rejected")}
+        return {**self.about, **texts}
+
+
+def of_shard(shard: PreferenceShard, row: int) -> ShownPair:
+    """Return pair ``row`` of a shard with its source row, agent, user, scores and weight."""
+    part = "training" if row < shard.num_train else "held out"
+    about: dict[str, Any] = {
+        "source": f"row {shard.source_row[row]}",
+        "agent": f"{shard.agent}, {part}",
+    }
+    if shard.user is not None:
+        about["user"] = str(shard.user[row])
+    if shard.score_gap is not None:
+        about["score gap"] = float(shard.score_gap[row])
+    if shard.weight is not None:
+        about["weight"] = float(shard.weight[row])
+    return ShownPair(shard.pair(row), shard.prompt_format, about)
+
+
+def pair_lines(shown: ShownPair, longest: int = LONGEST) -> Iterator[str]:
+    """Yield the lines of a pair: its facts on the first, then prompt, chosen and rejected.
+
+    longest : characters of each text that are shown.
+    """
+    facts = "; ".join(f"{name} {_fact(value)}" for name, value in shown.about.items())
+    yield from textwrap.wrap(facts, WIDTH - 2, initial_indent="  ", subsequent_indent="    ")
+    for name, text in _parts(shown):
+        yield from text_lines(name, text, longest)
+
+
+def text_lines(name: str, text: str, longest: int = LONGEST) -> Iterator[str]:
+    """Yield a text in quotes beside its ``name``, line breaks and control characters escaped."""
+    cut = len(text) - longest
+    if cut > 0:
+        tail = min(_TAIL, longest // 2)
+        middle = f" ... {cut:,} characters left out ... "
+        quoted = visible(text[: longest - tail]) + middle + visible(text[-tail:])
+    else:
+        quoted = visible(text)
+    lines = textwrap.wrap(
+        quoted, WIDTH - 2 - _NAME, drop_whitespace=False, break_on_hyphens=False, tabsize=1
+    )
+    for number, line in enumerate(lines):
+        yield f"  {'' if number else name:<{_NAME}}{line}"
+
+
+def visible(text: str) -> str:
+    """Return ``text`` in quotes as JSON writes it, with letters of all scripts as they are."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _parts(shown: ShownPair) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of the pair; a prompt of several messages is one part a message."""
+    messages = []
+    if shown.prompt_format == "messages" and shown.pair.prompt:
+        messages = json.loads(shown.pair.prompt)
+    yield "prompt", f"{len(messages)} messages" if messages else shown.pair.prompt
+    yield from ((f" {message['role']}", message["content"]) for message in messages)
+    yield "chosen", shown.pair.chosen
+    yield "rejected", shown.pair.rejected
+
+
+def _fact(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
