@@ -46,7 +46,7 @@ from decdpo.evaluation import HeldOut
 from decdpo.losses.base import PairLoss, RunningLoss
 from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.names import LOSSES
-from decdpo.metrics import Metrics, keep_until
+from decdpo.metrics import RECORDS, Metrics
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import (
     SGD,
@@ -65,6 +65,7 @@ from decdpo.policies.stats import Stats
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
 from decdpo.progress import Progress
+from decdpo.records import keep_until
 from decdpo.run import Agent, Run, Schedule, Store
 from decdpo.topology.names import TIME_VARYING
 from decdpo.topology.participation import Participation
@@ -365,7 +366,7 @@ def make_run(
         exchange = AgeLog(exchange, out / AGES)
     log = config.log
     monitor = Metrics(
-        out / "metrics.jsonl",
+        out / RECORDS,
         HeldOut(agents, config.run.seed, log.heldout_pairs, log.gradient_pairs),
         every=log.every,
         rho=getattr(schedule, "rho", None),

@@ -23,6 +23,8 @@ from decdpo.data.storage import replacing
 from decdpo.errors import DecdpoError
 from decdpo.folder import naming, record_start, versions
 from decdpo.launch import Job
+from decdpo.metrics import RECORDS, Metrics
+from decdpo.records import Mark, keep_until
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
 from decdpo.resuming import why_rounds_matter
@@ -168,12 +170,16 @@ def identity(config: Config) -> dict[str, str]:
 
 
 class Checkpoints:
-    """When the loop saves: every so many rounds, and at the end."""
+    """When the loop saves: every so many rounds, and at the end.
+
+    extra : returns what is saved beside the states.
+    """
 
     def __init__(self, store: CheckpointStore, every: int, last: int) -> None:
         self.store = store
         self.every = every
         self.last = last
+        self.extra: Callable[[], dict[str, Any]] = dict
 
     def due(self, done: int) -> bool:
         """Say whether the state after ``done`` rounds is saved."""
@@ -181,7 +187,7 @@ class Checkpoints:
 
     def save(self, done: int, agents: list[Agent]) -> None:
         """Save the state after ``done`` rounds; the writing goes on in the background."""
-        self.store.save(done, {agent.id: agent.state for agent in agents})
+        self.store.save(done, {agent.id: agent.state for agent in agents}, self.extra())
 
     def poll(self) -> None:
         """Raise if an earlier save has failed in the background."""
@@ -197,7 +203,7 @@ def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
     config, world, out = experiment.config, experiment.world, experiment.out
     if next_round == 0 or experiment.store.changed:
         # From here on there is always a checkpoint to resume from, of this very configuration.
-        experiment.store.save(next_round, experiment.states())
+        experiment.store.save(next_round, experiment.states(), experiment.store.extra)
         experiment.store.flush()
     if world.is_root:
         with replacing(out / "config.toml", mode=0o644) as path:
@@ -224,6 +230,8 @@ def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
         next_round,
     )
     run.trace = experiment.trace
+    assert isinstance(run.monitor, Metrics)
+    store.extra = run.monitor.mark
     with watch_for_stop(world, out):
         try:
             ending = train(run)
@@ -233,6 +241,25 @@ def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
         with naming("cannot write the page of the run", out):
             write_page(out, config, world.num_agents, job.say)
     return ending
+
+
+def restore_records(job: Job, experiment: Experiment, done: int) -> None:
+    """Cut the records of a run to those of the checkpoint loaded, after ``done`` rounds.
+
+    Raises ``DataError`` on every process if they are not those that the checkpoint was saved with.
+    Collective.
+    """
+    path = experiment.out / RECORDS
+    mark = Mark.from_json(experiment.store.extra.get(RECORDS))
+
+    def restore() -> None:
+        if not job.is_root:
+            return
+        if mark is not None and mark.round and not path.exists():
+            job.say(f"{path} is missing: the records begin anew after round {done}")
+        keep_until(path, done, mark)
+
+    job.together(restore)
 
 
 class watch_for_stop:

@@ -4,20 +4,21 @@ Everything outside ``system`` is a function of the configuration alone: the same
 placement of the agents and across a kill and resume. ``system`` holds times and traffic.
 """
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from decdpo.errors import DataError
 from decdpo.evaluation import HeldOut, average_model, gradient_norm, pool, squared_gaps
 from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
+from decdpo.records import Writer, keep_until
 from decdpo.run import Run
+
+RECORDS = "metrics.jsonl"
+"""The file in the run folder, and the key of its mark in a checkpoint."""
 
 
 class Metrics:
@@ -42,14 +43,14 @@ class Metrics:
         self.heldout = heldout
         self.progress = progress
         self.last: dict[str, Any] = {}
-        self._file: TextIO | None = None
+        self._file: Writer | None = None
         self._seen = np.zeros(0)
         self._waits: dict[int, float] = {}
         self._computed = 0.0
         self._clock = perf_counter()
         if is_root:
             keep_until(path, start_round)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = Writer(path)
 
     def observe(self, round: int, run: Run, seconds: float) -> None:
         """Record ``round`` if it is due, and show progress. Collective when due.
@@ -61,14 +62,17 @@ class Metrics:
         if done % self.every == 0 or done == run.num_rounds:
             self.last = self._record(round, run)
             if self._file is not None:
-                self._file.write(json.dumps(self.last) + "\n")
-                self._file.flush()
+                self._file.write(self.last)
         self.progress.show(done, self.last)
 
     def sync(self) -> None:
         """Force the records to disk: called before a checkpoint that will rely on them."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            self._file.sync()
+
+    def mark(self) -> dict[str, Any]:
+        """Return how far the records go, for the checkpoint that will rely on them."""
+        return {} if self._file is None else {RECORDS: self._file.mark.to_json()}
 
     def close(self) -> None:
         """Close the file and end the progress line."""
@@ -160,31 +164,3 @@ def _longest(waits: Mapping[int, float]) -> tuple[int, float] | None:
     """Return the agent waited for longest and the seconds, None if it was no microsecond."""
     agent, seconds = max(waits.items(), key=lambda pair: pair[1], default=(0, 0.0))
     return (agent, seconds) if seconds >= 1e-6 else None
-
-
-def keep_until(path: Path, last_round: int) -> None:
-    """Drop the records after ``last_round`` and any torn last line, by an atomic rewrite.
-
-    Raises ``DataError`` if an earlier line is not a record.
-    """
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            round = json.loads(line)["round"]
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                break
-            raise DataError(
-                f"{path}, line {number} is not a metrics record", "remove that line"
-            ) from None
-        if round <= last_round and line.endswith("\n"):
-            kept.append(line)
-    spare = path.with_name(path.name + ".writing")
-    with spare.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(spare, path)

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from decdpo.commands.resume import read_config
 from decdpo.errors import ConfigError, DataError
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 KEYS = {"heldout/accuracy_by_agent", "system"}
 """What every record of a run has beside its round."""
+
+SPENT = {"bytes", "elapsed_seconds"}
+"""What its ``system`` has at least."""
+
+REWARDS = {"rewards/rejected", "drift/chosen", "imbalance/log_ratio", "saturated"}
+"""What it has beside ``rewards/chosen``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +66,10 @@ def read_run(folder: Path) -> "RunFacts":
     if not records:
         raise DataError(f"{path} has no record yet", "wait for the first recorded round")
     for record in records:
-        if not KEYS <= record.keys():
+        missing = _missing(record)
+        if missing:
             raise DataError(
-                f"{path}: the record of round {record['round']} has no "
-                f"{min(KEYS - record.keys())}",
+                f"{path}: the record of round {record['round']} has no {missing[0]}",
                 "restore the file: this is not what a run writes",
             )
     graph = f" on {config.topology.graph}" if config.topology is not None else ""
@@ -71,3 +77,13 @@ def read_run(folder: Path) -> "RunFacts":
     what = f"{config.algorithm.kind}{graph}, E={steps}, lr {config.optim.lr:g}, {config.loss.kind}"
     agents = len(records[-1]["heldout/accuracy_by_agent"])
     return RunFacts(folder, what, agents, records)
+
+
+def _missing(record: dict[str, Any]) -> list[str]:
+    """Return what the table wants of a record and does not find."""
+    rewards = REWARDS if record.get("rewards/chosen") is not None else set()
+    found = {key for key, value in record.items() if value is not None}
+    missing = sorted((KEYS | rewards) - found)
+    if not missing and not isinstance(record["heldout/accuracy_by_agent"], list):
+        missing = ["list heldout/accuracy_by_agent"]
+    return missing or sorted(SPENT - record["system"].keys())

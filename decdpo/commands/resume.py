@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resume, and return 0, or 85 if stopped early."""
     from decdpo import __version__
-    from decdpo.experiment import execute, prepare
+    from decdpo.experiment import execute, prepare, restore_records
     from decdpo.folder import locked
     from decdpo.launch import Job, launch
     from decdpo.resuming import change, step_sizes
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             store, states = experiment.store, experiment.states()
             done = store.load(states, allow=args.allow, required=True) or 0
             job.together(lambda: require_left(args.folder, config, done))
+            restore_records(job, experiment, done)
             before = job.together(lambda: read_config(args.folder, []))
             sizes = step_sizes(before, config, done)
             news = f"; the step size goes {change(sizes)}" if sizes else ""

@@ -1,10 +1,11 @@
 """The picture of one run: its metrics against the rounds."""
 
-import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from decdpo.errors import DataError
+from decdpo.records import read_records
 from decdpo.report.canvas import blank, picture
 
 PANELS = (
@@ -19,32 +20,52 @@ PANELS = (
 )
 """Title, y-axis label, and the (metrics key, legend) of each line of the four panels."""
 
+NUMBERS = (
+    "loss",
+    "lr",
+    "gradient_norm",
+    "consensus_distance",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "saturated",
+    "drift/chosen",
+    "imbalance/log_ratio",
+    "heldout/loss",
+    "heldout/accuracy",
+    "heldout/average/loss",
+    "heldout/average/accuracy",
+)
+"""Keys of a record that the reports compute with."""
+
+SPENT = ("bytes", "messages", "elapsed_seconds", "compute_seconds", "wait_seconds")
+"""Keys of a record's ``system`` that they compute with."""
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the records of a ``metrics.jsonl`` in order; a torn last line is left out.
 
-    Raises ``DataError`` if the file cannot be read, or another line is not a record.
+    Raises ``DataError`` if the file cannot be read, was changed, or holds what is no record of a
+    run: what is no number where the reports want one.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as fault:
-        raise DataError(
-            f"{path} cannot be read: {fault.strerror}", "give the folder of a run"
-        ) from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            if number == len(lines):
-                break
-            record = None
-        if not isinstance(record, dict) or type(record.get("round")) is not int:
+    records = read_records(path)
+    for record in records:
+        system = record.get("system", {})
+        wrong = "system" if not isinstance(system, dict) else _no_number(record, NUMBERS)
+        wrong = wrong or _no_number(system, SPENT)
+        if wrong:
             raise DataError(
-                f"{path}, line {number} is not a record", "restore the file, or delete the line"
+                f"{path}: the record of round {record['round']} has no number {wrong}",
+                "restore the file: this is not what a run writes",
             )
-        records.append(record)
     return records
+
+
+def _no_number(values: Mapping[str, Any], keys: Collection[str]) -> str:
+    """Return a key whose value is there, and is no number; empty if there is none."""
+    found = (key for key in keys if values.get(key) is not None)
+    return next((key for key in found if type(values[key]) not in (int, float)), "")
 
 
 @picture

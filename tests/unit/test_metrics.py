@@ -11,10 +11,11 @@ import torch
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.world import Counters
 from decdpo.errors import DataError
-from decdpo.metrics import Metrics, keep_until
+from decdpo.metrics import Metrics
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
+from decdpo.records import keep_until
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
 from decdpo.run import Agent, Run

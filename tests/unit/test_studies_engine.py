@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from decdpo.config import parse_override
 from decdpo.data.index import ShardIndex
 from decdpo.data.synthetic import Choices, synthesize
 from decdpo.errors import ConfigError
+from decdpo.report.curves import read_metrics
 from decdpo.studies import engine
 from decdpo.studies.catalogue import builtin
 from decdpo.studies.cells import Cell, Memory, Training, make_config
@@ -262,9 +264,12 @@ def test_mpirun_gives_the_numbers_of_one_process_and_resumes(tmp_path, shards):
         table = engine.collect(study, cells, out).table
         tables.append([{k: r[k] for k in ("round", "gap", "loss")} for r in table.rows])
     assert tables[0] == tables[1] and len(tables[0]) == 3
-    path = engine.folder_of(out, cells[0]) / "metrics.jsonl"
-    path.write_text("")
+    # As if killed before its last checkpoint, and before its last records were on the disk.
+    folder = engine.folder_of(out, cells[0])
+    shutil.rmtree(max((folder / "checkpoints").iterdir()))
+    (folder / "metrics.jsonl").write_text("")
     assert engine.run_cells(cells, out, silent, ranks=2) == [], "it is resumed, not begun again"
+    assert [r["round"] for r in read_metrics(folder / "metrics.jsonl")] == [2, 4]
 
 
 @pytest.mark.parametrize(
