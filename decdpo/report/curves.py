@@ -6,17 +6,36 @@ from typing import Any
 
 from decdpo.errors import DataError
 from decdpo.records import read_records
-from decdpo.report.canvas import blank, picture
+from decdpo.report.canvas import picture, plain
+from decdpo.report.study_figures import Figure, Line, Panel, draw
+
+_AVERAGE, _OWN = "average model", "own models"
+_HELDOUT = ", held-out pairs"
 
 PANELS = (
-    ("loss", "loss", (("loss", "training"), ("heldout/average/loss", "held-out, average model"))),
+    (
+        "loss",
+        "loss",
+        (
+            ("loss", f"{_OWN}, training batches"),
+            ("heldout/loss", _OWN + _HELDOUT),
+            ("heldout/average/loss", _AVERAGE + _HELDOUT),
+        ),
+    ),
     (
         "held-out accuracy",
         "accuracy",
-        (("heldout/accuracy", "own models"), ("heldout/average/accuracy", "average model")),
+        (
+            ("heldout/accuracy", _OWN + _HELDOUT),
+            ("heldout/average/accuracy", _AVERAGE + _HELDOUT),
+        ),
     ),
-    ("gradient norm of the average model", "norm", (("gradient_norm", "gradient norm"),)),
-    ("consensus distance", "mean squared distance", (("consensus_distance", "distance"),)),
+    (
+        "gradient norm of the average model",
+        "norm",
+        (("gradient_norm", f"{_AVERAGE}, training pairs"),),
+    ),
+    ("consensus distance", "mean squared distance", (("consensus_distance", _OWN),)),
 )
 """Title, y-axis label, and the (metrics key, legend) of each line of the four panels."""
 
@@ -70,23 +89,19 @@ def _no_number(values: Mapping[str, Any], keys: Collection[str]) -> str:
 
 @picture
 def plot_run(records: list[dict[str, Any]], out: Path, title: str) -> None:
-    """Draw the four panels of a run into the image ``out``.
+    """Draw the four panels of a run into the PNG image ``out``; those without a record are empty.
 
-    Raises ``EnvironmentFault`` if matplotlib is not installed or fails.
+    Raises ``EnvironmentFault`` if matplotlib is not installed, or without room to write.
     """
-    figure = blank((10, 7))
-    figure.suptitle(title)
-    for axes, (name, label, lines) in zip(figure.subplots(2, 2).flat, PANELS):
+    panels = []
+    for name, label, lines in PANELS:
+        found = []
         for key, legend in lines:
-            points = [(r["round"], r[key]) for r in records if r.get(key) is not None]
+            points = [(r["round"], [float(r[key])]) for r in records if r.get(key) is not None]
             if points:
-                axes.plot(*zip(*points), label=legend, marker="." if len(points) < 30 else "")
-        values = [r[key] for r in records for key, _ in lines if r.get(key) is not None]
-        if "norm" in label or "distance" in label:
-            if values and min(values) > 0:
-                axes.set_yscale("log")
-        axes.set(title=name, xlabel="round", ylabel=label)
-        axes.grid(alpha=0.3)
-        if len(lines) > 1:
-            axes.legend()
-    figure.savefig(out, dpi=110)
+                found.append(Line.of(legend, points))
+        values = [value for line in found for value in line.mean]
+        positive = bool(values) and min(values) > 0
+        log_y = positive and ("norm" in label or "distance" in label)
+        panels.append(Panel(name, "round", label, tuple(found), log_y=log_y))
+    draw(Figure(out.stem, tuple(panels), columns=2, title=plain(title)), out.parent, ("png",))

@@ -1,4 +1,4 @@
-"""Pictures of studies: means over seeds with their range, as PNG and SVG."""
+"""Figures of one or more panels: means over a sample with their range, as PNG and SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from decdpo.data.storage import replacing
-from decdpo.report.canvas import blank, picture
+from decdpo.report.canvas import blank, drawing, picture, save
+from decdpo.report.looks import Look, looks, subject
 
-COLOURS = ("#3b6ea5", "#c2572b", "#4f8f4a", "#8a5aa8", "#a8862a", "#3f9c9c", "#b0486e", "#6b6b6b")
-MARKERS = "osD^vPX*"
+CROWD = 3
+"""More curves than this in one panel have bars at their markers in place of bands."""
+APART = 3.0
+"""Points by which the curves of a crowd are moved aside, so that their bars can be told apart."""
 
 
 @dataclass(frozen=True)
 class Line:
     """One curve: x and mean, low, high, each (K,).
 
-    style : "line", "points" or "dashed". colour : number of its colour; by default its place.
+    style : "line", "points" or "dashed". about : whose look it has; by default what its label says.
+    sample : how many values are behind a mean, at most.
     """
 
     label: str
@@ -27,7 +30,8 @@ class Line:
     low: tuple[float, ...]
     high: tuple[float, ...]
     style: str = "line"
-    colour: int | None = None
+    about: str = ""
+    sample: int = 1
 
     @classmethod
     def of(
@@ -35,9 +39,9 @@ class Line:
         label: str,
         points: Sequence[tuple[float, Sequence[float]]],
         style: str = "line",
-        colour: int | None = None,
+        about: str = "",
     ) -> "Line":
-        """Make a curve from (x, values over the seeds), its band from least to largest."""
+        """Make a curve from (x, values of the sample), its range from least to largest."""
         return cls(
             label,
             tuple(x for x, _ in points),
@@ -45,8 +49,19 @@ class Line:
             tuple(min(v) for _, v in points),
             tuple(max(v) for _, v in points),
             style,
-            colour,
+            about,
+            max((len(v) for _, v in points), default=1),
         )
+
+    @property
+    def subject(self) -> str:
+        """The name that has its look."""
+        return self.about or subject(self.label)
+
+    @property
+    def ranges(self) -> bool:
+        """Whether it has a range to be shown."""
+        return self.low != self.high
 
 
 @dataclass(frozen=True)
@@ -73,69 +88,153 @@ class Heat:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels side by side; ``name`` is that of the files."""
+    """Panels side by side; ``name`` is that of the files. sample : what the means are over."""
 
     name: str
     panels: tuple[Panel | Heat, ...]
     columns: int = 3
+    title: str = ""
+    sample: str = "seeds"
+
+    @property
+    def lines(self) -> list[Line]:
+        """The lines of all panels."""
+        return [line for panel in self.panels if isinstance(panel, Panel) for line in panel.lines]
 
 
 @picture
-def draw(figure: Figure, folder: Path) -> list[str]:
-    """Write ``folder``/NAME.png and NAME.svg, and return the two names.
+def draw(figure: Figure, folder: Path, kinds: Sequence[str] = ("png", "svg")) -> list[str]:
+    """Write ``folder``/NAME.png and NAME.svg, and return the names.
 
     The same numbers give the same SVG. Raises ``EnvironmentFault`` without matplotlib or room to
     write.
     """
-    columns = min(figure.columns, len(figure.panels))
-    rows = -(-len(figure.panels) // columns)
-    canvas = blank((5.2 * columns, 4.0 * rows))
+    names = [f"{figure.name}.{kind}" for kind in kinds]
+    with drawing() as matplotlib:
+        canvas = paint(matplotlib, figure)
+        for name in names:
+            save(canvas, folder / name)
+    return names
+
+
+def paint(matplotlib: Any, figure: Figure) -> Any:
+    """Return the figure as one of matplotlib's."""
+    columns = max(min(figure.columns, len(figure.panels)), 1)
+    rows = max(-(-len(figure.panels) // columns), 1)
+    names = looks(line.subject for line in figure.lines)
+    width = 5.2 * columns
+    canvas = blank(matplotlib, width, 4.0 * rows + 0.6)
+    if figure.title:
+        canvas.suptitle(figure.title)
     axes = canvas.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[len(figure.panels) :]:
         ax.set_axis_off()
+    handles: dict[str, Any] = {}
     for ax, panel in zip(axes, figure.panels, strict=False):
         if isinstance(panel, Heat):
             _heat(canvas, ax, panel)
         else:
-            _panel(ax, panel)
-    names = []
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "decdpo", "svg.fonttype": "none"}):
-        for kind in ("png", "svg"):
-            names.append(f"{figure.name}.{kind}")
-            about = {"Date": None} if kind == "svg" else {}
-            with replacing(folder / names[-1], mode=0o644) as partial:
-                canvas.savefig(partial, format=kind, dpi=110, metadata=about)
-    return names
+            for label, handle in _panel(matplotlib, ax, panel, names).items():
+                handles.setdefault(label, handle)
+    _legend(canvas, handles, note(figure), width)
+    return canvas
 
 
-def _panel(ax: Any, panel: Panel) -> None:
+def note(figure: Figure) -> str:
+    """Return what the bands and bars of a figure are, "" where it has none."""
+    found = []
+    for panel in figure.panels:
+        if isinstance(panel, Panel):
+            crowd = _crowded(panel)
+            for line in (line for line in panel.lines if line.ranges):
+                bars = line.style == "points" or (crowd and line.style == "line")
+                found.append("bars" if bars else "bands")
+    if not found:
+        return ""
+    size = max(line.sample for line in figure.lines)
+    text = f"means over {size} {figure.sample}; {' and '.join(sorted(set(found)))} reach from the "
+    text += "least to the largest of them"
+    if any(isinstance(p, Panel) and _crowded(p) for p in figure.panels):
+        text += "; curves are moved aside a little where there are many"
+    return text
+
+
+def _crowded(panel: Panel) -> bool:
+    return sum(line.ranges for line in panel.lines if line.style == "line") > CROWD
+
+
+def _panel(matplotlib: Any, ax: Any, panel: Panel, names: dict[str, Look]) -> dict[str, Any]:
+    """Draw the lines of a panel; return what stands for each label in a legend."""
+    handles = {}
+    crowd = _crowded(panel)
     for k, line in enumerate(panel.lines):
-        colour = COLOURS[(k if line.colour is None else line.colour) % len(COLOURS)]
-        # The ninth line has the first one's colour and the second one's marker.
-        mark = MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]
+        look = names[line.subject]
         if line.style == "points":
-            error = np.abs(np.array([line.low, line.high]) - np.array(line.mean))
-            ax.errorbar(line.x, line.mean, error, fmt=mark, color=colour, ms=5, label=line.label,
-                        capsize=2, lw=1)  # fmt: skip
+            handles[line.label] = _points(ax, line, look)
             continue
-        dashes = "--" if line.style == "dashed" else "-"
-        sparse = max(1, len(line.x) // 8)
-        ax.plot(line.x, line.mean, dashes, color=colour, label=line.label, lw=1.8,
-                marker=mark if line.style == "line" else "", markevery=(k % sparse, sparse), ms=5)
-        ax.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
+        # Of curves that lie on one another the later ones are thinner, so that all are seen.
+        wide = 3.2 - 2.0 * k / max(len(panel.lines) - 1, 1) if len(panel.lines) > 1 else 1.8
+        moved = ax.transData
+        if crowd and line.style == "line":
+            points = APART * (k - (len(panel.lines) - 1) / 2) / 72
+            shift = matplotlib.transforms.ScaledTranslation(points, 0, ax.figure.dpi_scale_trans)
+            moved = moved + shift
+        handles[line.label] = _curve(ax, line, look, k, wide, crowd, moved)
+    _scales(ax, panel)
+    ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+    ax.grid(alpha=0.3, which="major")
+    return handles
+
+
+def _points(ax: Any, line: Line, look: Look) -> Any:
+    """Draw single points, hollow, so that those on one another are seen; bars where they vary."""
+    error = np.abs(np.array([line.low, line.high]) - np.array(line.mean)) if line.ranges else None
+    return ax.errorbar(line.x, line.mean, error, fmt=look.marker, color=look.colour, mfc="none",
+                       ms=6, capsize=2, lw=1)  # fmt: skip
+
+
+def _curve(
+    ax: Any, line: Line, look: Look, k: int, width: float, crowd: bool, moved: Any
+) -> Any:
+    sparse = max(1, len(line.x) // 8)
+    every = slice(k % sparse, None, sparse)
+    dashes = "--" if line.style == "dashed" else "-"
+    (handle,) = ax.plot(
+        line.x, line.mean, dashes, color=look.colour, lw=width, markevery=every, ms=6,
+        marker=look.marker if line.style == "line" else "", mec="white", mew=0.6, transform=moved,
+    )  # fmt: skip
+    if not line.ranges:
+        return handle
+    if crowd and line.style == "line":
+        mean, low, high = (np.array(v)[every] for v in (line.mean, line.low, line.high))
+        ax.errorbar(np.array(line.x)[every], mean, np.abs([low - mean, high - mean]), fmt="none",
+                    ecolor=look.colour, lw=1, capsize=2, transform=moved)  # fmt: skip
+    else:
+        ax.fill_between(line.x, line.low, line.high, color=look.colour, alpha=0.18, lw=0)
+    return handle
+
+
+def _legend(canvas: Any, handles: dict[str, Any], about: str, width: float) -> None:
+    """Name the series, and say what their ranges are, below all panels."""
+    if not handles:
+        return
+    longest = max(len(label) for label in handles)
+    columns = max(min(int(13 * width / (longest + 7)), len(handles)), 1)
+    # An entry that begins with "_" would be left out.
+    labels = [f" {label}" if label.startswith("_") else label for label in handles]
+    canvas.legend(
+        list(handles.values()), labels, loc="outside lower center", ncols=columns, fontsize=8,
+        title=about or None, title_fontsize=8, frameon=False, markerscale=1.0,
+    )  # fmt: skip
+
+
+def _scales(ax: Any, panel: Panel) -> None:
     if panel.log_x:
         ax.set_xscale("log")
         _log_ticks(ax.xaxis, *ax.get_xlim())
     if panel.log_y and any(value > 0 for line in panel.lines for value in line.mean):
         ax.set_yscale("log", nonpositive="mask")
         _log_ticks(ax.yaxis, *ax.get_ylim())
-    ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
-    ax.grid(alpha=0.3, which="major")
-    if panel.lines:
-        many = len(panel.lines) > 7
-        ax.legend(fontsize=7 if many else 8, framealpha=0.6, ncols=2 if many else 1)
 
 
 def _log_ticks(axis: Any, low: float, high: float) -> None:

@@ -1,6 +1,5 @@
 """Pictures of communication graphs."""
 
-import os
 from collections.abc import Sequence
 from math import ceil, cos, pi, sin, sqrt
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from decdpo.errors import EnvironmentFault, TopologyError
-from decdpo.report.canvas import blank, picture
+from decdpo.errors import TopologyError
+from decdpo.report.canvas import blank, drawing, picture, save
+from decdpo.report.looks import COLOURS
 from decdpo.topology.analysis import Summary
 from decdpo.topology.graphs import torus_shape
 from decdpo.topology.schedule import Topology
@@ -24,7 +24,6 @@ RANDOM_ROUNDS = 3
 """Rounds shown of a schedule that is random and never repeats."""
 
 SUFFIXES = (".png", ".svg", ".pdf")
-_COLOURS = ("#3b6ea5", "#c2572b", "#4f8f4a", "#8a5aa8", "#a8862a", "#3f9c9c", "#b0486e", "#6b6b6b")
 
 
 @picture
@@ -47,13 +46,14 @@ def plot(cases: Sequence[tuple[Topology, Summary]], path: str | Path) -> None:
             )
     columns = ceil(sqrt(len(cases)))
     rows = ceil(len(cases) / columns)
-    figure = blank((4.6 * columns, 5.0 * rows))
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    for ax, (schedule, summary) in zip(axes, cases, strict=False):
-        _panel(ax, schedule, summary)
-    _save(figure, path)
+    with drawing() as matplotlib:
+        figure = blank(matplotlib, 4.6 * columns, 5.0 * rows)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for ax in axes:
+            ax.set_axis_off()
+        for ax, (schedule, summary) in zip(axes, cases, strict=False):
+            _panel(ax, schedule, summary)
+        save(figure, path, dpi=150)
 
 
 def _panel(ax: "Axes", schedule: Topology, summary: Summary) -> None:
@@ -61,7 +61,7 @@ def _panel(ax: "Axes", schedule: Topology, summary: Summary) -> None:
     at = positions(summary.graph, n)
     shown = RANDOM_ROUNDS if summary.graph == "random_matching" else schedule.period
     for t in range(shown):
-        _links(ax, schedule, t, at, _COLOURS[t % len(_COLOURS)], shown > 1)
+        _links(ax, schedule, t, at, COLOURS[t % len(COLOURS)], shown > 1)
     dot = 320.0 if n <= 24 else 9000 / n if n <= 64 else 4000 / n
     ax.scatter(at[:, 0], at[:, 1], s=dot, color="white", edgecolors="#222222", zorder=3)
     if n <= 64:
@@ -138,16 +138,3 @@ def _circle(n: int, start: float = 0.0, turn: float = 2 * pi) -> np.ndarray:
     steps = n if turn == 2 * pi else n - 1
     angles = [start - turn * k / max(steps, 1) for k in range(n)]
     return np.array([(cos(a), sin(a)) for a in angles]).reshape(-1, 2)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Write the picture under a temporary name beside ``path``, then move it there."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        figure.savefig(partial, dpi=150)
-        os.replace(partial, path)
-    except OSError as fault:
-        partial.unlink(missing_ok=True)
-        raise EnvironmentFault(
-            f"{path} cannot be written: {fault.strerror}", "name a folder that exists"
-        ) from fault

@@ -6,9 +6,7 @@ step size that makes its bound smallest, for as many rounds as the budget pays f
 of the mean of ||grad L(x_bar)||^2 over the rounds, ``mean_gradient_sq``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from math import inf
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,22 +14,22 @@ import numpy as np
 from decdpo.build import local_steps
 from decdpo.errors import ConfigError
 from decdpo.report.study_figures import Figure, Line, Panel
-from decdpo.studies.cells import Cell, Memory, Training
-from decdpo.studies.claims import (
-    OURS,
-    Claim,
-    Verdict,
-    all_of,
-    compare,
-    in_order,
-    mean_of,
-    mean_text,
-    rank_correlation,
+from decdpo.studies.advice import (
+    BUDGETS,
+    CANDIDATE,
+    CHOICE,
+    DEFAULT,
+    LONGER,
+    STEPS,
+    advice_claims,
+    ranked,
 )
+from decdpo.studies.cells import Cell, Memory, Training
+from decdpo.studies.claims import Claim
 from decdpo.studies.engine import folder_of
 from decdpo.studies.rates import MeasuredConstants, problem_of
 from decdpo.studies.study import Options, Study, pairs_of, training, usual_lr, usual_settings
-from decdpo.studies.table import Missing, Row, Table
+from decdpo.studies.table import Row, Table
 from decdpo.theory.advisor import Budget, Choice, Cost, advise, per_round, suitable
 from decdpo.theory.bounds import Problem, decentralized
 from decdpo.theory.series import mean_over_rounds
@@ -39,15 +37,6 @@ from decdpo.topology.schedule import make_schedule
 
 GRAPHS = ("ring", "exponential", "one_peer_exponential", "complete")
 LOCAL_STEPS = (1, 4, 16)
-BUDGETS: dict[str, str] = {
-    "rounds": "as many rounds",
-    "messages": "as many messages of all agents together",
-    "time": "as much time (a message on an agent's link taking as long as a gradient)",
-}
-DEFAULT, LONGER = "default", "default, gradients of the advised"
-CHOICE, CANDIDATE = "advised", "candidate"
-STEPS = {"advised, step / 4": 0.25, "advised, step * 4": 4.0}
-"""The advised setting at other steps, over the advised one."""
 
 
 class Advisor(Study):
@@ -134,80 +123,29 @@ class Advisor(Study):
 
     def claims(self) -> Sequence[Claim]:
         """Return whether the advice pays, whether its order is right, and how cautious it is."""
-        found = []
-        for budget, what in BUDGETS.items():
-            found += [
-                Claim(OURS, f"for {what}, the advised setting {better}", partial(check, budget))
-                for better, check in BETTER.items()
-            ]
-        found += [
-            Claim(
-                OURS,
-                "for as many gradients, the advised setting with E = 1 ends with a smaller one",
-                partial(_only, ", E=1", ""),
-            ),
-            Claim(
-                OURS,
-                "the setting advised for as many rounds ends with a smaller gradient than the "
-                "default that goes on for as many gradients",
-                _equal_gradients,
-            ),
-            Claim(
-                OURS,
-                "on the ring with E = 1, the advised step ends with a smaller gradient than the "
-                "default's",
-                partial(
-                    _only,
-                    "DecDPO ring, E=1",
-                    "For the graph the bound pays kappa^2 / (1 - rho)^2, the worst case in which "
-                    "the users' differences lie along its slowest mode, and so allows small steps.",
-                ),
-            ),
-        ]
-        for budget, what in BUDGETS.items():
-            found += [
-                Claim(
-                    OURS,
-                    f"for {what}, the candidates rank as predicted (rank correlation above 0.8)",
-                    partial(_ranks, budget),
-                ),
-                Claim(
-                    OURS,
-                    f"for {what}, what is predicted is above what is measured, by a factor of 10 "
-                    "at most",
-                    partial(_conservative, budget),
-                ),
-                Claim(
-                    OURS,
-                    f"for {what}, the advised step beats a quarter and four times of it",
-                    partial(_step, budget),
-                ),
-            ]
-        return found
+        return advice_claims()
 
     def figures(self, table: Table) -> Sequence[Figure]:
-        """Return the final gap of every candidate against the predicted one, for each budget."""
+        """Return the mean squared gradient of every candidate against its bound, by budget."""
         final = table.final()
         methods = ("FedDPO", *(f"DecDPO {graph}" for graph in GRAPHS))
         panels = []
         for budget, what in BUDGETS.items():
-            rows = _ranked(final, budget)
+            rows = ranked(final, budget)
             groups = [(m, [r for r in rows if r["setting"].startswith(f"{m}, ")]) for m in methods]
             groups.append((DEFAULT, final.where(setting=DEFAULT).rows))
             advised = [{**r, "setting": CHOICE} for r in rows if r[f"role_{budget}"] == CHOICE]
             groups.append((CHOICE, advised))
             lines = [
-                Line.of(name, _points(chosen), "points", colour)
-                for colour, (name, chosen) in enumerate(groups)
-                if chosen
+                Line.of(name, _points(chosen), "points") for name, chosen in groups if chosen
             ]
             ends = [x for line in lines for x in line.x]
             if ends:
                 edge = tuple(sorted({min(ends), max(ends)}))
-                lines.append(Line("as predicted", edge, edge, edge, edge, "dashed", 7))
+                lines.append(Line("bound = measured", edge, edge, edge, edge, "dashed"))
             short = what.split(" (")[0]
-            label = r"measured $\|\nabla L(\bar{x})\|^2$ in the end"
-            panels.append(Panel(short, "predicted mean", label, tuple(lines), True, True))
+            label = r"measured mean of $\|\nabla L(\bar{x})\|^2$"
+            panels.append(Panel(short, "bound on the mean", label, tuple(lines), True, True))
         return (Figure(self.name, tuple(panels)),)
 
 
@@ -282,128 +220,5 @@ def _points(rows: Sequence[Row]) -> list[tuple[float, list[float]]]:
     for name in dict.fromkeys(row["setting"] for row in rows):
         chosen = [row for row in rows if row["setting"] == name]
         x = float(np.exp(np.mean([np.log(row["predicted"]) for row in chosen])))
-        found.append((x, [row["gradient_sq"] for row in chosen]))
+        found.append((x, [row["mean_gradient_sq"] for row in chosen]))
     return sorted(found)
-
-
-def _ranked(final: Table, budget: str) -> list[Row]:
-    """Return the final rows of the candidates, the choice among them."""
-    return [row for row in final.rows if row.get(f"role_{budget}") in (CHOICE, CANDIDATE)]
-
-
-def _sides(
-    table: Table, key: str, budget: str, second: str = DEFAULT
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Return ``key`` of the choice and of another role, by seed."""
-    final, role = table.final(), f"role_{budget}"
-    return final.where({role: CHOICE}).by_seed(key), final.where({role: second}).by_seed(key)
-
-
-def _chosen(table: Table, budget: str) -> str:
-    """Return what was chosen, and in how many seeds."""
-    rows = table.final().where({f"role_{budget}": CHOICE}).rows
-    names = [f"{row['setting']}, {row['rounds']} rounds" for row in rows]
-    return "; ".join(f"{name} in {names.count(name)} seeds" for name in dict.fromkeys(names))
-
-
-def _smaller(key: str, what: str, budget: str, table: Table) -> Verdict:
-    """Judge whether ``key`` of the choice is smaller than the default's."""
-    advised, default = _sides(table, key, budget)
-    if key == "heldout/average/accuracy":
-        advised, default = ({s: 1 - v for s, v in side.items()} for side in (advised, default))
-    found = in_order(what, [(CHOICE, advised), (DEFAULT, default)])
-    return Verdict(found.held, f"{found.numbers}. Advised: {_chosen(table, budget)}", found.why)
-
-
-BETTER: dict[str, Callable[[str, Table], Verdict]] = {
-    "ends with a smaller gradient": partial(_smaller, "gradient_sq", "||grad L(x_bar)||^2"),
-    "ends with a smaller training loss": partial(_smaller, "loss_tail", "loss"),
-    "errs less on held-out pairs": partial(
-        _smaller, "heldout/average/accuracy", "held-out error of the average model"
-    ),
-}
-
-
-def _only(setting: str, why: str, table: Table) -> Verdict:
-    """Compare the best-ranked candidate whose name ends with ``setting`` and the default."""
-    rows = [row for row in _ranked(table.final(), "rounds") if row["setting"].endswith(setting)]
-    best: dict[int, Row] = {}
-    for row in sorted(rows, key=lambda row: float(row["predicted"])):
-        best.setdefault(row["seed"], row)
-    chosen, default = Table(best.values()), table.final().where(setting=DEFAULT)
-    found = in_order(
-        "||grad L(x_bar)||^2",
-        [("advised", chosen.by_seed("gradient_sq")), (DEFAULT, default.by_seed("gradient_sq"))],
-        why,
-    )
-    names = ", ".join(chosen.values("setting"))
-    steps = [mean_text(side.by_seed("lr")) for side in (chosen, default)]
-    numbers = f"{found.numbers}. Advised: {names}; steps {steps[0]} and {steps[1]}"
-    return Verdict(found.held, numbers, found.why)
-
-
-def _equal_gradients(table: Table) -> Verdict:
-    """Compare the choice for a budget of rounds and the default with as many gradients."""
-    advised, longer = _sides(table, "gradient_sq", "rounds", LONGER)
-    return in_order(
-        "||grad L(x_bar)||^2",
-        [(CHOICE, advised), (LONGER, longer)],
-        "The default then has many times the rounds, and with each an exchange.",
-    )
-
-
-def _ranks(budget: str, table: Table) -> Verdict:
-    """Correlate the ranks of predicted and measured gaps over the candidates, seed by seed."""
-    rows = _ranked(table.final(), budget)
-    found: dict[str, dict[int, float]] = {"mean_gradient_sq": {}, "gradient_sq": {}}
-    places, regrets, best = {}, {}, []
-    for seed in sorted({row["seed"] for row in rows}):
-        own = [row for row in rows if row["seed"] == seed]
-        choice = [row for row in own if row[f"role_{budget}"] == CHOICE]
-        if len(own) < 3 or not choice:
-            continue
-        for key, values in found.items():
-            values[seed] = rank_correlation(own, "predicted", key)
-        ours, measured = choice[0]["gradient_sq"], [row["gradient_sq"] for row in own]
-        places[seed] = sum(value < ours for value in measured) + 1
-        regrets[seed] = ours / min(measured)
-        best.append(own[int(np.argmin(measured))]["setting"])
-    if not places:
-        raise Missing("fewer than three candidates are finished")
-    held = mean_of(found["mean_gradient_sq"]).within(0.8, inf)
-    numbers = (
-        f"Spearman {mean_text(found['mean_gradient_sq'])} with the mean over the rounds, "
-        f"{mean_text(found['gradient_sq'])} with the last value; in the end the advised setting is "
-        f"number {mean_text(places)} of {len(rows) // len(places)}, {mean_text(regrets)} times the "
-        f"smallest, which is of {', '.join(dict.fromkeys(best))}"
-    )
-    return Verdict(held, numbers)
-
-
-def _conservative(budget: str, table: Table) -> Verdict:
-    """Say by how much the bounds are above the measured means, and above the last values."""
-    rows = _ranked(table.final(), budget)
-    advised, default = _sides(table, "ratio", budget)
-    ratios = [row["ratio"] for row in rows]
-    below = sum(ratio < 1 for ratio in ratios)
-    last = np.median([row["predicted"] / row["gradient_sq"] for row in rows])
-    numbers = (
-        f"predicted / measured mean: least {min(ratios):.3g}, median {np.median(ratios):.3g}, most "
-        f"{max(ratios):.3g}, below 1 in {below} of {len(ratios)} runs; of the advised setting "
-        f"{mean_text(advised)}, of the default {mean_text(default)}; predicted / last value: "
-        f"median {last:.3g}"
-    )
-    return Verdict(below == 0 and max(ratios) <= 10, numbers)
-
-
-def _step(budget: str, table: Table) -> Verdict:
-    """Compare the choice at its own step and at others."""
-    outcomes, numbers = [], []
-    for role in STEPS:
-        found = compare(*_sides(table, "gradient_sq", budget, role))
-        outcomes.append(found.less)
-        numbers.append(f"{CHOICE} / {role} = {found}")
-    held = all_of(outcomes)
-    why = "The bound's step is the best for the worst case, not for these users."
-    text = "||grad L(x_bar)||^2: " + "; ".join(numbers)
-    return Verdict(held, text, why if held is False else "")

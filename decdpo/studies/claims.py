@@ -1,10 +1,11 @@
 """What a source claims, and whether the numbers of a study bear it out.
 
 Cells that differ only in what a claim is about share their seeds, hence their data and batches; so
-they are compared seed by seed. A comparison is decided by the 95% confidence interval (Student) of
-the mean difference of logarithms over the seeds: where it includes zero, the claim is undecided.
-A claim that a number lies in a range is held if the number's whole interval does, not held if none
-of it does, else undecided.
+they are compared seed by seed, by the 95% confidence interval (Student) of the mean difference of
+logarithms over the seeds. A difference must have a size to count: "a is smaller than b" is held if
+the whole interval of a / b lies below 1 - ``MARGIN``, not held if it lies above that (where a is
+larger, equal, or smaller by less than that), else undecided. A claim that a number lies in a range
+is held if the number's whole interval does, not held if none of it does, else undecided.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,12 @@ import numpy as np
 from scipy import stats
 
 from decdpo.studies.table import Missing, Row, Table
+
+MARGIN = 0.05
+"""What two quantities must differ by to be called different, as a share of the larger one."""
+
+FALLEN = 0.5
+"""A squared gradient norm that is called fallen is below this share of its first value."""
 
 OURS = "our own"
 """The source of a claim that no paper makes."""
@@ -84,8 +91,8 @@ class Comparison:
 
     @property
     def less(self) -> bool | None:
-        """Whether a < b: True or False if the interval excludes 1, else None."""
-        return True if self.high < 1 else False if self.low > 1 else None
+        """Whether a is smaller than b by ``MARGIN`` or more, None if the seeds do not decide."""
+        return True if self.high < 1 - MARGIN else False if self.low > 1 - MARGIN else None
 
     def __str__(self) -> str:
         interval = f"[{self.low:.3g}, {self.high:.3g}]"
@@ -164,8 +171,8 @@ Named = tuple[str, Mapping[int, float]]
 def in_order(what: str, found: Sequence[Named], why: str = "") -> Verdict:
     """Judge whether the quantities grow from each to the next.
 
-    Held if every neighbouring pair is in order beyond doubt, not held if one is out of order beyond
-    doubt. ``why`` is said where it did not hold.
+    Held if each is smaller than the next by ``MARGIN`` beyond doubt, not held if one is beyond
+    doubt not. ``why`` is said where it did not hold, unless all are in order and merely too close.
     """
     pairs = list(zip(found, found[1:], strict=False))
     results = [compare(a, b) for (_, a), (_, b) in pairs]
@@ -175,6 +182,12 @@ def in_order(what: str, found: Sequence[Named], why: str = "") -> Verdict:
         for ((first, _), (second, _)), result in zip(pairs, results, strict=True)
     )
     held = all_of(result.less for result in results)
+    if not held and all(result.high < 1 for result in results):
+        why = (
+            f"They are in this order, but by less than {MARGIN:.0%}: too little to count."
+            if held is False
+            else f"They are in this order; whether by {MARGIN:.0%}, these seeds do not decide."
+        )
     return Verdict(held, f"{what}: {numbers}. Ratios: {ratios}", "" if held else why)
 
 
@@ -189,12 +202,12 @@ def increasing(
 def descends(
     table: Table, hue: Sequence[tuple[str, Mapping[str, Any]]], why: str = ""
 ) -> Verdict:
-    """Judge whether the final gap of every one of ``hue`` is below 1, its value at the start."""
+    """Judge whether the final gap of every one of ``hue`` is below ``FALLEN``; at first it is 1."""
     final, results, numbers = table.final(), [], []
     for name, labels in hue:
         gaps = final.where(labels).by_seed("gap")
         result = compare(gaps, dict.fromkeys(gaps, 1.0))
-        results.append(result.less)
+        results.append(within(result.low, result.high, 0.0, FALLEN))
         numbers.append(f"{name} {result.ratio:.3g} [{result.low:.3g}, {result.high:.3g}]")
     held = all_of(results)
     return Verdict(held, "final gap: " + "; ".join(numbers), "" if held else why)

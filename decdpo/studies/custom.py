@@ -25,6 +25,7 @@ from typing import Any
 from decdpo.config import parse_override
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
+from decdpo.report.canvas import plain
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
 from decdpo.studies.claims import Claim
@@ -143,12 +144,13 @@ class Custom(Study):
             chosen = source.where({plan.hue: name}) if plan.hue else source
             points = chosen.curve(plan.x, plan.y)
             if points:
-                label = f"{plan.hue} = {name}" if plan.hue else plan.y
-                lines.append(Line.of(label, points))
+                label = plain(f"{plan.hue} = {name}" if plan.hue else plan.y)
+                about = str(name) if plan.hue == "topology.graph" else ""
+                lines.append(Line.of(label, points, about=about))
         xs = [x for line in lines for x in line.x]
         wide = not over_rounds and bool(xs) and min(xs) > 0 and max(xs) >= 10 * min(xs)
         panel = Panel(
-            plan.title, plan.x, plan.y, tuple(lines), log_x=wide, log_y=plan.y in LOGARITHMIC
+            plain(plan.title), plan.x, plan.y, tuple(lines), log_x=wide, log_y=plan.y in LOGARITHMIC
         )
         return (Figure(self.name, (panel,)),)
 

@@ -104,7 +104,7 @@ class Methods(Study):
         """Return gradient norm, training loss and consensus distance over the rounds."""
         loss = Panel("training loss", "round", "loss", tuple(curves(table, HUE, "loss")))
         distance = distance_panel(table, HUE)
-        return (Figure(self.name, (gap_panel(table, HUE, "gradient norm"), loss, distance)),)
+        return (Figure(self.name, (gap_panel(table, HUE), loss, distance)),)
 
 
 def together(table: Table) -> Verdict:

@@ -61,7 +61,7 @@ class ParticipationStudy(Study):
         points = table.final().curve("S", "gap_tail")
         lines = [Line.of("mean of the last quarter", points)] if points else []
         last = Panel("gap against S", "participants S", "gap", tuple(lines), True, True)
-        return (Figure(self.name, (gap_panel(table, hue, "gradient norm"), loss, last)),)
+        return (Figure(self.name, (gap_panel(table, hue), loss, last)),)
 
 
 def more_is_better(table: Table) -> Verdict:

@@ -15,10 +15,24 @@ from typing import Any
 import numpy as np
 
 from decdpo.data.storage import replacing
+<<<<<<< HEAD
 from decdpo.evaluation import average_model
+=======
+from decdpo.metrics import average_model
+from decdpo.report.looks import subject
+>>>>>>> 7f2aa84 (Judge claims by the size of what they claim, and draw every series in a look of its own)
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Memory, Training
-from decdpo.studies.claims import OURS, Claim, Verdict, all_of, compare, mean_of, rank_correlation
+from decdpo.studies.claims import (
+    OURS,
+    Claim,
+    Verdict,
+    all_of,
+    compare,
+    mean_of,
+    rank_correlation,
+    within,
+)
 from decdpo.studies.study import Options, Study, pairs_of, training_cells, usual_lr
 from decdpo.studies.table import Missing, Row, Table
 from decdpo.theory.bounds import Bound, Problem, decentralized, federated
@@ -148,7 +162,11 @@ class Rates(Study):
                 "the DecDPO bound is above the measured mean where it is claimed",
                 lambda t: above(t, "Dec"),
             ),
-            Claim(OURS, "for every choice the bound is tight within a factor of 10", tight),
+            Claim(
+                OURS,
+                "for every choice the bound is above the measured mean, by a factor of 10 at most",
+                tight,
+            ),
             Claim(
                 OURS,
                 "the bounds rank the 18 choices as measured (rank correlation above 0.8)",
@@ -161,13 +179,13 @@ class Rates(Study):
         panels = []
         for lr in sorted(table.where(method="FedDPO E=1").values("lr")):
             lines = []
-            for colour, name in enumerate(("FedDPO E=1", "FedDPO E=6", "DecDPO ring")):
+            for name in ("FedDPO E=1", "FedDPO E=6", "DecDPO ring"):
                 rows = table.where(method=name, lr=lr)
                 for key, style in (("mean_gradient_sq", "line"), ("bound", "dashed")):
                     points = rows.curve("round", key)
                     if points:
                         legend = name if style == "line" else f"{name}, bound"
-                        lines.append(Line.of(legend, points, style, colour))
+                        lines.append(Line.of(legend, points, style, subject(name)))
             label = r"mean of $\|\nabla L(\bar{x})\|^2$ so far"
             panels.append(Panel(f"eta = {lr:g}", "rounds R", label, tuple(lines), log_y=True))
         return (Figure(self.name, tuple(panels)),)
@@ -198,12 +216,12 @@ def above(table: Table, kind: str) -> Verdict:
     """Check ratio >= 1 at every record of every run whose step is within the bound's limit."""
     ids = {r["cell"] for r in _runs(table, kind)}
     rows = [r for r in table.rows if r["cell"] in ids and r.get("ratio")]
-    within = [r for r in rows if r["lr"] <= r["limit"]]
+    inside = [r for r in rows if r["lr"] <= r["limit"]]
     outside = [r for r in rows if r["lr"] > r["limit"]]
-    if not within:
+    if not inside:
         raise Missing("no run has a step size within the limit of the bound")
-    least = min(r["ratio"] for r in within)
-    numbers = f"least bound / measured {least:.3g} over {len(within)} records"
+    least = min(r["ratio"] for r in inside)
+    numbers = f"least bound / measured {least:.3g} over {len(inside)} records"
     if outside:
         numbers += (
             f"; beyond the limit of the step {min(r['ratio'] for r in outside):.3g} "
@@ -221,10 +239,12 @@ def tight(table: Table) -> Verdict:
         for method in final.where(lr=lr).values("method"):
             runs = final.where(lr=lr, method=method)
             ratios = runs.by_seed("ratio")
-            small = compare(ratios, dict.fromkeys(ratios, 10.0)).less
-            outcomes.append(small)
+            found = compare(ratios, dict.fromkeys(ratios, 1.0))
+            # A bound below what it bounds is not tight but wrong.
+            close = within(found.low, found.high, 1.0, 10.0)
+            outcomes.append(close)
             texts.append(f"{method} {np.median(list(ratios.values())):.3g}")
-            if small is False:
+            if close is False and found.low > 10:
                 loose[max(LOOSE, key=lambda term: np.mean(list(runs.by_seed(term).values())))] += 1
         parts.append(f"eta {lr:g}: " + ", ".join(texts))
     why = [f"for {number} choices {LOOSE[term]}" for term, number in loose.items() if number]

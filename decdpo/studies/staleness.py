@@ -87,7 +87,7 @@ class Staleness(Study):
 
     def figures(self, table: Table) -> Sequence[Figure]:
         """Return gradient norm and consensus distance for each step size."""
-        norms = [gap_panel(table, hue(lr), f"gradient norm, eta = {lr:g}") for lr in RATES]
+        norms = [gap_panel(table, hue(lr), f"squared gradient norm, eta = {lr:g}") for lr in RATES]
         distances = [
             distance_panel(table, hue(lr), f"consensus distance, eta = {lr:g}") for lr in RATES
         ]

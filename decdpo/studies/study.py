@@ -279,7 +279,9 @@ def curves(
             yield Line.of(legend, points)
 
 
-def gap_panel(table: Table, hue: Sequence[tuple[str, Labels]], title: str = "") -> Panel:
+def gap_panel(
+    table: Table, hue: Sequence[tuple[str, Labels]], title: str = "squared gradient norm"
+) -> Panel:
     """Return the papers' picture: the normalised squared gradient norm over the rounds."""
     lines = tuple(curves(table, hue, "gap"))
     label = r"$\|\nabla L(\bar{x})\|^2$ / first value"

@@ -92,7 +92,7 @@ class Topology(Study):
         """Return gradient norm, consensus distance and the order by spectral gap."""
         distance = distance_panel(table, HUE)
         loss = Panel("training loss", "round", "loss", tuple(curves(table, HUE, "loss")))
-        return (Figure(self.name, (gap_panel(table, HUE, "gradient norm"), distance, loss)),)
+        return (Figure(self.name, (gap_panel(table, HUE), distance, loss)),)
 
 
 def by_spectral_gap(table: Table) -> Verdict:

@@ -115,7 +115,7 @@ def test_drift_that_dominates_is_found_out():
     noise = dict.fromkeys(THEIRS, 0.02)
     found = verdicts("local-steps", local_steps_table(lambda lr, e: e * lr, noise))
     assert not any(v.held for v in found.values())
-    assert any(v.why == "Drift and noise dominate." for v in found.values())
+    assert any("grow with E, outweigh it" in v.why for v in found.values())
 
 
 def test_the_order_of_graphs_is_judged_by_the_seeds():
@@ -137,7 +137,7 @@ def test_the_order_of_graphs_is_judged_by_the_seeds():
         "star": (0.9, 9), "path": (0.99, 60),
     }  # fmt: skip
     found = list(verdicts("topology", table(right)).values())
-    assert found[0].held is True and found[1].held is True and found[2].held is None
+    assert found[0].held is True and found[1].held is True and found[2].held is False
     assert found[0].numbers.index("star") < found[0].numbers.index("ring")
     # 2 / (1 - rho)^0.76 or so between them
     assert "exponent" in found[3].numbers

@@ -85,6 +85,30 @@ def test_an_order_is_held_broken_or_undecided(values, held):
     assert verdict.word in ("held", "not held", "undecided")
 
 
+@pytest.mark.parametrize(
+    ("ratio", "held", "why"),
+    [(0.8, True, ""), (0.94, True, ""), (0.97, False, "by less than 5%"), (1.0, False, "because"),
+     (1.2, False, "because")],
+)  # fmt: skip
+def test_an_order_counts_from_a_twentieth_on(ratio, held, why):
+    # Beyond doubt in every case: the seeds agree to a tenth of a percent.
+    wobble = [0.999, 1.0, 1.001]
+    table = Table(rows("a", [ratio * w for w in wobble]) + rows("b", [1.0, 1.0, 1.0]))
+    verdict = increasing(table, "gap", [(n, {"name": n}) for n in "ab"], "because")
+    assert verdict.held is held and why in verdict.why and bool(verdict.why) is bool(why)
+
+
+def test_an_order_that_may_be_too_small_is_undecided():
+    table = Table(rows("a", [0.94, 0.95, 0.96]) + rows("b", [1.0, 1.0, 1.0]))
+    verdict = increasing(table, "gap", [(n, {"name": n}) for n in "ab"], "because")
+    assert verdict.held is None and "do not decide" in verdict.why
+
+
+def test_a_norm_that_falls_by_little_has_not_fallen():
+    table = Table(rows("a", [0.98, 0.981, 0.979]))
+    assert descends(table, [("a", {"name": "a"})]).held is False
+
+
 def test_descending_asks_for_every_curve():
     table = Table(rows("a", [0.1, 0.2, 0.15]) + rows("b", [1.5, 1.4, 1.6]))
     both = [("a", {"name": "a"}), ("b", {"name": "b"})]

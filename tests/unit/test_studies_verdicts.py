@@ -99,16 +99,67 @@ def test_a_slope_that_may_be_outside_of_its_tolerance_is_undecided():
     assert found.held is None and "4 points" in found.numbers
 
 
-def test_the_training_exponent_has_a_point_for_each_graph_and_size():
+@pytest.mark.parametrize("power, held", [(1.5, True), (0.5, False), (0.02, False)])
+def test_the_training_exponent_has_a_point_for_each_graph_and_size(power, held):
     rows = [
         final({"kind": "training", "graph": g, "agents": n}, s)
-        | {"inverse_gap": n * k, "consensus_distance": (n * k) ** 0.5 * (1 + s / 100)}
+        | {"inverse_gap": n * k, "consensus_distance": (n * k) ** power * (1 + s / 100)}
         for k, g in enumerate(("ring", "star"), 1)
         for n in (8, 16)
         for s in SEEDS
     ]
     found = verdict("topology-scaling", "DecDPO", rows)
-    assert found.held is True and "3 points" not in found.numbers and "4 points" in found.numbers
+    assert found.held is held and "3 points" not in found.numbers and "4 points" in found.numbers
+
+
+def gaps_of(exponent, spread=0.0):
+    """Final gaps of eta = 0.01 that grow as E to the ``exponent``, off by seed."""
+    return [
+        final({"lr": 0.01, "E": e}, s, gap=0.5 * e ** (exponent + spread * (s - 2)), gap_tail=1.0)
+        for e in (1, 3, 6)
+        for s in SEEDS
+    ]
+
+
+@pytest.mark.parametrize(
+    "exponent, spread, held, why",
+    [
+        (-0.016, 1e-4, False, "less than the term says"),
+        (-0.4, 0.01, False, "less than the term says"),
+        (-1.0, 0.01, True, ""),
+        (-1.7, 0.01, True, ""),
+        (-0.8, 0.1, None, ""),
+        (0.0, 0.01, False, "hardly depends"),
+        (0.6, 0.01, False, "grow with E"),
+    ],
+)
+def test_a_term_dominates_by_the_size_of_its_exponent(exponent, spread, held, why):
+    found = verdict("local-steps", "at eta 0.01 the term", gaps_of(exponent, spread))
+    assert found.held is held and why in found.why and bool(found.why) is bool(why)
+
+
+def test_the_source_s_measure_is_met_by_the_whole_interval():
+    theirs = {1: 1.0, 3: 0.4616, 6: 0.1554}
+
+    def rows(factors):
+        return [
+            final({"lr": 0.01, "E": e}, s, gap=0.5, clipped_gradient_sq=gap * factor)
+            for e, gap in theirs.items()
+            for s, factor in enumerate(factors)
+        ]
+
+    words = "to a factor of 2, eta 0.01"
+    assert verdict("local-steps", words, rows([0.9, 1.0, 1.1])).held is True
+    assert verdict("local-steps", words, rows([0.3, 0.7, 1.6])).held is None
+    assert verdict("local-steps", words, rows([0.2, 0.21, 0.22])).held is False
+
+
+def test_a_bound_below_what_it_bounds_is_not_tight():
+    rows = [
+        final({"method": "FedDPO E=1", "lr": 0.1}, s, ratio=0.1, bound=1.0, mean_gradient_sq=10.0)
+        for s in SEEDS
+    ]
+    assert verdict("rates", "by a factor of 10", rows).held is False
 
 
 def shares(exponent, spread):

@@ -1,10 +1,21 @@
-"""Figures of studies: what the axes say."""
+"""Figures: what the axes say, how series are told apart, and that nothing of the user's matters."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from decdpo.report.study_figures import Figure, Line, Panel, draw
+from decdpo.report.canvas import drawing, plain
+from decdpo.report.curves import plot_run
+from decdpo.report.looks import GRAPHS, Look, looks
+from decdpo.report.study_figures import Figure, Line, Panel, draw, note, paint
+from decdpo.studies.catalogue import builtin
+from decdpo.studies.table import Table
+from decdpo.topology.names import GRAPHS as ALL_GRAPHS
 
 pytest.importorskip("matplotlib")
 
@@ -29,3 +40,138 @@ def test_a_log_axis_of_many_decades_names_powers_of_ten(tmp_path):
     named = words(1e-6, 1, tmp_path)
     assert 2 * 4 <= len(named) <= 2 * 8
     assert all("10" in word for word in named)
+
+
+def flat(label, height=1.0, spread=0.0, style="line", seeds=5):
+    """A line at one height over eleven rounds, of seeds that differ by ``spread``."""
+    values = [height + spread * s for s in range(seeds)]
+    return Line.of(label, [(float(t), values) for t in range(11)], style)
+
+
+def drawn(figure):
+    """(colour, marker) of every named series of each panel, as matplotlib has them."""
+    with drawing() as matplotlib:
+        canvas = paint(matplotlib, figure)
+        (legend,) = canvas.legends
+        handles = legend.legend_handles
+        named = {t.get_text(): h for t, h in zip(legend.get_texts(), handles, strict=True)}
+        lines = [
+            [(line.get_color(), line.get_marker()) for line in ax.lines] for ax in canvas.axes
+        ]
+        return named, lines, [ax.get_legend() for ax in canvas.axes], legend
+
+
+def test_a_graph_has_one_look_in_every_panel_and_figure():
+    one = Figure("a", (
+        Panel("", "", "", (flat("ring"), flat("path"), flat("E=1"))),
+        Panel("", "", "", (flat("path"), flat("E=1"))),
+    ))  # fmt: skip
+    two = Figure("b", (Panel("", "", "", (flat("star"), flat("DecDPO path"), flat("DecDPO")),),))
+    _, (first, second), _, _ = drawn(one)
+    _, (other,), _, _ = drawn(two)
+    assert first[1] == second[0] == other[1]
+    assert first[2] == second[1] and len({*first}) == 3
+    assert set(ALL_GRAPHS) == set(GRAPHS)
+
+
+def test_many_series_are_all_told_apart():
+    assert len({Look.number(k) for k in range(130)}) == 130
+    names = [*GRAPHS, *(f"kind {k}" for k in range(40))]
+    found = looks(names)
+    assert len(set(found.values())) == len(names)
+    assert len({look.colour for look in looks("abcdefgh").values()}) == 8
+
+
+def test_legends_lie_outside_of_the_data_and_name_each_series_once():
+    lines = tuple(flat(f"series {k}", k) for k in range(12))
+    named, _, inside, legend = drawn(Figure("a", (Panel("", "", "", lines),) * 2))
+    assert list(named) == [f"series {k}" for k in range(12)] and inside == [None, None]
+    assert legend._outside_loc == "lower"
+
+
+def test_bands_and_bars_say_what_they_are():
+    few = Figure("a", (Panel("", "", "", (flat("a", spread=0.1), flat("b", spread=0.1))),))
+    assert note(few).startswith("means over 5 seeds; bands reach from the least to the largest")
+    many = tuple(flat(str(k), spread=0.1) for k in range(5))
+    assert "; bars reach from" in note(Figure("a", (Panel("", "", "", many),)))
+    dots = (flat("a", spread=0.1, style="points"),)
+    assert "; bars reach" in note(Figure("a", (Panel("", "", "", dots),)))
+    assert note(Figure("a", (Panel("", "", "", (flat("a", seeds=1),)),))) == ""
+    assert drawn(few)[3].get_title().get_text() == note(few)
+
+
+def test_curves_on_one_another_differ_in_width_and_markers_do_not_coincide():
+    lines = tuple(flat(name) for name in ("ring", "path", "star"))
+    with drawing() as matplotlib:
+        (ax,) = paint(matplotlib, Figure("a", (Panel("", "", "", lines),))).axes
+        widths = [line.get_linewidth() for line in ax.lines]
+    assert widths == sorted(widths, reverse=True) and len(set(widths)) == 3
+
+
+def test_markers_and_bars_of_a_crowd_do_not_hide_one_another():
+    crowd = tuple(flat(str(k), spread=0.1) for k in range(5))
+    with drawing() as matplotlib:
+        (ax,) = paint(matplotlib, Figure("a", (Panel("", "", "", crowd),))).axes
+        curves = [line for line in ax.lines if line.get_marker() in "osD^v"]
+        places = {line.get_transform().transform((0.0, 1.0))[0] for line in curves}
+    assert len(curves) == len(places) == 5
+
+
+def advised(measured_mean, last):
+    roles = {f"role_{b}": "candidate" for b in ("rounds", "messages", "time")}
+    row = {"cell": "c", "seed": 0, "setting": "DecDPO ring, E=1", "predicted": 7.0, **roles}
+    return Table([{**row, "mean_gradient_sq": measured_mean, "gradient_sq": last}])
+
+
+def test_a_bound_on_a_mean_is_drawn_against_the_mean():
+    (figure,) = builtin("advisor").figures(advised(3.0, 0.001))
+    (ring,) = [line for line in figure.panels[0].lines if line.label == "DecDPO ring"]
+    assert ring.x == pytest.approx((7.0,)) and ring.mean == (3.0,)
+    assert "mean" in figure.panels[0].xlabel and "mean" in figure.panels[0].ylabel
+
+
+def run_with(code, **environment):
+    command = [sys.executable, "-W", "always", "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+DRAW = """
+from pathlib import Path
+from decdpo.report.curves import plot_run
+plot_run([{"round": t, "loss": 1.0 / t} for t in (1, 2)], Path(r"OUT") / "curves.png", "a title")
+import os
+print(os.environ["MPLBACKEND"])
+"""
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no", "TkAgg"])
+def test_figures_do_not_depend_on_the_backend_of_a_notebook(tmp_path, backend):
+    done = run_with(DRAW.replace("OUT", str(tmp_path)), **os.environ | {"MPLBACKEND": backend})
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, backend, "")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_a_figure_says_nothing_on_the_terminal(tmp_path):
+    # No series to name, a home that cannot be written, a matplotlibrc of the user's.
+    (tmp_path / "matplotlibrc").write_text("axes.grid : maybe\nlines.linewidth : 30\n")
+    home = tmp_path / "none" / "home"
+    settings = {"HOME": str(home), "MPLCONFIGDIR": str(home), "MATPLOTLIBRC": str(tmp_path)}
+    code = DRAW.replace("OUT", str(tmp_path)).replace('"loss": 1.0 / t', '"other": 1.0')
+    done = run_with(code, **os.environ | settings | {"MPLBACKEND": "agg"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["cost $5", "_hidden", "$x$ and $", "\u8bad\u7ec3", r"a\frac{"])
+def test_any_name_of_a_run_can_be_drawn(tmp_path, recwarn, name):
+    figure = Figure("f", (Panel(plain(name), "", "", (flat(plain(name)), flat("b"))),))
+    draw(figure, tmp_path)
+    assert not recwarn.list
+    assert plain(name).replace("\\$", "$")[1:] in (tmp_path / "f.svg").read_text()
+
+
+def test_a_run_is_drawn_with_what_it_has(tmp_path):
+    rows = [{"round": t, "loss": 0.7 - t / 100, "gradient_norm": 0.0} for t in range(4)]
+    plot_run(rows, tmp_path / "curves.png", "t")
+    plot_run([], tmp_path / "none.png", "t")
+    assert all((tmp_path / n).stat().st_mode & 0o777 == 0o644 for n in ("curves.png", "none.png"))
+    assert not list(Path(tmp_path).glob(".*")) and np.isfinite(rows[-1]["loss"])

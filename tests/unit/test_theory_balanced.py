@@ -94,6 +94,15 @@ def test_a_tie_of_the_source_asks_nothing_of_our_order():
     assert not claims(swapped)["order"]
 
 
+def test_rewards_that_differ_by_next_to_nothing_are_in_no_order():
+    source = {name: dict(zip(MASKS, row)) for name, row in TABLE_1.items()}
+    best = {k: 1.0001 * max(row[k] for row in source.values()) for k in MASKS}
+    close = {name: {k: best[k] / 1.0001 for k in MASKS} for name in source}
+    found = claims({**close, "nbdpo_symmetric": best})
+    wrong = ("symmetric_best", "most_beat_dpo", "v2_worse", "v2_asymmetric_loses", "order")
+    assert not any(found[name] for name in wrong) and found["mask_does_not_hurt"]
+
+
 def test_the_heat_map_of_figure_2_is_dpo_with_a_fifth_masked():
     heats = policy_heats(lr=1.0, steps=2)
     assert [heat.title for heat in heats] == ["dpo, mask 0.2", "target", "reference", *TABLE_1]

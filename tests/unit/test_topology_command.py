@@ -127,7 +127,7 @@ def test_plot_draws_every_kind(tmp_path: Path) -> None:
     for words, message in (
         (("ring", "--plot", "x.jpeg"), "unknown kind of picture"),
         (("ring", "--agents", "500", "--plot", "x.png"), "too large to draw"),
-        (("ring", "--plot", str(tmp_path / "no" / "x.png")), "cannot be written"),
+        (("ring", "--plot", str(tmp_path / "no" / "x.png")), "cannot write"),
     ):
         with pytest.raises(DecdpoError, match=message):
             call(*words)
