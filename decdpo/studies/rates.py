@@ -15,12 +15,8 @@ from typing import Any
 import numpy as np
 
 from decdpo.data.storage import replacing
-<<<<<<< HEAD
 from decdpo.evaluation import average_model
-=======
-from decdpo.metrics import average_model
 from decdpo.report.looks import subject
->>>>>>> 7f2aa84 (Judge claims by the size of what they claim, and draw every series in a look of its own)
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Memory, Training
 from decdpo.studies.claims import (
