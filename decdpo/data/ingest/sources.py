@@ -1,27 +1,43 @@
-"""Source files to records, one at a time: JSON lines, JSON arrays, CSV, TSV, Parquet, gzip or not.
+"""Source files to records, one at a time: JSON, tables, Parquet and Arrow, packed or not.
 
-What a file is is read from its first bytes, never from its name.
+What a file is is read from its first bytes, never from its name, and each file is read once.
 """
 
-import csv
-import gzip
-import io
-import json
+import lzma
 import os
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from decdpo.errors import DataError, EnvironmentFault
+from decdpo.data.ingest.arrow import arrow_records, parquet_records
+from decdpo.data.ingest.json_values import json_records
+from decdpo.data.ingest.streams import HEAD, Text, peek, require_utf8, unpacked
+from decdpo.data.ingest.tables import table_records
+from decdpo.errors import DataError
 
 Record = dict[str, Any]
 
-_CHUNK = 1 << 20
-_LARGEST_RECORD = 1 << 26
-_BETWEEN = re.compile(r"[ \t\r\n,]*")
-_RECOGNISED = "give .jsonl, .json, .csv, .tsv (each may be gzipped) or .parquet files in UTF-8"
+_KNOWN = (
+    "give .jsonl, .json, .csv, .tsv (each may be packed with gzip, bzip2, xz or zstd), .parquet or "
+    ".arrow files, text in UTF-8"
+)
+# First bytes of what is met in place of data: what it is, and what to do about it.
+_NOT_DATA = {
+    b"version https://git-lfs.github.com/spec/": (
+        "is a Git LFS pointer, not the data",
+        "fetch the data: git lfs pull",
+    ),
+    b"/annex/objects/": ("is a git-annex pointer, not the data", "fetch it: git annex get"),
+    b"<!doctype html": ("is a web page, not data", "fetch the raw file"),
+    b"<html": ("is a web page, not data", "fetch the raw file"),
+    b"PK\x03\x04": ("is a zip archive", "unpack it: unzip"),
+    b"PARE": ("is an encrypted Parquet file", "give it decrypted"),
+    b"\x89HDF": ("is an HDF5 file", _KNOWN),
+    b"\x80\x04": ("is a pickle, which is never read", _KNOWN),
+    b"\x80\x05": ("is a pickle, which is never read", _KNOWN),
+    b"SQLite format 3": ("is an SQLite database", _KNOWN),
+}
 
 
 def stems(paths: Sequence[Path]) -> list[str]:
@@ -47,112 +63,44 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 def records(path: Path) -> Iterator[Record | str]:
     """Yield the records of one file in order; a string says why there is none in that place.
 
-    Memory use does not grow with the file (a Parquet file: with its row groups).
+    Memory use does not grow with the file (a Parquet file: with its row groups). A pipe is read
+    from its beginning to its end.
 
-    Raises ``DataError`` if the file is missing, empty, damaged, or of no known kind;
-    ``EnvironmentFault`` if a Parquet file is given and pyarrow is not installed.
+    Raises ``DataError`` with the place if the file is missing, empty, damaged, or of no known kind;
+    ``EnvironmentFault`` if it needs pyarrow, which is not installed.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder", "give the files in it")
+    rows = 0
     try:
-        if path.is_dir():
-            raise DataError(f"{path} is a folder", "give the files in it")
-        if not path.exists():
-            raise DataError(f"there is no file {path}", "check the path of the source")
-        with _bytes(path) as stream:
-            head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if head.startswith(b"PAR1"):
-            yield from _parquet(path)
-        elif not head:
-            raise DataError(f"{path} is empty", "give a file with at least one record")
-        elif b"\x00" in head:
-            raise DataError(f"{path} is a binary file of no known kind", _RECOGNISED)
-        else:
-            read = {b"[": _json_array, b"{": _json_lines}.get(head[:1], _table)
-            with io.TextIOWrapper(_bytes(path), "utf-8-sig", newline="\n") as text:
-                yield from read(path, text)
-    except (OSError, EOFError, zlib.error) as error:
+        with unpacked(path) as packed:
+            head, stream = peek(packed, HEAD)
+            with stream:
+                for record in _parsed(path, head, stream):
+                    rows += 1
+                    yield record
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}", "check the path of the source") from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        after = f" after row {rows}" if rows else ""
         raise DataError(
-            f"{path} cannot be read: {error}", "check the file, or fetch it again"
+            f"{path} cannot be read{after}: {error}", "check the file, or fetch it again"
         ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}", _RECOGNISED) from error
 
 
-def _bytes(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    with open(path, "rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if zipped else open(path, "rb")
-
-
-def _json_lines(path: Path, text: io.TextIOWrapper) -> Iterator[Record | str]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, line {number}: not a JSON object on one line ({error})",
-                "check whether the file is cut off; a document over many lines must be an array",
-            ) from error
-        yield value if isinstance(value, dict) else "not an object"
-
-
-def _json_array(path: Path, text: io.TextIOWrapper) -> Iterator[Record | str]:
-    decode = json.JSONDecoder().raw_decode
-    buffer, position, number = text.read(_CHUNK), 0, 1
-    position = buffer.index("[") + 1
-    while True:
-        gap = _BETWEEN.match(buffer, position)
-        assert gap is not None, "the pattern matches nothing at all, too"
-        position = gap.end()
-        if buffer.startswith("]", position):
-            return
-        try:
-            value, end = decode(buffer, position)
-        except (ValueError, RecursionError) as error:
-            buffer, position = buffer[position:], 0
-            # Reading as much again as there is keeps the work linear in the record's length.
-            more = "" if len(buffer) > _LARGEST_RECORD else text.read(max(_CHUNK, len(buffer)))
-            if more and not isinstance(error, RecursionError):
-                buffer += more
-                continue
-            raise DataError(
-                f"{path}, element {number} of the array: {error}",
-                "check whether the file is cut off",
-            ) from error
-        yield value if isinstance(value, dict) else "not an object"
-        number, position = number + 1, end
-
-
-def _table(path: Path, text: io.TextIOWrapper) -> Iterator[Record | str]:
-    header = text.readline()
-    delimiter = "\t" if header.count("\t") > header.count(",") else ","
-    # The csv module's own limit of 128 KiB a cell is below the length of real dialogues.
-    csv.field_size_limit(_LARGEST_RECORD)
-    try:
-        names = next(csv.reader([header], delimiter=delimiter))
-        if len(names) < 2 or len(set(names)) < len(names):
-            raise DataError(f"{path} has no table header: {header.strip()[:80]!r}", _RECOGNISED)
-        for cells in csv.reader(text, delimiter=delimiter, strict=True):
-            if cells:
-                fits = len(cells) == len(names)
-                yield dict(zip(names, cells)) if fits else "not as many cells as the header"
-    except csv.Error as error:
-        raise DataError(f"{path} is not a table: {error}", "check its quotes") from error
-
-
-def _parquet(path: Path) -> Iterator[Record | str]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise EnvironmentFault(
-            f"{path} is a Parquet file, which needs pyarrow",
-            "install it with `pip install decdpo[parquet]`",
-        ) from None
-    try:
-        with ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except ArrowException as error:
-        raise DataError(f"{path} cannot be read: {error}", "fetch the file again") from error
+def _parsed(path: Path, head: bytes, stream: Any) -> Iterator[Record | str]:
+    require_utf8(path, head)
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x1e")
+    for mark, (what, remedy) in _NOT_DATA.items():
+        if start[: len(mark)].lower() == mark.lower():
+            raise DataError(f"{path} {what}", remedy)
+    if start.startswith(b"PAR1"):
+        return parquet_records(path)
+    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return arrow_records(path, head, stream)
+    if not start:
+        raise DataError(f"{path} is empty", "give a file with at least one record")
+    if b"\x00" in head:
+        raise DataError(f"{path} is a binary file of no known kind", _KNOWN)
+    text = Text(path, stream)
+    return json_records(text) if start[:1] in (b"[", b"{") else table_records(text, head)
