@@ -16,6 +16,7 @@ from typing import Any
 from decdpo import build
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.device import check_devices
+from decdpo.comm.staleness import record_digest
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
@@ -41,6 +42,7 @@ FREE_KEYS = {
     "policy.cache_reference",
     "policy.allow_hub",
     "topology.file",
+    "staleness.run",
 }
 """Keys that a resumed run may change freely; what they point to is compared by digest."""
 
@@ -115,6 +117,9 @@ def prepare(
         "topology": schedule.digest[:16],
         **identity(config),
     }
+    if training and config.staleness.kind == "replay" and config.staleness.run:
+        folder = Path(config.staleness.run) / build.AGES
+        names["staleness.run"] = job.together(lambda: record_digest(folder, count))[:16]
     world.require_same("the model, data and topology", json.dumps(names))
     exchange = None
     if training:
@@ -325,6 +330,7 @@ def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
         return
     facts = {
         "command": shlex.join(sys.argv),
+        "folder": str(Path.cwd()),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "first_round": next_round,
         "seed": experiment.config.run.seed,

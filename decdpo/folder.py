@@ -127,10 +127,10 @@ def record_start(out: Path, facts: Mapping[str, Any]) -> None:
 
 def _start(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of one start when the run is started again: little, for long chains."""
-    keys = ("command", "started", "first_round", "processes", "versions")
+    keys = ("command", "folder", "started", "first_round", "processes", "versions")
     places = facts["agents"].values()
     return {
-        **{key: facts[key] for key in keys},
+        **{key: facts[key] for key in keys if key in facts},
         "hosts": sorted({place["host"] for place in places}),
         "devices": sorted({place["device"] for place in places}),
     }

@@ -14,6 +14,7 @@ Staleness enters Jiang, "Distributed Direct Preference Optimization", 2026, by T
 those on FedDPO; that letters of gossip are late is ours.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -202,6 +203,15 @@ class AgeLog:
 def age_file(folder: Path, agent: int) -> Path:
     """Return where the ages of an agent's letters are written."""
     return folder / f"agent_{agent:06d}.jsonl"
+
+
+def record_digest(folder: Path, num_agents: int) -> str:
+    """Return the SHA-256 of the recorded ages of all agents.
+
+    Raises ``DataError`` if a file is missing or something else.
+    """
+    ages = [read_ages(age_file(folder, agent)) for agent in range(num_agents)]
+    return hashlib.sha256(json.dumps(ages).encode()).hexdigest()
 
 
 def read_ages(path: Path) -> dict[int, list[int]]:

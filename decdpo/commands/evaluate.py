@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decdpo.commands.resume import read_config
+from decdpo.commands.resume import read_run
 
 if TYPE_CHECKING:
     from decdpo.launch import Job
@@ -45,7 +45,7 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.experiment import prepare
 
     job.boot.require_same("the run folder", str(args.folder))
-    config = job.together(lambda: read_config(args.folder, args.set))
+    config = job.together(lambda: read_run(args.folder, args.set, job.say))
     experiment = prepare(job, config, args.folder, training=False)
     world, agents, objective = experiment.world, experiment.agents, experiment.objective
     done = experiment.store.load(experiment.states(), round=args.round, required=True)

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decdpo.commands.resume import read_config
+from decdpo.commands.resume import read_run
 from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _export(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.evaluation import average_model
     from decdpo.experiment import prepare
 
-    config = read_config(args.folder, args.set)
+    config = read_run(args.folder, args.set, job.say)
     job.together(lambda: _require_room(args.out))
     experiment = prepare(job, config, args.folder, training=False)
     agents = experiment.agents

@@ -5,10 +5,12 @@ such as optim.lr, is named with --allow. More rounds are asked for with --set ru
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from decdpo.commands.train import add_launch_arguments, finish
 from decdpo.config import Config, load
+from decdpo.config.places import find_paths
 from decdpo.errors import CheckpointError, ConfigError
 
 
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     def body(job: Job) -> int:
         job.boot.require_same("the run folder", str(args.folder))
-        config = job.together(lambda: read_config(args.folder, args.set))
+        config = job.together(lambda: read_run(args.folder, args.set, job.say, training=True))
         for name, text in config.sections().items():
             job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)
@@ -82,3 +84,17 @@ def read_config(folder: Path, overrides: list[str]) -> Config:
             "give the folder that `decdpo train --out` made",
         )
     return load(path, overrides)
+
+
+def read_run(
+    folder: Path, overrides: list[str], say: Callable[[str], None], *, training: bool = False
+) -> Config:
+    """Return the configuration of a run folder, its paths found wherever decdpo is run.
+
+    say : is told of paths that are not where the configuration says. training : whether what only
+    training needs is sought, too.
+
+    Raises ``CheckpointError`` if it is not a run folder, ``ConfigError`` if a path leads nowhere.
+    """
+    config = read_config(folder, overrides)
+    return find_paths(config, folder / "config.toml", say, training=training)

@@ -9,11 +9,13 @@ measured gradient norms are shown, and the constants at its checkpoint.
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decdpo.commands.resume import read_config
+from decdpo.commands.resume import read_run
 from decdpo.config import Config, load
+from decdpo.config.places import find_paths
 from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
     job.boot.require_same("the source", str(args.source))
     job.together(lambda: _check(args))
     is_run = args.source.is_dir()
-    config = job.together(lambda: _config(args, is_run))
+    config = job.together(lambda: _config(args, is_run, job.say))
     experiment = prepare(job, config, args.source, training=False)
     world, agents = experiment.world, experiment.agents
     data = {a.id: a.data for a in agents}
@@ -122,8 +124,11 @@ def _check(args: argparse.Namespace) -> None:
     _budget(args, 1)
 
 
-def _config(args: argparse.Namespace, is_run: bool) -> Config:
-    return read_config(args.source, args.set) if is_run else load(args.source, args.set)
+def _config(args: argparse.Namespace, is_run: bool, say: Callable[[str], None]) -> Config:
+    if is_run:
+        return read_run(args.source, args.set, say)
+    config = load(args.source, args.set)
+    return find_paths(config, args.source, say, training=False)
 
 
 def _budget(args: argparse.Namespace, rounds: int) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decdpo.config import load
+from decdpo.config.places import find_paths
 from decdpo.errors import STOPPED_EARLY
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     from decdpo.train import Ending
 
     def body(job: Job) -> int:
-        config = job.together(lambda: load(args.config, args.set))
+        config = job.together(
+            lambda: find_paths(load(args.config, args.set), Path(args.config), job.say)
+        )
         for name, text in config.sections().items():
             job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)

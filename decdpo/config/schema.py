@@ -37,7 +37,7 @@ class Agents:
 class Data:
     """The preference pairs."""
 
-    shards: str = option("", "folder made by `decdpo shard`; relative paths start where you do")
+    shards: str = option("", "folder of `decdpo shard`; sought where you are, then beside this")
     batch_size: int = option(16, "pairs of one local step", low=1)
 
 

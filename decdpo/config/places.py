@@ -1,0 +1,77 @@
+"""Where the files and folders are that a configuration names by relative paths.
+
+A relative path starts where decdpo is run. A configuration is often used from elsewhere: then it is
+looked for beside its file, and for a run where the run was started, too.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from decdpo.config import Config
+from decdpo.errors import ConfigError
+
+KEYS = (
+    ("data", "shards", "make them with `decdpo shard SOURCE --out FOLDER`"),
+    ("policy", "model", "download the model, or let policy.allow_hub = true do so"),
+    ("policy", "feature_map", ""),
+    ("topology", "file", ""),
+    ("staleness", "run", ""),
+)
+"""Section and key of every path, and what else can be done where there is nothing."""
+
+
+def find_paths(
+    config: Config, source: Path, say: Callable[[str], None], *, training: bool = True
+) -> Config:
+    """Return ``config`` with every path that is not here replaced by the place where it was found.
+
+    source : the TOML file that it was read from. say : is told of every path found elsewhere.
+    training : otherwise a recorded run is not needed, and not sought.
+
+    Raises ``ConfigError``, naming every place looked at, if a path leads nowhere.
+    """
+    for section, key, otherwise in KEYS:
+        value = getattr(getattr(config, section), key, "")
+        if section == "staleness" and not training:
+            continue
+        if not value or Path(value).exists() or _is_of_hub(config, section):
+            continue
+        places = {} if Path(value).is_absolute() else dict(_places(source))
+        folder = next((folder for folder in places if (folder / value).exists()), None)
+        if folder is None:
+            raise _nowhere(f"{section}.{key}", value, places, otherwise)
+        say(f"{section}.{key} = {value!r} is {folder / value}, {places[folder]}")
+        changed = replace(getattr(config, section), **{key: str(folder / value)})
+        config = replace(config, **{section: changed})
+    return config
+
+
+def _is_of_hub(config: Config, section: str) -> bool:
+    """Say whether the name need not be a path, but may be that of a model on the hub."""
+    return section == "policy" and bool(getattr(config.policy, "allow_hub", False))
+
+
+def _places(source: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every folder in which to look besides the present one, and what it is."""
+    yield source.absolute().parent, f"beside {source}"
+    try:
+        starts = json.loads((source.parent / "run.json").read_text(encoding="utf-8"))["starts"]
+        folders = [start.get("folder") for start in reversed(starts)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
+    for folder in folders:
+        if isinstance(folder, str) and "\0" not in folder:
+            yield Path(folder), "where the run was started"
+
+
+def _nowhere(key: str, value: str, places: dict[Path, str], otherwise: str) -> ConfigError:
+    looked = [f"{Path(value).absolute()}", *(f"{f / value} ({why})" for f, why in places.items())]
+    remedy = f"name the place with --set {key}=/absolute/path"
+    if places:
+        remedy = f"run decdpo from the folder where {value} lies, or {remedy}"
+    return ConfigError(
+        f"{key} = {value!r} is nowhere: there is no " + ", no ".join(looked),
+        f"{remedy}; {otherwise}" if otherwise else remedy,
+    )

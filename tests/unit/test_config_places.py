@@ -1,0 +1,105 @@
+"""Relative paths of a configuration that is used from elsewhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from decdpo.cli import main
+from decdpo.config import parse
+from decdpo.config.places import KEYS, find_paths
+from decdpo.errors import ConfigError
+
+TEXTS = {
+    "data.shards": '[data]\nshards = "it"',
+    "policy.model": '[policy]\nkind = "causal_lm"\nmodel = "it"',
+    "policy.feature_map": '[policy]\nkind = "trajectory"\nfeature_map = "it"',
+    "topology.file": '[topology]\ngraph = "file"\nfile = "it"',
+    "staleness.run": '[staleness]\nkind = "replay"\nrun = "it"',
+}
+NAMES = [f"{section}.{key}" for section, key, _ in KEYS]
+
+
+def value_of(config, name):
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Return a folder beside the one that everything is done from."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "there"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_lies_here_is_taken_as_it_is_named(name, elsewhere):
+    Path("it").mkdir()
+    (elsewhere / "it").mkdir()
+    said: list[str] = []
+    config = parse(TEXTS[name])
+    assert find_paths(config, elsewhere / "run.toml", said.append) == config and said == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_beside_the_file_is_found_and_told(name, elsewhere):
+    (elsewhere / "it").mkdir()
+    said: list[str] = []
+    config = find_paths(parse(TEXTS[name]), elsewhere / "run.toml", said.append)
+    assert value_of(config, name) == str(elsewhere / "it")
+    assert said == [
+        f"{name} = 'it' is {elsewhere / 'it'}, beside {elsewhere / 'run.toml'}"
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_that_leads_nowhere_is_told_with_every_place(name, elsewhere):
+    run = elsewhere / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"starts": [{"folder": "/start"}, {}]}))
+    with pytest.raises(ConfigError) as caught:
+        find_paths(parse(TEXTS[name]), run / "config.toml", print)
+    for place in (Path.cwd() / "it", run / "it", Path("/start/it")):
+        assert f"no {place}" in caught.value.what
+    assert f"--set {name}=/absolute/path" in caught.value.remedy
+    with pytest.raises(ConfigError, match="no /gone/it\n"):
+        find_paths(parse(TEXTS[name].replace('"it"', '"/gone/it"')), run / "config.toml", print)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"starts": 3}', '{"starts": [3]}', "[" * 100000])
+def test_a_broken_record_of_starts_names_no_place(content, elsewhere):
+    (elsewhere / "run.json").write_text(content)
+    with pytest.raises(ConfigError, match="data.shards"):
+        find_paths(parse(TEXTS["data.shards"]), elsewhere / "config.toml", print)
+
+
+def test_a_model_of_the_hub_is_not_sought(elsewhere):
+    config = parse(TEXTS["policy.model"] + "\nallow_hub = true")
+    assert find_paths(config, elsewhere / "run.toml", print) == config
+
+
+def test_a_run_is_used_from_anywhere(elsewhere, monkeypatch, capsys):
+    """A run is trained, resumed, measured and exported from folders that know nothing of it."""
+    monkeypatch.chdir(elsewhere)
+    shard = "synthesize choices --agents 2 --pairs 12 --dimension 4 --out shd"
+    assert main(shard.split()) == 0
+    Path("run.toml").write_text(
+        '[data]\nshards = "shd"\n[run]\nrounds = 2\n[policy]\nfeatures = "columns"\n'
+    )
+    assert main("train run.toml --out r".split()) == 0
+    monkeypatch.chdir("/")
+    run = elsewhere / "r"
+    capsys.readouterr()
+    assert main(["resume", str(run), "--set", "run.rounds=3"]) == 0
+    assert f"{elsewhere / 'shd'}, where the run was started" in capsys.readouterr().err
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["export", str(run), "--out", str(elsewhere / "model")]) == 0
+    assert main(["theory", str(elsewhere / "run.toml"), "--iterations", "0"]) == 0
+    assert main(["train", str(elsewhere / "run.toml"), "--out", str(elsewhere / "r2")]) == 0
+    (elsewhere / "shd").rename(elsewhere / "moved")
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) == 2
+    assert "--set data.shards=/absolute/path" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--set", f"data.shards={elsewhere / 'moved'}"]) == 0
