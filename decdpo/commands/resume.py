@@ -10,6 +10,7 @@ from pathlib import Path
 
 from decdpo.commands.train import add_launch_arguments, finish
 from decdpo.config import Config, load
+from decdpo.config.options import listing, nearest
 from decdpo.config.places import find_paths
 from decdpo.errors import CheckpointError, ConfigError
 
@@ -79,11 +80,21 @@ def read_config(folder: Path, overrides: list[str]) -> Config:
     """
     path = folder / "config.toml"
     if not path.is_file():
-        raise CheckpointError(
-            f"{folder} is not a run folder: it has no config.toml",
-            "give the folder that `decdpo train --out` made",
-        )
+        what = "it has no config.toml" if folder.is_dir() else f"there is no {folder.absolute()}"
+        raise CheckpointError(f"{folder} is not a run folder: {what}", _other_runs(folder))
     return load(path, overrides)
+
+
+def _other_runs(folder: Path) -> str:
+    """Return which runs there are where ``folder`` is not one."""
+    inside = folder if folder.is_dir() else folder.parent
+    try:
+        names = [path.parent.name for path in inside.glob("*/config.toml")]
+    except OSError:
+        names = []
+    close = "" if folder.is_dir() else nearest(folder.name, names)
+    made = f"give a folder that `decdpo train --out` made{close}"
+    return f"{made}: {listing(inside, names, 'run')}"
 
 
 def read_run(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from decdpo.config.options import coerce, nearest
+from decdpo.config.options import coerce, listing, nearest
 from decdpo.config.schema import SECTIONS, SPARSE, STALE, WITHOUT_TOPOLOGY
 from decdpo.errors import ConfigError
 from decdpo.topology.names import DIRECTED, RANDOM, TIME_VARYING, options_used, weights_allowed
@@ -77,11 +77,22 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
         except OSError as fault:
             raise ConfigError(
                 f"cannot read the configuration {str(path)!r}: {fault.strerror}",
-                "give the path of a TOML file; `decdpo config` prints one to start from",
+                f"{_other_files(Path(path))}; `decdpo config` prints one to start from",
             ) from None
         except UnicodeDecodeError:
             raise ConfigError(f"{path} is not a text file", "give a TOML file") from None
     return parse(text, overrides, origin="--set" if path is None else str(path))
+
+
+def _other_files(path: Path) -> str:
+    """Return which configurations there are where ``path`` is not one."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        names = [file.name for file in folder.glob("*.toml")]
+    except OSError:
+        names = []
+    close = "" if path.is_dir() else nearest(path.name, names)
+    return f"give a TOML file{close}: {listing(folder, names, 'TOML file')}"
 
 
 def parse(text: str, overrides: Iterable[str] = (), origin: str = "the configuration") -> Config:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import Field
+from pathlib import Path
 from typing import Any
 
 from decdpo.errors import ConfigError
@@ -97,3 +98,12 @@ def nearest(word: str, known: Collection[str]) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def listing(folder: Path, names: Iterable[str], what: str) -> str:
+    """Return a sentence that names what there is in ``folder`` instead, six names at most."""
+    found = sorted(names)
+    if not found:
+        return f"{folder.absolute()} has no {what}"
+    more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+    return f"the {what}s in {folder.absolute()} are {', '.join(found[:6])}{more}"

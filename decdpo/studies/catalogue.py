@@ -2,6 +2,7 @@
 
 import importlib
 
+from decdpo.config.options import nearest
 from decdpo.errors import ConfigError
 from decdpo.studies.study import Study
 
@@ -27,7 +28,7 @@ def builtin(name: str) -> Study:
     """
     if name not in STUDIES:
         raise ConfigError(
-            f"there is no study {name!r}",
+            f"there is no study {name!r}{nearest(name, STUDIES)}",
             f"choose one of {', '.join(STUDIES)}, or name a TOML file that describes one",
         )
     module, cls = STUDIES[name]

@@ -103,3 +103,23 @@ def test_a_run_is_used_from_anywhere(elsewhere, monkeypatch, capsys):
     assert main(["evaluate", str(run)]) == 2
     assert "--set data.shards=/absolute/path" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--set", f"data.shards={elsewhere / 'moved'}"]) == 0
+
+
+def test_what_is_no_run_or_configuration_is_told_what_there_is(elsewhere, monkeypatch, capsys):
+    monkeypatch.chdir(elsewhere)
+    for name in ("ring", "star"):
+        (elsewhere / "runs" / name).mkdir(parents=True)
+        (elsewhere / "runs" / name / "config.toml").touch()
+    (elsewhere / "run.toml").touch()
+    for words, expected in (
+        ("evaluate runs/rings",
+         f"did you mean 'ring'?): the runs in {elsewhere / 'runs'} are ring, star"),
+        ("resume runs", f"it has no config.toml|the runs in {elsewhere / 'runs'} are ring, star"),
+        ("export here --out x", f"there is no {elsewhere / 'here'}|{elsewhere} has no run"),
+        ("train rum.toml --out x", f"did you mean 'run.toml'?): the TOML files in {elsewhere}"),
+        ("config runs", f"give a TOML file: {elsewhere / 'runs'} has no TOML file"),
+        ("study topolgy --out x", "no study 'topolgy' (did you mean 'topology'?)"),
+    ):  # fmt: skip
+        assert main(words.split()) in (2, 3)
+        said = capsys.readouterr().err
+        assert all(part in said for part in expected.split("|")), said
