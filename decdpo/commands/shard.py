@@ -4,6 +4,9 @@ import argparse
 import json
 import sys
 
+LONGEST_SHOWN = 4000
+"""Characters of a text that ``--show`` prints."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``decdpo shard``."""
@@ -26,11 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--holdout", type=float, default=0.1, metavar="SHARE", help="share held out (0.1)"
     )
     parser.add_argument(
-        "--group", metavar="COLUMN", help="hold out whole values of this column (a topic, a prompt)"
+        "--group",
+        metavar="COLUMN",
+        help="hold out whole values of this column (a topic); 'prompt' is the prompt as read, "
+        "whatever column it came from",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of deal and hold-out (0)")
-    parser.add_argument("--strict", action="store_true", help="any unused row is an error")
+    parser.add_argument("--strict", action="store_true", help="what is unused or odd is an error")
     parser.add_argument("--force", action="store_true", help="replace the shards in DIR")
+    parser.add_argument(
+        "--show", type=int, metavar="N", help="print N pairs as read, at more length (1, shortened)"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     names = parser.add_argument_group(
         "columns", "needed only where the usual names are not used; lists are separated by commas"
@@ -55,8 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the shards and print the report."""
     from decdpo.data.ingest.columns import Columns
-    from decdpo.data.report import lines
+    from decdpo.data.ingest.printed import lines, sample_lines
     from decdpo.data.sharding import Plan, make_shards
+    from decdpo.data.show import LONGEST, ShownPair
+    from decdpo.errors import DataError
+
+    if args.show is not None and args.show < 0:
+        raise DataError(f"--show {args.show} is no number of pairs", "give 0 or more")
 
     columns = Columns(
         prompt=args.prompt,
@@ -74,18 +88,24 @@ def run(args: argparse.Namespace) -> int:
     plan = Plan(
         args.partition, args.agents, args.holdout, args.seed, args.group, columns, args.strict
     )
+    pairs: list[ShownPair] = []
     index = make_shards(
         args.sources,
         args.out,
         plan,
         force=args.force,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
+        show=1 if args.show is None else args.show,
+        shown=pairs.extend,
     )
     if args.json:
         about = {"folder": args.out, "sharding": index.sharding, "digest": index.digest}
-        print(json.dumps({**about, **index.report}))
+        shown = [pair.as_json() for pair in pairs]
+        print(json.dumps({**about, **index.report, "shown": shown}))
     else:
-        print(*lines(index.report), f"{index.num_agents} shards in {args.out}", sep="\n")
+        longest = LONGEST if args.show is None else LONGEST_SHOWN
+        print(*lines(index.report), *sample_lines(pairs, longest), sep="\n")
+        print(f"{index.num_agents} shards in {args.out}")
     return 0
 
 

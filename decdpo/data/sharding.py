@@ -13,18 +13,27 @@ from typing import Any
 import numpy as np
 
 from decdpo.data import partition as deal
-from decdpo.data import report as reporting
 from decdpo.data.folder import commit, require_room, staging
 from decdpo.data.index import ShardEntry, ShardIndex
+from decdpo.data.ingest import report as reporting
 from decdpo.data.ingest.columns import Columns
+from decdpo.data.ingest.doubts import doubts
+from decdpo.data.ingest.leaks import leaks
+from decdpo.data.ingest.numbers import require_held
 from decdpo.data.ingest.reading import read_sources
+from decdpo.data.ingest.shown import shown_pairs
 from decdpo.data.ingest.spill import PairStore
+from decdpo.data.ingest.survey import Survey, groups_of, survey
 from decdpo.data.partition import Partition, parse_partition
 from decdpo.data.shard import encode_names, row_of
+from decdpo.data.show import ShownPair
 from decdpo.data.storage import ShardHeader, write_shard
 from decdpo.data.topics import Topics
 from decdpo.errors import DataError
 from decdpo.rng import Stream, generator
+
+PROMPT = "prompt"
+"""The group that is the prompt as it was read, whatever columns it came from."""
 
 _SAMPLE = 5_000
 _PROGRESS_SECONDS = 2.0
@@ -36,7 +45,8 @@ class Plan:
 
     partition : see ``decdpo.data.partition.KINDS``. agents : number of shards; None only with
     "by:COLUMN". holdout : share of held-out pairs. group : column whose values are held out as a
-    whole. columns : names of the sources' columns. strict : any unused judgment is an error.
+    whole; "prompt" stands for the prompt as read. columns : names of the sources' columns.
+    strict : any unused judgment is an error, and any warning.
     """
 
     partition: str = "iid"
@@ -55,6 +65,8 @@ def make_shards(
     *,
     force: bool = False,
     progress: Callable[[str], None] = lambda line: None,
+    show: int = 0,
+    shown: Callable[[list[ShownPair]], None] = lambda pairs: None,
 ) -> ShardIndex:
     """Read preference data and write one shard per agent, with their index, into ``out``.
 
@@ -65,10 +77,12 @@ def make_shards(
     ----------
     force : replace shards that are already in ``out``; other files are never touched.
     progress : is told how far reading and writing are.
+    show : number of pairs, from all over the sources, that ``shown`` is called with.
 
     Raises ``DataError`` if a source cannot be read or is given twice, the plan does not fit the
-    data, an agent would have no training pair, ``out`` holds something else, or ``plan.strict`` and
-    something could not be used; ``EnvironmentFault`` if ``out`` cannot be written.
+    data, an agent would have no training pair, a number is too large, ``out`` holds something else,
+    or ``plan.strict`` and something could not be used or is odd; ``EnvironmentFault`` if ``out``
+    cannot be written.
     """
     out = Path(os.path.abspath(out))
     rule = parse_partition(plan.partition)
@@ -89,17 +103,22 @@ def make_shards(
                 store,
                 plan.columns,
                 rule.column,
-                plan.group,
+                None if plan.group == PROMPT else plan.group,
                 progress,
             )
+            require_held(store.columns(), store.place)
             owner, names = _deal(store, rule, plan, report)
-            held_out = _hold_out(store, owner, names, plan, report)
-            _describe(store, owner, held_out, names, plan, report)
+            texts = survey(store)
+            held_out = _hold_out(store, texts, owner, names, plan, report)
+            _describe(store, texts, owner, held_out, names, plan, report)
             if plan.strict:
-                _require_all_used(report)
+                _require_no_doubt(report)
             index = _write(
                 folder, store, owner, held_out, names, plan, prompt_format, report, progress
             )
+            if show:
+                chosen = _spread(np.flatnonzero(owner >= 0), show)
+                shown(shown_pairs(store, chosen, owner, names, held_out, prompt_format))
         finally:
             store.close()
         index.save()
@@ -144,11 +163,18 @@ def _deal(
 
 
 def _hold_out(
-    store: PairStore, owner: np.ndarray, names: Sequence[str], plan: Plan, report: dict[str, Any]
+    store: PairStore,
+    texts: Survey,
+    owner: np.ndarray,
+    names: Sequence[str],
+    plan: Plan,
+    report: dict[str, Any],
 ) -> np.ndarray:
     """Return the (n,) bool mask of held-out pairs; judgments of one source row stay together."""
     groups, by = None, "pair"
-    if plan.group is not None:
+    if plan.group == PROMPT:
+        groups, by = groups_of(texts.prompts), "prompt"
+    elif plan.group is not None:
         groups, by = store.groups.codes, f"column {plan.group}"
     elif len(np.unique(store.source_rows)) < len(store):
         groups, by = store.source_rows, "source row"
@@ -161,28 +187,36 @@ def _hold_out(
 
 def _describe(
     store: PairStore,
+    texts: Survey,
     owner: np.ndarray,
     held_out: np.ndarray,
     names: Sequence[str],
     plan: Plan,
     report: dict[str, Any],
 ) -> None:
-    """Add lengths, agents and their differences to the report."""
+    """Add texts, numbers, users, agents and their differences to the report, and what is odd."""
     used = np.flatnonzero(owner >= 0)
-    edges = store.edges
-    report["lengths"] = reporting.lengths(edges[used])
-    report["agents"] = reporting.per_agent(owner, held_out, edges, names)
+    report.update(reporting.of_pairs(store, texts, owner >= 0))
+    report["leaks"] = leaks(texts, owner, held_out) if report["texts"] else None
+    report["agents"] = reporting.per_agent(owner, held_out, store.edges, names)
     rule = parse_partition(plan.partition)
     if rule.kind == "dirichlet" and rule.column:
         rows, labels, what = used, store.keys.codes[used], f"their mix of {rule.column}"
     else:
         rows = _sampled(used, plan.seed)
         labels, what = _topics(store, rows, plan.seed), "their mix of topics"
-    report["longer_preferred"] = reporting.longer_range(report["agents"], edges[used])
+    report["longer_preferred"] = reporting.longer_range(report["agents"], store.edges[used])
     report["difference"] = reporting.difference(owner[rows], labels, len(names), plan.seed, what)
     report["contradictions"] = reporting.contradictions(
         store.source_rows[used], store.second[used]
     )
+    report["doubts"] = doubts(report)
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` of ``rows`` or all of them, from the first to the last."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return rows[places.astype(np.int64)]
 
 
 def _sampled(rows: np.ndarray, seed: int) -> np.ndarray:
@@ -195,6 +229,18 @@ def _topics(store: PairStore, rows: np.ndarray, seed: int) -> np.ndarray:
     topics = Topics(store.prompts(_sampled(rows, seed)), seed)
     parts = np.array_split(rows, max(len(rows) // 2000, 1))
     return np.concatenate([topics(store.prompts(part)) for part in parts])
+
+
+def _require_no_doubt(report: dict[str, Any]) -> None:
+    """Raise ``DataError`` if something was not used, or is odd enough for a warning."""
+    _require_all_used(report)
+    warnings = [doubt for doubt in report["doubts"] if doubt["warning"]]
+    if warnings:
+        raise DataError(
+            "--strict: " + "; ".join(doubt["what"] for doubt in warnings),
+            "; ".join(dict.fromkeys(doubt["remedy"] for doubt in warnings if doubt["remedy"]))
+            or "mend the source, or leave --strict out to have this reported",
+        )
 
 
 def _require_all_used(report: dict[str, Any]) -> None:

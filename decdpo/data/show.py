@@ -58,7 +58,7 @@ def pair_lines(shown: ShownPair, longest: int = LONGEST) -> Iterator[str]:
     facts = "; ".join(f"{name} {_fact(value)}" for name, value in shown.about.items())
     yield from textwrap.wrap(facts, WIDTH - 2, initial_indent="  ", subsequent_indent="    ")
     for name, text in _parts(shown):
-        yield from text_lines(name, text, longest)
+        yield from [f"  {name}"] if text is None else text_lines(name, text, longest)
 
 
 def text_lines(name: str, text: str, longest: int = LONGEST) -> Iterator[str]:
@@ -74,7 +74,7 @@ def text_lines(name: str, text: str, longest: int = LONGEST) -> Iterator[str]:
         quoted, WIDTH - 2 - _NAME, drop_whitespace=False, break_on_hyphens=False, tabsize=1
     )
     for number, line in enumerate(lines):
-        yield f"  {'' if number else name:<{_NAME}}{line}"
+        yield f"  {'' if number else name:<{_NAME}}{line}".rstrip()
 
 
 def visible(text: str) -> str:
@@ -82,13 +82,14 @@ def visible(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _parts(shown: ShownPair) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of the pair; a prompt of several messages is one part a message."""
-    messages = []
+def _parts(shown: ShownPair) -> Iterator[tuple[str, str | None]]:
+    """Yield (name, text) of the pair; a prompt of messages is one part each, after a title."""
     if shown.prompt_format == "messages" and shown.pair.prompt:
-        messages = json.loads(shown.pair.prompt)
-    yield "prompt", f"{len(messages)} messages" if messages else shown.pair.prompt
-    yield from ((f" {message['role']}", message["content"]) for message in messages)
+        yield "prompt", None
+        for message in json.loads(shown.pair.prompt):
+            yield f" {message['role']}", message["content"]
+    else:
+        yield "prompt", shown.pair.prompt
     yield "chosen", shown.pair.chosen
     yield "rejected", shown.pair.rejected
 

@@ -16,7 +16,7 @@ import pytest
 from decdpo.commands import shard as command
 from decdpo.data.index import ShardIndex
 from decdpo.data.ingest.columns import Columns
-from decdpo.data.report import lines
+from decdpo.data.ingest.printed import lines
 from decdpo.data.sharding import Plan, make_shards
 from decdpo.errors import DataError, EnvironmentFault
 
@@ -451,7 +451,10 @@ def test_pandalm_annotators_and_its_dirt(tmp_path):
 
 
 def test_sharegpt_messages(tmp_path):
-    index = make_shards(real("sharegpt*/*.gz"), tmp_path / "s", Plan("iid", 4, strict=True))
+    index = make_shards(real("sharegpt*/*.gz"), tmp_path / "s", Plan("iid", 4))
+    assert index.report["num_dropped"] == 0
+    warnings = {doubt["kind"] for doubt in index.report["doubts"] if doubt["warning"]}
+    assert warnings == {"duplicate"}
     assert index.prompt_format == "messages"
     assert index.report["pairs"] == 300
     assert json.loads(index.open(0).pair(0).prompt)[-1]["role"] == "user"

@@ -38,7 +38,8 @@ class Judgment:
     """One person's preference between two answers.
 
     second : whether the answer preferred is the one the source names second (for comparing
-    judgments of one source row). The other fields are None where the source has no such column.
+    judgments of one source row). prompt_cut_off : whether both answers began with the prompt, which
+    was cut off them. The other fields are None where the source has no such column.
     """
 
     prompt: str
@@ -51,6 +52,7 @@ class Judgment:
     score_rejected: float | None = None
     chosen_features: list[float] | None = None
     rejected_features: list[float] | None = None
+    prompt_cut_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,18 @@ def read_answers(row: Record, where: Answers) -> list[Judgment | str]:
             judgment.score_chosen, judgment.score_rejected = ordered
         found.append(judgment)
     return found
+
+
+def verdicts_of(row: Record, where: Answers) -> list[Any]:
+    """Return the verdicts of a record as they stand there."""
+    verdicts = _verdicts(row, where)
+    return [] if isinstance(verdicts, str) else [verdict for _, verdict in verdicts]
+
+
+def meaning(verdict: Any, where: Answers) -> str:
+    """Return what a verdict is taken for: the preferred answer's column, or why it is no use."""
+    second = _prefers_second(verdict, where)
+    return second if isinstance(second, str) else where.answers[second]
 
 
 def _verdicts(row: Record, where: Answers) -> list[tuple[str | None, Any]] | str:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from decdpo.data.ingest.answers import verdicts_of
 from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.formats import Format, is_unicode, judgments, recognise
+from decdpo.data.ingest.repeated import without_repeated_prompt
+from decdpo.data.ingest.report import Drops, Labels
 from decdpo.data.ingest.sources import Record, records, short_names, stems
 from decdpo.data.ingest.spill import PairStore
-from decdpo.data.report import Drops
 from decdpo.errors import DataError
 
 _PROGRESS_SECONDS = 2.0
@@ -38,7 +40,7 @@ def read_sources(
 
     Raises ``DataError`` if a source cannot be read, holds no pair, or differs in prompt format.
     """
-    drops, files, formats = Drops(), [], set()
+    drops, labels, files, formats = Drops(), Labels(), [], set()
     row, kept_rows, kept_before, spoke = 0, 0, 0, time.monotonic()
     wanted = {"partition": partition, "group": group}
     known: dict[str, None] = {"file": None, "user": None}
@@ -55,6 +57,7 @@ def read_sources(
             form = recognise(sample, columns)
         except DataError as error:
             raise DataError(f"{path}: {error.what}", error.remedy) from None
+        form, cut = without_repeated_prompt(form, sample, columns), 0
         known.update((name, None) for record in sample for name in record)
         first, met = row + 1, dict.fromkeys(name for record in sample for name in record)
         for record in itertools.chain(head, stream):
@@ -62,6 +65,8 @@ def read_sources(
             if not isinstance(record, str) and not record.keys() <= met.keys():
                 met.update(dict.fromkeys(record))
             found = [record] if isinstance(record, str) else judgments(form, record, columns)
+            if form.answers is not None and not isinstance(record, str):
+                labels.add(verdicts_of(record, form.answers), form.answers)
             for item in found:
                 if isinstance(item, str):
                     drops.add(item, row - first + 1, name)
@@ -70,6 +75,7 @@ def read_sources(
                 fault = values if isinstance(values, str) else store.add(item, row, *values)
                 if fault is not None:
                     drops.add(fault, row - first + 1, name)
+                cut += fault is None and item.prompt_cut_off
             kept_rows += len(store) > kept_before
             kept_before = len(store)
             if time.monotonic() - spoke > _PROGRESS_SECONDS:
@@ -81,6 +87,7 @@ def read_sources(
                 "format": form.name,
                 "rows": row - first + 1,
                 **_columns(form, wanted, met),
+                "prompt_cut_off": cut,
             }
         )
         formats.add(form.prompt_format)
@@ -100,6 +107,7 @@ def read_sources(
         "num_dropped": drops.total,
         "dropped": drops.summary(),
         "incomplete_columns": store.incomplete(),
+        "labels": labels.summary(),
     }
     return report, formats.pop()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from decdpo.data.ingest.answers import Judgment
+from decdpo.data.shard import row_of
 
 _PART = 1 << 22
 _NUMBERS = ("score_chosen", "score_rejected", "weight")
@@ -118,6 +119,11 @@ class PairStore:
         files = np.searchsorted(starts, rows, side="left") - 1
         return files, rows - starts[files]
 
+    def place(self, pair: int) -> str:
+        """Return the source row of a pair in words: "7", or "7 of b.jsonl" of several files."""
+        files, rows = self.places(np.array([pair]))
+        return row_of(int(rows[0]), self.files[files[0]] if len(self.files) > 1 else "")
+
     @property
     def second(self) -> np.ndarray:
         """(n,) bool: whether the answer the source names second was preferred."""
@@ -130,11 +136,11 @@ class PairStore:
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return the complete optional columns, each (n,) or (n, d) float64."""
-        found = {name: np.array(values) for name, values in self._numbers.items()}
+        found = {name: np.frombuffer(values) for name, values in self._numbers.items()}
         found = {name: values for name, values in found.items() if not np.isnan(values).any()}
         if self._width:
             for name, values in self._features.items():
-                found[name] = np.array(values).reshape(-1, self._width)
+                found[name] = np.frombuffer(values).reshape(-1, self._width)
         return found
 
     def prompts(self, rows: Sequence[int] | np.ndarray) -> list[str]:

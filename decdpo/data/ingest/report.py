@@ -1,14 +1,21 @@
 """What a sharding did with its sources: what was read, dropped, held out, and how agents differ."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from decdpo.data.shard import row_of
+from decdpo.data.ingest import numbers
+from decdpo.data.ingest.answers import Answers, meaning
+from decdpo.data.ingest.leaks import repeats
+from decdpo.data.ingest.survey import Survey, distinct
 from decdpo.rng import Stream, generator
 
 ROWS_SHOWN = 20
+ODD_ROWS_SHOWN = 5
+LABELS, LABEL_WIDTH = 50, 40
+"""Different labels that are counted apart, and characters of each that are kept."""
+
 _QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
@@ -41,6 +48,89 @@ class Drops:
             if any(files):
                 found[reason]["files"] = list(files)
         return found
+
+
+class Labels:
+    """The verdicts met, what each was taken for, and how often."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], int] = {}
+        self._known: dict[tuple[Answers, str], tuple[str, str]] = {}
+
+    def add(self, verdicts: Iterable[Any], where: Answers) -> None:
+        """Count some verdicts; beyond ``LABELS`` different ones, as "others"."""
+        for verdict in verdicts:
+            address = (where, repr(verdict))
+            key = self._known.get(address)
+            if key is None:
+                said = "" if verdict is None else str(verdict).strip()[:LABEL_WIDTH]
+                key = (said, meaning(verdict, where))
+                if len(self._known) < LABELS:
+                    self._known[address] = key
+                else:
+                    key = ("others", key[1])
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return label, meaning and count of each, most frequent first."""
+        order = sorted(self._counts, key=lambda key: (-self._counts[key], key))
+        return [{"label": key[0], "means": key[1], "count": self._counts[key]} for key in order]
+
+
+def of_pairs(store: Any, texts: Survey, used: np.ndarray) -> dict[str, Any]:
+    """Return what the pairs are like: texts, oddities, scores, weights and users.
+
+    store : the ``PairStore`` they are in. texts : its survey. used : (n,) bool, whose agent is.
+    """
+    columns, written = store.columns(), len(texts.found["blank"]) < len(store)
+    odd = {kind: [row for row in rows if used[row]] for kind, rows in texts.found.items()}
+    odd["equal_features"] = numbers.equal_features(columns, used)
+    if written:
+        odd.update(repeats(texts, store.source_rows, store.users.codes, used))
+    return {
+        "lengths": lengths(store.edges[used]),
+        "texts": _distinct(texts, used) if written else None,
+        "features": columns["chosen_features"].shape[1] if "chosen_features" in columns else 0,
+        "oddities": {
+            kind: {"pairs": len(rows), "rows": _first_places(store, rows)}
+            for kind, rows in odd.items()
+            if rows
+        },
+        "markers": texts.markers,
+        "scores": numbers.scores(columns, used),
+        "weights": numbers.weights(columns, used),
+        "users": _users(store.users.names, store.users.codes[used]),
+        "second_preferred": round(float(store.second[used].mean()), 4),
+    }
+
+
+def _first_places(store: Any, rows: Sequence[int]) -> list[str]:
+    """Return the first few different source rows of some pairs, in words."""
+    places: dict[str, None] = {}
+    for row in rows:
+        places[store.place(row)] = None
+        if len(places) == ODD_ROWS_SHOWN:
+            break
+    return list(places)
+
+
+def _distinct(texts: Survey, used: np.ndarray) -> dict[str, int]:
+    chosen, rejected = texts.chosen[used], texts.rejected[used]
+    return {
+        "distinct_prompts": distinct(texts.prompts[used]),
+        "distinct_chosen": distinct(chosen),
+        "distinct_rejected": distinct(rejected),
+        "distinct_answers": distinct(np.concatenate([chosen, rejected])),
+    }
+
+
+def _users(names: Sequence[str], codes: np.ndarray) -> dict[str, int] | None:
+    """Return how many people judged, and how many pairs name nobody; None if no pair names one."""
+    if not any(names):
+        return None
+    counts = np.bincount(codes, minlength=len(names))
+    without = int(counts[names.index("")]) if "" in names else 0
+    return {"distinct": int((counts > 0).sum()) - (without > 0), "without": without}
 
 
 def lengths(edges: np.ndarray) -> dict[str, dict[str, int]]:
@@ -136,52 +226,3 @@ def longer_range(agents: Sequence[Mapping[str, Any]], edges: np.ndarray) -> dict
         "lowest_agent": min(shares),
         "highest_agent": max(shares),
     }
-
-
-def lines(report: Mapping[str, Any], shown: int = 20) -> Iterator[str]:
-    """Yield the report as lines of text; at most ``shown`` agents are listed."""
-    for source in report["sources"]:
-        yield f"{source['file']}: {source['format']}, {source['rows']:,} rows"
-    yield (
-        f"rows read {report['rows_read']:,}; judgments {report['judgments']:,}; "
-        f"pairs kept {report['pairs']:,}, dropped {report['num_dropped']:,}, "
-        f"left out {report['left_out']['pairs']:,}"
-    )
-    for reason, drop in report["dropped"].items():
-        files = drop.get("files") or [""] * len(drop["rows"])
-        rows = ", ".join(row_of(row, file) for row, file in zip(drop["rows"][:8], files))
-        rows += ", ..." if len(drop["rows"]) > 8 else ""
-        yield f"  dropped {drop['count']:,}: {reason} (source rows {rows})"
-    if report["left_out"]["values"]:
-        left = report["left_out"]
-        yield f"  left out {left['pairs']:,} pairs of {left['values']:,} values without an agent"
-    for name, count in report["incomplete_columns"].items():
-        yield f"  column {name} left out: {count:,} pairs have none"
-    yield "UTF-8 bytes   " + "".join(f"{name:>9}" for name in _QUANTILES)
-    for part, quantiles in report["lengths"].items():
-        yield f"  {part:<12}" + "".join(f"{quantiles[name]:>9,}" for name in _QUANTILES)
-    yield f"held out by {report['held_out_by']}; pairs per agent:"
-    yield f"  {'agent':>5}  {'train':>8} {'held-out':>8}  {'longer wins':>11}  name"
-    for row in report["agents"][:shown]:
-        yield (
-            f"  {row['agent']:>5}  {row['train']:>8,} {row['held_out']:>8,}  "
-            f"{row['longer_preferred']:>11.3f}  {row['name']}"
-        )
-    if len(report["agents"]) > shown:
-        yield f"  ... {len(report['agents']) - shown:,} more (all in index.json)"
-    longer = report["longer_preferred"]
-    yield (
-        f"the longer answer is preferred in {longer['pooled']:.3f} of pairs; "
-        f"by agent {longer['lowest_agent']:.3f} to {longer['highest_agent']:.3f}"
-    )
-    mix = report["difference"]
-    yield (
-        f"agents differ in {mix['of']} by {mix['mix_distance']:.3f} "
-        f"(total variation; {mix['if_dealt_at_random']:.3f} if dealt at random)"
-    )
-    if report["contradictions"]:
-        both = report["contradictions"]
-        yield (
-            f"{both['contradicted']:,} of {both['rows_with_several']:,} source rows with several "
-            "judgments contradict themselves"
-        )
