@@ -61,7 +61,6 @@ from decdpo.params.optim import (
 from decdpo.policies.base import Policy
 from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Objective, check_start
-from decdpo.policies.stats import Stats
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
 from decdpo.progress import Progress
@@ -321,7 +320,7 @@ def make_agents(
         state = algorithm.init(start.clone())
         params = FlatParams(policy.layout, state.x, grad)
         sampler = EpochSampler(config.run.seed, i, data.num_train)
-        agents.append(Agent(i, params, state, data, sampler, Stats.zero()))
+        agents.append(Agent(i, params, state, data, sampler, objective.no_stats()))
     check_start(policy, agents[0].data)
     return objective, algorithm, agents
 

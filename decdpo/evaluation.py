@@ -93,7 +93,8 @@ def _pick(seed: int, agent: Agent, *, heldout: bool, at_most: int) -> np.ndarray
 
 def pooled(world: World, stats: Mapping[int, Stats]) -> Stats:
     """Add up the agents' statistics, the same bits on every process. Collective."""
-    return Stats(world.sum({i: s.values for i, s in stats.items()}))
+    names = next(iter(stats.values())).names
+    return Stats(world.sum({i: s.values for i, s in stats.items()}), names)
 
 
 def pool(world: World, *columns: Mapping[int, np.ndarray]) -> list[np.ndarray]:

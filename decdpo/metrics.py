@@ -96,7 +96,9 @@ class Metrics:
             squared_gaps(agents, mean),
             {a.id: spent if a is agents[0] else np.zeros_like(spent) for a in agents},
         )
-        train, heldout, average = (Stats(total).means() for total in sums[:3])
+        train, heldout, average = (
+            Stats(total, agents[0].stats.names).means() for total in sums[:3]
+        )
         accuracy = {i: s.means().get("rewards/accuracies") for i, s in own.items()}
         # One for every process: its first agent's.
         longest = {a.id: _longest(waits) if a is agents[0] else None for a in agents}

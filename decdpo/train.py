@@ -104,7 +104,7 @@ def start(run: Run, t: int, mixing: Mixing) -> None:
 def local_steps(run: Run, t: int, active: list[Agent]) -> None:
     """Take the E local steps of round ``t`` with the ``active`` agents of this process."""
     for agent in run.agents:
-        agent.stats = Stats.zero()
+        agent.stats = Stats.zero(agent.stats.names)
     for h in range(run.local_steps):
         step = t * run.local_steps + h
         lr = run.lr(step)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_flag, require_positive
 
 CERTAIN = -1e-6
@@ -54,11 +54,11 @@ class NbDPO:
         """The lower clip of eq. 26."""
         return 0.0
 
-    def weight(self, pairs: PairLogProbs) -> Tensor:
+    def weight(self, pairs: PairScores) -> Tensor:
         """Return the (B,) lam of eq. 26."""
         return 1.0 + (pairs.chosen - pairs.rejected).clamp(self.clip_low, self.clip)
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (eq. 25), with DPO's value to the bit."""
         h_w, h_l = pairs.chosen_ratio, pairs.rejected_ratio
         # lam h_w - (lam - 1) stop(h_w) = h_w + (lam - 1) (h_w - stop(h_w)), whose last factor is 0.
@@ -91,7 +91,7 @@ class NbDPOv2(NbDPO):
         super().__post_init__()
         require_flag("constant_weight", self.constant_weight)
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (eq. 27)."""
         lam = self.weight(pairs)
         lam = lam.detach() if self.constant_weight else lam
@@ -128,7 +128,7 @@ class BDPO:
         require_positive("beta", self.beta)
         require_flag("constant_weight", self.constant_weight)
 
-    def weight(self, pairs: PairLogProbs) -> Tensor:
+    def weight(self, pairs: PairScores) -> Tensor:
         """Return the (B,) lam_w of eq. 29, in (0, 1); 1/2 for two equally likely answers.
 
         Log-probabilities above CERTAIN count as CERTAIN (our reading: the equation is silent).
@@ -136,7 +136,7 @@ class BDPO:
         chosen, rejected = pairs.chosen.clamp(max=CERTAIN), pairs.rejected.clamp(max=CERTAIN)
         return rejected / (chosen + rejected)
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (eq. 28)."""
         lam = self.weight(pairs)
         lam = lam.detach() if self.constant_weight else lam

@@ -24,7 +24,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_between, require_positive
 
 
@@ -58,7 +58,7 @@ class BetaDPO:
         """Return the loss of the batch that finds the running mean ``mean`` (1,), M0 in nats."""
         return DynamicDPO(self, mean)
 
-    def update(self, mean: Tensor, pairs: PairLogProbs) -> Tensor:
+    def update(self, mean: Tensor, pairs: PairScores) -> Tensor:
         """Return the running mean (1,) after the batch ``pairs``; ``mean`` is left as it was."""
         m = self.momentum
         return m * mean + (1.0 - m) * _gap(pairs).to(mean)
@@ -81,18 +81,18 @@ class DynamicDPO:
         """beta_0: rewards are logged on one scale, whatever the beta of the batch."""
         return self.constants.beta
 
-    def batch_beta(self, pairs: PairLogProbs) -> Tensor:
+    def batch_beta(self, pairs: PairScores) -> Tensor:
         """Return the 1-element beta of the batch ``pairs``, without gradient."""
         gap = _gap(pairs)
         c = self.constants
         beta = c.beta * (1.0 + c.alpha * (gap - self.mean.to(gap)))
         return beta.clamp(min=c.beta_min)
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Wu et al.)."""
         return -log_sigmoid(self.batch_beta(pairs) * (pairs.chosen_ratio - pairs.rejected_ratio))
 
 
-def _gap(pairs: PairLogProbs) -> Tensor:
+def _gap(pairs: PairScores) -> Tensor:
     """Return the (1,) batch mean of h_w - h_l, without gradient."""
     return (pairs.chosen_ratio - pairs.rejected_ratio).detach().mean().reshape(1)

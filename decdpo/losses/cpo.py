@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import (
     log_sigmoid,
     mean_over_steps,
@@ -39,7 +39,7 @@ class CPO:
         require_positive("beta", self.beta)
         require_between("alpha", self.alpha, 0.0, float("inf"))
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Xu et al.)."""
         preference = -log_sigmoid(self.beta * (pairs.chosen - pairs.rejected))
         return preference - self.alpha * mean_over_steps(pairs.chosen, pairs.chosen_length)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_between, require_positive
 
 
-def dpo_margin(pairs: PairLogProbs, beta: float) -> Tensor:
+def dpo_margin(pairs: PairScores, beta: float) -> Tensor:
     """Return the (B,) margins z = beta (h_w - h_l) of the implicit rewards."""
     return beta * (pairs.chosen_ratio - pairs.rejected_ratio)
 
@@ -43,7 +43,7 @@ class DPO:
         require_positive("beta", self.beta)
         require_between("label_smoothing", self.label_smoothing, 0.0, 0.5, below_high=True)
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Rafailov et al., eq. 7; Mitchell, eq. 3)."""
         z = dpo_margin(pairs, self.beta)
         eps = self.label_smoothing
@@ -70,7 +70,7 @@ class RobustDPO:
         require_positive("beta", self.beta)
         require_between("label_smoothing", self.label_smoothing, 0.0, 0.5, below_high=True)
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses, possibly negative (Ray Chowdhury et al.)."""
         z = dpo_margin(pairs, self.beta)
         eps = self.label_smoothing

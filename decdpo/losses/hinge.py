@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import mean_over_steps, require_between, require_positive
 from decdpo.losses.dpo import dpo_margin
 
@@ -37,7 +37,7 @@ class Hinge:
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Liu et al., hinge-norm)."""
         return torch.relu(1.0 - dpo_margin(pairs, self.beta))
 
@@ -58,7 +58,7 @@ class SLiC:
         require_positive("beta", self.beta)
         require_between("alpha", self.alpha, 0.0, float("inf"))
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Zhao et al.)."""
         hinge = torch.relu(1.0 - self.beta * (pairs.chosen - pairs.rejected))
         return hinge - self.alpha * mean_over_steps(pairs.chosen, pairs.chosen_length)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import mean_over_steps, require_positive
 
 
@@ -32,7 +32,7 @@ class IPO:
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Azar et al., eq. 17, of means over steps)."""
         gap = mean_over_steps(pairs.chosen_ratio, pairs.chosen_length) - mean_over_steps(
             pairs.rejected_ratio, pairs.rejected_length
@@ -52,6 +52,6 @@ class SummedIPO:
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Azar et al., eq. 17)."""
         return (pairs.chosen_ratio - pairs.rejected_ratio - 0.5 / self.beta) ** 2

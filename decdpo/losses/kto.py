@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import require_between, require_positive
 
 
@@ -79,7 +79,7 @@ class KTO:
     def __post_init__(self) -> None:
         self._unpaired()
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses; the reference points are means over this batch."""
         h_w, h_l = pairs.chosen_ratio, pairs.rejected_ratio
         good = torch.ones_like(h_w, dtype=torch.bool)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from decdpo.errors import DataError
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_between, require_positive
 from decdpo.losses.dpo import dpo_margin
 
@@ -38,7 +38,7 @@ class ODPO:
         require_positive("beta", self.beta)
         require_between("alpha", self.alpha, 0.0, float("inf"))
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Amini et al.; a negative gap lowers what is asked of a pair)."""
         z = dpo_margin(pairs, self.beta)
         return -log_sigmoid(z - self.alpha * _score_gap(pairs).to(z.dtype))
@@ -61,7 +61,7 @@ class LogODPO:
         require_positive("beta", self.beta)
         require_between("alpha", self.alpha, 0.0, float("inf"))
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Amini et al.)."""
         gap = _score_gap(pairs)
         low = torch.nonzero(gap <= 0).flatten().tolist()
@@ -75,7 +75,7 @@ class LogODPO:
         return -log_sigmoid(z - self.alpha * gap.to(z.dtype).log())
 
 
-def _score_gap(pairs: PairLogProbs) -> Tensor:
+def _score_gap(pairs: PairScores) -> Tensor:
     """Return the (B,) score gaps, or raise DataError if they are missing or not finite."""
     if pairs.score_gap is None:
         raise DataError(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_between, require_positive
 from decdpo.losses.dpo import dpo_margin
 
@@ -37,7 +37,7 @@ class LengthDPO:
         require_positive("beta", self.beta)
         require_between("alpha", self.alpha, 0.0, float("inf"))
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Park et al.)."""
         z = dpo_margin(pairs, self.beta)
         longer = (pairs.chosen_length - pairs.rejected_length).to(z.dtype)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.constants import (
     log_sigmoid,
     mean_over_steps,
@@ -36,7 +36,7 @@ class SimPO:
         require_positive("beta", self.beta)
         require_between("gamma", self.gamma, 0.0, float("inf"))
 
-    def __call__(self, pairs: PairLogProbs) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         """Return the (B,) losses (Meng et al.)."""
         chosen = mean_over_steps(pairs.chosen, pairs.chosen_length)
         rejected = mean_over_steps(pairs.rejected, pairs.rejected_length)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decdpo.data.storage import replacing
 from decdpo.errors import PolicyError
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -57,7 +57,7 @@ class Side(Protocol):
 
 def pair_logps(
     data: Any, rows: np.ndarray, chosen: np.ndarray, rejected: np.ndarray
-) -> PairLogProbs:
+) -> PairScores:
     """Join log pi (B,) of both answers of the pairs ``rows`` with what their shard knows of them.
 
     data : an ``EncodedShard`` with two ``Side``s, ``chosen`` and ``rejected``.
@@ -65,7 +65,7 @@ def pair_logps(
     first: Side = data.chosen
     second: Side = data.rejected
     index = torch.from_numpy(rows)
-    return PairLogProbs(
+    return PairScores(
         torch.from_numpy(chosen),
         torch.from_numpy(rejected),
         torch.from_numpy(first.reference[rows]),

@@ -6,20 +6,20 @@ import numpy as np
 from torch import Tensor
 
 from decdpo.data.shard import PreferenceShard
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
 
 
 class ForwardPass(Protocol):
-    """The log-probabilities of one batch, and the way back to the gradient.
+    """The scores of one batch, and the way back to the gradient.
 
-    logps : detached (B,) tensors on the policy's device.
+    scores : detached (B,) tensors on the policy's device.
     """
 
-    logps: PairLogProbs
+    scores: PairScores
 
-    def backward(self, d_chosen: Tensor, d_rejected: Tensor) -> None:
-        """Add to ``params.grad`` the gradient for the (B,) cotangents of chosen and rejected."""
+    def backward(self, cotangents: Leaves) -> None:
+        """Add to ``params.grad`` the gradient for the (B,) cotangents of all leaves; once only."""
         ...
 
 
@@ -28,6 +28,8 @@ class Policy(Protocol):
 
     layout : of the flat parameter vector. concurrent : whether ``forward`` may be called for other
     agents before the ``backward`` of an earlier pass; not where all share one set of weights.
+    A class may name quantities of its own to be recorded: ``metrics``, a mapping of name to
+    ``Metric``.
     """
 
     layout: Layout
@@ -39,6 +41,13 @@ class Policy(Protocol):
 
     def encode(self, shard: PreferenceShard) -> Any:
         """Turn a shard into what ``forward`` reads (features or tokens), once per agent."""
+        ...
+
+    def parts(self, data: Any, rows: np.ndarray) -> list[np.ndarray]:
+        """Split the pairs ``rows`` (B,) into what memory holds at once, for ``forward``.
+
+        The parts together are a permutation of ``rows``. A concurrent policy has a single part.
+        """
         ...
 
     def forward(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from decdpo.data.shard import PreferenceShard
 from decdpo.errors import EnvironmentFault, PolicyError
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout, flatten
 from decdpo.policies import hub
 from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
@@ -97,29 +97,21 @@ def _keeps_logits(forward: Callable[..., Any]) -> bool:
 class CausalLMPass:
     """One batch: its log-probabilities and the way back through the model.
 
-    graph : (2, B) log-probabilities with their autograd graph; None if it was too large to keep,
-    or not wanted.
+    graph : (2, B) log-probabilities with their autograd graph; None if it was not wanted, or used.
     """
 
-    logps: PairLogProbs
+    scores: PairScores
     policy: "CausalLM"
     params: FlatParams
-    data: TokenShard
-    rows: np.ndarray
     graph: Tensor | None
 
-    def backward(self, d_chosen: Tensor, d_rejected: Tensor) -> None:
+    def backward(self, cotangents: Leaves) -> None:
         """Add the gradient to ``params.grad``; once only."""
-        cotangents = torch.stack((d_chosen, d_rejected))
-        module = self.policy.bind(self.params)
-        if self.graph is not None:
-            self.graph.backward(cotangents)
-            self.graph = None
-            return
-        for part in self.policy.parts(len(self.rows)):
-            with torch.enable_grad():
-                logps = self.policy.pair_logps(module, self.data, self.rows[part])
-            logps.backward(cotangents[:, part])
+        if self.graph is None:
+            raise ValueError("this pass was made without a gradient, or has given it already")
+        self.policy.bind(self.params)
+        self.graph.backward(torch.stack((cotangents["chosen"], cotangents["rejected"])))
+        self.graph = None
 
 
 class CausalLM:
@@ -136,8 +128,8 @@ class CausalLM:
         otherwise a frozen second copy of the model computes them with each batch.
     padded : evaluate a batch's answers together, padded; by default only on a GPU. One by one, the
         bits of an answer do not depend on its batch, and on a CPU it is also faster.
-    pairs_at_once : a larger batch is evaluated in parts and its activations computed a second time
-        for the backward pass, so that memory does not grow with the batch.
+    pairs_at_once : the most pairs of a part; a larger batch is evaluated part by part, so that
+        memory does not grow with the batch.
 
     The reference is the folder's model, and where every agent begins. Dropout is off.
 
@@ -212,9 +204,9 @@ class CausalLM:
             self._bound = params
         return self._module
 
-    def parts(self, count: int) -> list[slice]:
-        """Split ``count`` pairs into slices of at most ``pairs_at_once``."""
-        return [slice(i, i + self.pairs_at_once) for i in range(0, count, self.pairs_at_once)]
+    def parts(self, data: TokenShard, rows: np.ndarray) -> list[np.ndarray]:
+        """Split the pairs ``rows`` (B,) into parts of at most ``pairs_at_once``."""
+        return [rows[i : i + self.pairs_at_once] for i in range(0, len(rows), self.pairs_at_once)]
 
     def encode(self, shard: PreferenceShard) -> TokenShard:
         """Tokenize a shard and, if they are cached, find or compute its reference values.
@@ -260,24 +252,25 @@ class CausalLM:
         """Evaluate the pairs ``rows`` (B,) of ``data`` at ``params.data`` (P,)."""
         module = self.bind(params)
         where = torch.from_numpy(rows).to(self.device)
-        keep = need_grad and len(rows) <= self.pairs_at_once
-        with torch.set_grad_enabled(keep):
-            logps = self._all_logps(module, data, rows)
+        with torch.set_grad_enabled(need_grad):
+            logps = self.pair_logps(module, data, rows)
         if data.reference is not None:
             reference = data.reference[:, where]
         else:
             assert self._frozen is not None
             with torch.no_grad():
-                reference = self._all_logps(self._frozen, data, rows)
+                reference = self.pair_logps(self._frozen, data, rows)
         gap = None if data.score_gap is None else data.score_gap[where]
         chosen, rejected = logps.detach()
         ref_chosen, ref_rejected = reference
         length, other = data.lengths[:, where]
-        pairs = PairLogProbs(chosen, rejected, ref_chosen, ref_rejected, length, other, gap)
-        return CausalLMPass(pairs, self, params, data, rows, logps if keep else None)
+        pairs = PairScores(chosen, rejected, ref_chosen, ref_rejected, length, other, gap)
+        return CausalLMPass(pairs, self, params, logps if need_grad else None)
 
     def pair_logps(self, module: nn.Module, data: TokenShard, rows: np.ndarray) -> Tensor:
         """Return (2, B) log-probabilities of the chosen and rejected answers of ``rows`` (B,)."""
+        if not len(rows):
+            return torch.zeros(2, 0, device=self.device)
         sequences: list[list[Scored]] = [[], []]
         for row in rows:
             prompt, *answers = data.tokens.parts(row)
@@ -299,10 +292,6 @@ class CausalLM:
         module = self.bind(FlatParams(self.layout, x.detach().to(self._initial).contiguous()))
         return hub.save(module, self.tokenizer, copy.deepcopy(self._config), out)
 
-    def _all_logps(self, module: nn.Module, data: TokenShard, rows: np.ndarray) -> Tensor:
-        parts = [self.pair_logps(module, data, rows[part]) for part in self.parts(len(rows))]
-        return torch.cat(parts, dim=1) if parts else torch.zeros(2, 0, device=self.device)
-
     def _with_reference(self, shard: PreferenceShard, data: TokenShard) -> TokenShard:
         """Add the reference log-probabilities, from the shard's cache if it holds their bits."""
         # Nothing flows back, so the gradient needs no memory.
@@ -311,7 +300,7 @@ class CausalLM:
 
         def compute(rows: np.ndarray) -> np.ndarray:
             with torch.no_grad():
-                return self._all_logps(module, data, rows).cpu().double().numpy().T
+                return self.pair_logps(module, data, rows).cpu().double().numpy().T
 
         batches = np.split(
             np.arange(data.num_pairs), range(REFERENCE_BATCH, data.num_pairs, REFERENCE_BATCH)

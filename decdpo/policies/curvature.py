@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 
 
 @runtime_checkable
@@ -16,7 +16,7 @@ class CurvedPass(Protocol):
     H_b,l their (P, P) Hessians.
     """
 
-    logps: PairLogProbs
+    scores: PairScores
 
     def along(self, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return J_w v and J_l v, (B,) each, for a direction v (P,)."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from decdpo.data.shard import PreferenceShard
 from decdpo.errors import PolicyError
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.arrays import CPU, parameter_dtype, reference_vector, write_npz
 from decdpo.policies.encoded import EncodedShard, require_held, require_text, shard_columns
@@ -47,38 +47,38 @@ class FeatureShard(EncodedShard):
 class LogLinearPass:
     """One batch: its log-probabilities, and their derivatives in closed form (``CurvedPass``)."""
 
-    logps: PairLogProbs
+    scores: PairScores
     params: FlatParams
     batch: FeatureDifferences
 
-    def backward(self, d_chosen: Tensor, d_rejected: Tensor) -> None:
+    def backward(self, cotangents: Leaves) -> None:
         """Add sum_b (d_w pi_l - d_l pi_w) dphi_b to ``params.grad``."""
-        chosen, rejected = self.logps.chosen, self.logps.rejected
-        slope = d_chosen * rejected.exp() - d_rejected * chosen.exp()
+        chosen, rejected = self.scores.chosen, self.scores.rejected
+        slope = cotangents["chosen"] * rejected.exp() - cotangents["rejected"] * chosen.exp()
         self.batch.add_combination(slope.numpy(), self.params.grad.numpy())
 
     def along(self, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the derivatives (B,) of both log-probabilities along ``direction`` (P,)."""
-        chosen, rejected = self.logps.chosen.exp().numpy(), self.logps.rejected.exp().numpy()
+        chosen, rejected = self.scores.chosen.exp().numpy(), self.scores.rejected.exp().numpy()
         margins = self.batch.matrix @ direction
         return rejected * margins, -chosen * margins
 
     def back(self, d_chosen: np.ndarray, d_rejected: np.ndarray) -> np.ndarray:
         """Return sum_b (d_w pi_l - d_l pi_w) dphi_b, (P,)."""
-        chosen, rejected = self.logps.chosen.exp().numpy(), self.logps.rejected.exp().numpy()
+        chosen, rejected = self.scores.chosen.exp().numpy(), self.scores.rejected.exp().numpy()
         return self.batch.matrix.T @ (d_chosen * rejected - d_rejected * chosen)
 
     def bend(
         self, d_chosen: np.ndarray, d_rejected: np.ndarray, direction: np.ndarray
     ) -> np.ndarray:
         """Return -sum_b (d_w + d_l) pi_w pi_l dphi_b (dphi_b . v), (P,)."""
-        variance = (self.logps.chosen + self.logps.rejected).exp().numpy()
+        variance = (self.scores.chosen + self.scores.rejected).exp().numpy()
         matrix = self.batch.matrix
         return -matrix.T @ ((d_chosen + d_rejected) * variance * (matrix @ direction))
 
     def squared_norms(self, d_chosen: Tensor, d_rejected: Tensor) -> np.ndarray:
         """Return (B,) the squared norm of every pair's own gradient."""
-        slope = d_chosen * self.logps.rejected.exp() - d_rejected * self.logps.chosen.exp()
+        slope = d_chosen * self.scores.rejected.exp() - d_rejected * self.scores.chosen.exp()
         squares = np.add.reduceat(np.square(self.batch.values), self.batch.starts[:-1])
         return np.square(slope.numpy()) * squares
 
@@ -165,6 +165,10 @@ class LogLinear:
             ref_rejected=ref_rejected.numpy(),
         )
 
+    def parts(self, data: FeatureShard, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the pairs ``rows`` (B,) in one part: their scores take little memory."""
+        return [rows]
+
     def forward(
         self, params: FlatParams, data: FeatureShard, rows: np.ndarray, *, need_grad: bool = True
     ) -> LogLinearPass:
@@ -176,8 +180,8 @@ class LogLinear:
         ref_rejected = torch.from_numpy(data.ref_rejected.take(rows))
         length = torch.ones_like(chosen)  # An answer is a single step.
         gap = None if data.score_gap is None else data.score_gap[torch.from_numpy(rows)]
-        logps = PairLogProbs(chosen, rejected, ref_chosen, ref_rejected, length, length, gap)
-        return LogLinearPass(logps, params, batch)
+        scores = PairScores(chosen, rejected, ref_chosen, ref_rejected, length, length, gap)
+        return LogLinearPass(scores, params, batch)
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write theta = ``x`` (P,) with what it takes to use it to the file ``out`` (.npz).

@@ -1,15 +1,20 @@
 """The objective: a policy and a preference loss, joined into a gradient and its statistics.
 
-The loss sees nothing but the (B,) log-probabilities. Its derivatives by them, the cotangents, are
-all that travels back into the policy, so any loss works with any policy.
+The loss sees nothing but the (B,) scores of the pairs. Its derivatives by their leaves, the
+cotangents, are all that travels back into the policy, so any loss works with any policy.
+
+A batch that the policy cannot hold at once is streamed: forward, loss and backward of one part
+after another, so that the memory of one part is enough and every pair is scored once. Only a loss
+that couples pairs must see them all first; it pays a second forward pass.
 
 Batches of several agents are scored together where policy and loss allow it: with models as small
 as the log-linear one, a thousand agents in one process would otherwise spend their time in a
 thousand small calls. The bits are those of each batch scored alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +22,18 @@ import torch
 from torch import Tensor
 
 from decdpo.errors import NumericalError, PolicyError
-from decdpo.losses.base import PairLogProbs, PairLoss, RunningLoss, couples_pairs
+from decdpo.losses.base import (
+    Leaves,
+    Metric,
+    PairLoss,
+    PairScores,
+    RunningLoss,
+    couples_pairs,
+)
 from decdpo.params.flat import FlatParams
 from decdpo.policies.base import ForwardPass, Policy
 from decdpo.policies.encoded import EncodedShard
-from decdpo.policies.stats import Stats, summarize
+from decdpo.policies.stats import METRICS, Stats, summarize
 
 LANES = 32
 """Every batch is filled up to a multiple of so many pairs before the loss sees it. A vector
@@ -46,11 +58,10 @@ class Batch(NamedTuple):
     running: Tensor | None = None
 
 
-class Scores(NamedTuple):
-    """One scored batch: the cotangents (B,) of the mean loss, and the statistics."""
+class Scored(NamedTuple):
+    """One scored batch: the cotangents (B,) of the mean loss by each leaf, and the statistics."""
 
-    d_chosen: Tensor
-    d_rejected: Tensor
+    cotangents: Leaves
     stats: Stats
 
 
@@ -58,11 +69,28 @@ class Scores(NamedTuple):
 class Objective:
     """A policy trained by a loss: L_i(theta) = E_{D_i}[loss(log pi_theta, log pi_ref)].
 
-    policy : the model family. loss : a function of log-probabilities.
+    policy : the model family. loss : a function of the scores of pairs.
     """
 
     policy: Policy
     loss: PairLoss | RunningLoss
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What policy and loss have recorded beyond ``stats.METRICS``, by name."""
+        found: dict[str, Metric] = {}
+        for owner in (self.policy, self.loss):
+            found.update(getattr(owner, "metrics", {}))
+        return found
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of all that is recorded of a batch."""
+        return (*METRICS, *self.metrics)
+
+    def no_stats(self) -> Stats:
+        """Return the statistics of no pairs."""
+        return Stats.zero(self.names)
 
     def gradient(self, params: FlatParams, data: EncodedShard, rows: np.ndarray) -> Stats:
         """Overwrite ``params.grad`` (P,) with the gradient of the batch's mean loss.
@@ -81,19 +109,22 @@ class Objective:
         updated, and its parameters may be changed; batches may share the buffer of the gradient.
         Raises as ``gradient`` does.
         """
-        loss = self.loss if isinstance(self.loss, RunningLoss) else None
         for group in self._groups(batches):
+            parts = self.policy.parts(group[0].data, group[0].rows)
+            if len(parts) > 1:
+                run = self._coupled if self._couples else self._streamed
+                yield run(group[0], parts)
+                continue
             # An overflow is reported with its rows, as an error: NumPy need not warn of it as well.
             with np.errstate(over="ignore", invalid="ignore"):
                 passes = [self._forward(batch) for batch in group]
-                scored = self._score(group, passes)
-            for batch, forward, scores in zip(group, passes, scored):
+                scored = self._score(group, [forward.scores for forward in passes])
+            for batch, forward, (cotangents, stats) in zip(group, passes, scored):
                 batch.params.grad.zero_()
                 with np.errstate(over="ignore", invalid="ignore"):
-                    forward.backward(scores.d_chosen, scores.d_rejected)
-                if loss is not None and batch.running is not None:
-                    batch.running.copy_(loss.update(batch.running, forward.logps))
-                yield scores.stats
+                    forward.backward(cotangents)
+                self._run_on(batch, forward.scores)
+                yield stats
 
     def evaluate(
         self, params: FlatParams, data: EncodedShard, rows: np.ndarray, batch_size: int = 64
@@ -106,20 +137,53 @@ class Objective:
 
     def evaluations(self, batches: Sequence[Batch], batch_size: int = 64) -> list[Stats]:
         """Do ``evaluate`` for every batch; one without pairs has the statistics of none."""
-        totals = [Stats.zero() for _ in batches]
+        totals = [self.no_stats() for _ in batches]
         parts = [
             (place, batch._replace(rows=rows))
             for place, batch in enumerate(batches)
-            for rows in _parts(batch.rows, batch_size)
+            for some in _parts(batch.rows, batch_size)
+            for rows in self.policy.parts(batch.data, some)
         ]
         places = iter([place for place, _ in parts])
         for group in self._groups(part for _, part in parts):
             with np.errstate(over="ignore", invalid="ignore"):
                 passes = [self._forward(part, need_grad=False) for part in group]
-                scored = self._score(group, passes)
-            for scores in scored:
-                totals[next(places)] += scores.stats
+                scored = self._score(group, [forward.scores for forward in passes])
+            for _, stats in scored:
+                totals[next(places)] += stats
         return totals
+
+    def _streamed(self, batch: Batch, parts: list[np.ndarray]) -> Stats:
+        """Do ``gradient`` part by part: forward, loss, backward, then the next part."""
+        batch.params.grad.zero_()
+        total = self.no_stats()
+        for rows in parts:
+            part = batch._replace(rows=rows)
+            forward = self._forward(part)
+            ((cotangents, stats),) = self._score([part], [forward.scores], len(batch.rows))
+            forward.backward(cotangents)
+            total += stats
+        return total
+
+    def _coupled(self, batch: Batch, parts: list[np.ndarray]) -> Stats:
+        """Do ``gradient`` for a loss that must see all pairs before any goes backward."""
+        batch = batch._replace(rows=np.concatenate(parts))
+        pieces = [batch._replace(rows=rows) for rows in parts]
+        pairs = _joined([self._forward(piece, need_grad=False).scores for piece in pieces])
+        ((cotangents, stats),) = self._score([batch], [pairs])
+        batch.params.grad.zero_()
+        start = 0
+        for piece in pieces:
+            some = slice(start, start + len(piece.rows))
+            self._forward(piece).backward({name: c[some] for name, c in cotangents.items()})
+            start = some.stop
+        self._run_on(batch, pairs)
+        return stats
+
+    def _run_on(self, batch: Batch, pairs: PairScores) -> None:
+        """Let the agent's running statistic, if the loss has one, take in the batch ``pairs``."""
+        if isinstance(self.loss, RunningLoss) and batch.running is not None:
+            batch.running.copy_(self.loss.update(batch.running, pairs))
 
     def _groups(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         """Put together the batches that are scored together."""
@@ -136,9 +200,13 @@ class Objective:
             yield group
 
     @property
+    def _couples(self) -> bool:
+        return couples_pairs(self.loss)
+
+    @property
     def _together(self) -> bool:
         """Whether batches may be scored together."""
-        return self.policy.concurrent and not couples_pairs(self.loss)
+        return self.policy.concurrent and not self._couples
 
     @property
     def _width(self) -> int:
@@ -156,29 +224,43 @@ class Objective:
             raise ValueError("a loss with a running statistic needs the agent's")
         return self.loss.at(batch.running)
 
-    def _score(self, group: list[Batch], passes: list[ForwardPass]) -> list[Scores]:
-        """Return cotangents and statistics of every batch of a group."""
+    def _score(
+        self, group: list[Batch], scores: list[PairScores], count: int | None = None
+    ) -> list[Scored]:
+        """Return cotangents and statistics of every batch of a group.
+
+        count : pairs of the batch whose part this is; the cotangents are of its mean loss.
+        """
         lanes = _Lanes([len(batch.rows) for batch in group], self._width)
-        pairs = lanes.fill([forward.logps for forward in passes])
+        pairs = lanes.fill(scores)
         weight = _weights(group)
         # d mean(losses) / d loss_b = w_b / B
-        share = np.repeat(1.0 / lanes.sizes, lanes.sizes) * (1.0 if weight is None else weight)
+        sizes = lanes.sizes if count is None else np.array([count])
+        share = np.repeat(1.0 / sizes, lanes.sizes) * (1.0 if weight is None else weight)
+        leaves = pairs.leaves()
         with torch.enable_grad():
-            chosen, rejected = pairs.chosen.requires_grad_(), pairs.rejected.requires_grad_()
+            inputs = [tensor.requires_grad_() for tensor in leaves.values()]
             losses = self._loss(group[0])(pairs)
-            slopes = torch.autograd.grad(
-                losses, (chosen, rejected), lanes.spread(share, losses), allow_unused=True
+            found = torch.autograd.grad(
+                losses, inputs, lanes.spread(share, losses), allow_unused=True
             )
         # A loss may ignore one of the answers; its cotangent is then zero.
-        both = [torch.zeros_like(losses) if slope is None else slope for slope in slopes]
-        logps = (chosen, rejected, pairs.ref_chosen, pairs.ref_rejected)
-        stacked = lanes.drop(torch.stack((losses, *logps, *both)).detach())
+        slopes = [torch.zeros_like(losses) if slope is None else slope for slope in found]
+        with torch.no_grad():
+            own = [metric(pairs) for metric in self.metrics.values()]
+        known = (pairs.chosen, pairs.rejected, pairs.ref_chosen, pairs.ref_rejected)
+        other = [leaves[name] for name in leaves if name not in ("chosen", "rejected")]
+        # The first seven rows are those of ``summarize``: both slopes lead, as the leaves do.
+        stacked = lanes.drop(torch.stack((losses, *known, *slopes, *other, *own)).detach())
         values = stacked.to("cpu", torch.float64).numpy()
         if not np.isfinite(values).all():
-            raise _not_finite(values, group, lanes.starts)
-        stats = summarize(values, lanes.starts, weight, self.loss.beta)
-        cotangents = stacked[5:].split(lanes.sizes.tolist(), dim=1)
-        return [Scores(slope[0], slope[1], each) for slope, each in zip(cotangents, stats)]
+            raise _not_finite(values, list(leaves), list(self.metrics), group, lanes.starts)
+        stats = summarize(
+            values[:7], lanes.starts, weight, self.loss.beta, values[len(values) - len(own) :]
+        )
+        named = [Stats(each, self.names) for each in stats]
+        cotangents = stacked[5 : 5 + len(slopes)].split(lanes.sizes.tolist(), dim=1)
+        return [Scored(dict(zip(leaves, some)), each) for some, each in zip(cotangents, named)]
 
 
 class _Lanes:
@@ -198,14 +280,9 @@ class _Lanes:
         self._source = torch.from_numpy(np.repeat(self.starts, filled) + np.minimum(within, last))
         self._kept = torch.from_numpy(np.flatnonzero(within <= last))
 
-    def fill(self, batches: list[PairLogProbs]) -> PairLogProbs:
+    def fill(self, batches: list[PairScores]) -> PairScores:
         """Join the log-probabilities of all batches, filled up."""
-        joined: dict[str, Any] = {}
-        for field in fields(PairLogProbs):
-            columns = [getattr(batch, field.name) for batch in batches]
-            known = all(column is not None for column in columns)
-            joined[field.name] = self._take(torch.cat(columns), self._source) if known else None
-        return PairLogProbs(**joined)
+        return _joined(batches, lambda column: self._take(column, self._source))
 
     def spread(self, values: np.ndarray, like: Tensor) -> Tensor:
         """Put one value (N,) at every pair and 0 at what fills up, with the type of ``like``."""
@@ -220,6 +297,18 @@ class _Lanes:
 
     def _take(self, vector: Tensor, places: Tensor) -> Tensor:
         return vector if self._exact else vector.index_select(-1, places.to(vector.device))
+
+
+def _joined(
+    batches: list[PairScores], change: Callable[[Tensor], Tensor] = lambda column: column
+) -> PairScores:
+    """Return the scores of several batches in one, every field changed by ``change``."""
+    joined: dict[str, Any] = {}
+    for field in fields(batches[0]):
+        columns = [getattr(batch, field.name) for batch in batches]
+        known = all(column is not None for column in columns)
+        joined[field.name] = change(torch.cat(columns)) if known else None
+    return type(batches[0])(**joined)
 
 
 def _filled(size: Any, width: int) -> Any:
@@ -247,8 +336,8 @@ def check_start(policy: Policy, data: EncodedShard, batch_size: int = 16, batche
     params = FlatParams(policy.layout, policy.initial())
     rows = np.arange(min(data.num_pairs, batch_size * batches))
     for part in _parts(rows, batch_size):
-        logps = policy.forward(params, data, part, need_grad=False).logps
-        drift = torch.stack((logps.chosen_ratio, logps.rejected_ratio)).abs().amax(dim=0)
+        scores = policy.forward(params, data, part, need_grad=False).scores
+        drift = torch.stack((scores.chosen_ratio, scores.rejected_ratio)).abs().amax(dim=0)
         wrong = torch.nonzero(~(drift == 0)).flatten().tolist()
         if wrong:
             raise PolicyError(
@@ -267,24 +356,29 @@ def _name_rows(data: EncodedShard, rows: np.ndarray) -> str:
     return f"{named} (source row {data.source_rows.name(rows[:8])})"
 
 
-def _not_finite(stacked: np.ndarray, group: list[Batch], starts: np.ndarray) -> NumericalError:
-    """Make the error for the first batch with a value that is not finite in ``stacked`` (7, N)."""
+def _not_finite(
+    stacked: np.ndarray,
+    leaves: list[str],
+    metrics: list[str],
+    group: list[Batch],
+    starts: np.ndarray,
+) -> NumericalError:
+    """Make the error for the first batch with a value that is not finite.
+
+    stacked : (K, N) the rows that ``Objective._score`` stacks. leaves, metrics : names of some.
+    """
     pair = np.flatnonzero(~np.isfinite(stacked).all(axis=0))[0]
     place = int(np.searchsorted(starts, pair, side="right")) - 1
     _, data, rows, _ = group[place]
     stacked = stacked[:, starts[place] : starts[place] + len(rows)]
-    names = (
-        "loss",
-        "log pi(chosen)",
-        "log pi(rejected)",
-        "log pi_ref(chosen)",
-        "log pi_ref(rejected)",
-        "dloss/dlog pi(chosen)",
-        "dloss/dlog pi(rejected)",
-    )
+    known = {"chosen": "log pi(chosen)", "rejected": "log pi(rejected)"}
+    titles = [known.get(name, name) for name in leaves]
+    values = [*titles[:2], "log pi_ref(chosen)", "log pi_ref(rejected)"]
+    names = ["loss", *values, *(f"dloss/d{title}" for title in titles), *titles[2:], *metrics]
     bad = ~np.isfinite(stacked)
-    # The log-probabilities come before the loss that is computed from them.
-    first = next(i for i in (1, 2, 3, 4, 0, 5, 6) if bad[i].any())
+    # Scores come before the loss that is computed from them, and its slopes after it.
+    scores = (*range(1, 5), *range(5 + len(leaves), 3 + 2 * len(leaves)))
+    first = next(i for i in (*scores, 0, *range(len(names))) if bad[i].any())
     where = np.flatnonzero(bad[first])
     return NumericalError(
         f"agent {data.agent}: {names[first]} is {stacked[first, where[0]]} at"

@@ -26,8 +26,9 @@ METRICS = (
 class Stats:
     """Sums over pairs that add up across batches, agents and ranks.
 
-    values : (2 + len(METRICS),) float64: the number of pairs that carry weight, their total weight,
-    and for each name of ``METRICS`` the weighted sum over pairs. ``zero()`` is of no pairs.
+    values : (2 + K,) float64: the number of pairs that carry weight, their total weight, and for
+    each of the K ``names`` the weighted sum over pairs. ``zero()`` is of no pairs.
+    names : ``METRICS``, then what a policy or a loss adds of its own.
 
     ======================== =====================================================================
     loss                     the preference loss
@@ -44,14 +45,15 @@ class Stats:
     """
 
     values: np.ndarray
+    names: tuple[str, ...] = METRICS
 
     @classmethod
-    def zero(cls) -> "Stats":
+    def zero(cls, names: tuple[str, ...] = METRICS) -> "Stats":
         """Return the statistics of no pairs."""
-        return cls(np.zeros(2 + len(METRICS)))
+        return cls(np.zeros(2 + len(names)), names)
 
     def __add__(self, other: "Stats") -> "Stats":
-        return Stats(self.values + other.values)
+        return Stats(self.values + other.values, self.names)
 
     @property
     def count(self) -> int:
@@ -62,19 +64,25 @@ class Stats:
         """Return the weighted mean of each metric; empty if no pair carries weight."""
         if not self.count:
             return {}
-        return dict(zip(METRICS, (self.values[2:] / self.values[1]).tolist()))
+        return dict(zip(self.names, (self.values[2:] / self.values[1]).tolist()))
 
 
 def summarize(
-    pairs: np.ndarray, starts: np.ndarray, weight: np.ndarray | None, beta: float
-) -> list[Stats]:
+    pairs: np.ndarray,
+    starts: np.ndarray,
+    weight: np.ndarray | None,
+    beta: float,
+    own: np.ndarray,
+) -> np.ndarray:
     """Return the statistics of each of A batches that lie end to end, N pairs in all.
 
     pairs : (7, N) float64, one row each for the loss, log pi(y_w), log pi(y_l), log pi_ref(y_w),
     log pi_ref(y_l), dL/dlog pi(y_w) and dL/dlog pi(y_l). starts : (A,) where each batch begins;
     none is empty. weight : (N,) of the pairs, None where all count alike. beta : of the rewards.
+    own : (K, N) what policy and loss measure beyond ``METRICS``.
 
-    A batch is summed alone: its bits do not depend on the others.
+    Returns (A, 2 + len(METRICS) + K), a row for the ``values`` of each batch's ``Stats``. A batch
+    is summed alone: its bits do not depend on the others.
     """
     drift, drift_rejected = pairs[1:3] - pairs[3:5]
     margin = beta * (drift - drift_rejected)
@@ -84,13 +92,13 @@ def summarize(
     if weight is not None:
         counts = np.add.reduceat((weight != 0).astype(np.float64), starts)
         total = np.add.reduceat(weight, starts)
-        pairs, kinks = pairs * weight, kinks * weight
+        pairs, kinks, own = pairs * weight, kinks * weight, own * weight
     # Most metrics are linear in what is given: summing first is one pass over the pairs.
     loss, chosen, rejected, ref_chosen, ref_rejected = np.add.reduceat(pairs[:5], starts, axis=1)
     signs, slopes, saturated = np.add.reduceat(kinks, starts, axis=1)
     reward = beta * (chosen - ref_chosen)
     reward_rejected = beta * (rejected - ref_rejected)
-    values = np.stack(
+    return np.stack(
         (
             counts,
             total,
@@ -104,7 +112,7 @@ def summarize(
             chosen - ref_chosen,
             slopes + rejected - chosen,
             saturated,
+            *np.add.reduceat(own, starts, axis=1),
         ),
         axis=1,
     )
-    return [Stats(row) for row in values]

@@ -21,7 +21,7 @@ from torch import Tensor
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import read_answers
 from decdpo.errors import PolicyError
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.arrays import (
     CPU,
@@ -61,19 +61,19 @@ class TabularShard(EncodedShard):
 class TabularPass:
     """One batch: its log-probabilities, and the way back through the table of log pi(u|s)."""
 
-    logps: PairLogProbs
+    scores: PairScores
     params: FlatParams
     x: Tensor
     table: Tensor
     sides: tuple[FeatureDifferences, ...]
 
-    def backward(self, d_chosen: Tensor, d_rejected: Tensor) -> None:
+    def backward(self, cotangents: Leaves) -> None:
         """Add the gradient to ``params.grad``."""
-        cotangent = np.zeros(self.table.numel(), dtype=self.table.detach().numpy().dtype)
-        for counts, slope in zip(self.sides, (d_chosen, d_rejected), strict=True):
-            counts.add_combination(slope.numpy(), cotangent)
+        slope = np.zeros(self.table.numel(), dtype=self.table.detach().numpy().dtype)
+        for counts, name in zip(self.sides, ("chosen", "rejected"), strict=True):
+            counts.add_combination(cotangents[name].numpy(), slope)
         (grad,) = torch.autograd.grad(
-            self.table, self.x, torch.from_numpy(cotangent).view_as(self.table)
+            self.table, self.x, torch.from_numpy(slope).view_as(self.table)
         )
         self.params.grad.add_(grad)
 
@@ -168,6 +168,10 @@ class Tabular:
         columns = shard_columns(shard, self.layout.dtype, CPU)
         return TabularShard(**columns, chosen=sides[0], rejected=sides[1])
 
+    def parts(self, data: TabularShard, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the pairs ``rows`` (B,) in one part: their scores take little memory."""
+        return [rows]
+
     def forward(
         self, params: FlatParams, data: TabularShard, rows: np.ndarray, *, need_grad: bool = True
     ) -> TabularPass:
@@ -179,8 +183,8 @@ class Tabular:
         both = (data.chosen, data.rejected)
         sides = tuple(side.counts.batch(rows) for side in both)
         chosen, rejected = (counts.margins(flat) for counts in sides)
-        logps = pair_logps(data, rows, chosen, rejected)
-        return TabularPass(logps, params, x, table, sides)
+        scores = pair_logps(data, rows, chosen, rejected)
+        return TabularPass(scores, params, x, table, sides)
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write ``x`` by the names of its parts, and log_table (S, A), to ``out`` (.npz)."""

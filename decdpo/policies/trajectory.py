@@ -28,7 +28,7 @@ from torch import Tensor
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import features_digest, read_answers
 from decdpo.errors import PolicyError
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.arrays import (
     CPU,
@@ -91,14 +91,16 @@ class Actions:
 class TrajectoryPass:
     """One batch: its log-probabilities, and their derivatives in closed form (``CurvedPass``)."""
 
-    logps: PairLogProbs
+    scores: PairScores
     params: FlatParams
     sides: tuple[tuple[np.ndarray, FeatureDifferences], ...]
     actions: Actions
 
-    def backward(self, d_chosen: Tensor, d_rejected: Tensor) -> None:
+    def backward(self, cotangents: Leaves) -> None:
         """Add the gradient, eq. (2), to ``params.grad``."""
-        self.params.grad.numpy()[:] += self.back(d_chosen.numpy(), d_rejected.numpy())
+        self.params.grad.numpy()[:] += self.back(
+            cotangents["chosen"].numpy(), cotangents["rejected"].numpy()
+        )
 
     def back(self, d_chosen: np.ndarray, d_rejected: np.ndarray) -> np.ndarray:
         """Return sum_b d_w,b grad log pi(y_w) + d_l,b grad log pi(y_l), (P,)."""
@@ -213,6 +215,10 @@ class Trajectory:
             _log_probabilities(features, visits, at_reference, self._reference),
         )
 
+    def parts(self, data: TrajectoryShard, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the pairs ``rows`` (B,) in one part: their scores take little memory."""
+        return [rows]
+
     def forward(
         self, params: FlatParams, data: TrajectoryShard, rows: np.ndarray, *, need_grad: bool = True
     ) -> TrajectoryPass:
@@ -224,8 +230,8 @@ class Trajectory:
         chosen, rejected = (
             _log_probabilities(features, visits, actions, theta) for features, visits in sides
         )
-        logps = pair_logps(data, rows, chosen, rejected)
-        return TrajectoryPass(logps, params, sides, actions)
+        scores = pair_logps(data, rows, chosen, rejected)
+        return TrajectoryPass(scores, params, sides, actions)
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write theta = ``x`` (d,), theta_ref and features (S, A, d) to the file ``out`` (.npz)."""

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from decdpo.losses.balanced import BDPO, NbDPO, NbDPOv2, SymmetricNbDPO, SymmetricNbDPOv2
-from decdpo.losses.base import PairLogProbs, PairLoss
+from decdpo.losses.base import PairLoss, PairScores
 from decdpo.losses.dpo import DPO
 from decdpo.policies.tabular import Tabular
 from decdpo.rng import Stream, generator
@@ -182,7 +182,7 @@ def _train(
     found = {}
     for step in range(max(marks) + 1):
         table = policy.log_table(x)
-        total = (shares * loss(PairLogProbs(*_both(table), *fixed, ones, ones))).sum()
+        total = (shares * loss(PairScores(*_both(table), *fixed, ones, ones))).sum()
         if step in marks:
             found[step] = (x.detach().clone(), float(total.detach()))
         taker.zero_grad()

@@ -209,7 +209,7 @@ def _squared_norms(
     """Return sum_b ||g_b||^2 over pairs, each a batch of its own."""
     if _is_curved(objective, params, {data.agent: data}):
         forward: Any = objective.policy.forward(params, data, rows, need_grad=False)
-        slopes = PairLosses(objective, forward.logps, data, rows).slopes
+        slopes = PairLosses(objective, forward.scores, data, rows).slopes
         return float(forward.squared_norms(slopes[0], slopes[1]).sum(dtype=np.float64))
     total = 0.0
     for row in rows:

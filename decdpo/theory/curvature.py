@@ -19,7 +19,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from decdpo.errors import ConfigError
-from decdpo.losses.base import PairLogProbs, PairLoss, RunningLoss
+from decdpo.losses.base import PairLoss, PairScores, RunningLoss
 from decdpo.params.flat import FlatParams
 from decdpo.policies.curvature import CurvedPass
 from decdpo.policies.encoded import EncodedShard
@@ -54,14 +54,14 @@ class PairLosses:
     """
 
     def __init__(
-        self, objective: Objective, logps: PairLogProbs, data: EncodedShard, rows: np.ndarray
+        self, objective: Objective, scores: PairScores, data: EncodedShard, rows: np.ndarray
     ) -> None:
         with torch.enable_grad():
             self._inputs = tuple(
-                t.detach().requires_grad_() for t in (logps.chosen, logps.rejected)
+                t.detach().requires_grad_() for t in (scores.chosen, scores.rejected)
             )
             chosen, rejected = self._inputs
-            values = constant_loss(objective)(replace(logps, chosen=chosen, rejected=rejected))
+            values = constant_loss(objective)(replace(scores, chosen=chosen, rejected=rejected))
             if data.weight is not None:
                 values = values * torch.as_tensor(data.weight[rows]).to(values)
             self._slopes = self._grad(values.sum(), create_graph=True)
@@ -98,7 +98,7 @@ def agent_hessian(
     if not isinstance(forward, CurvedPass):
         return _differences(objective, params, data, rows)
     curved: Any = objective.policy.forward(params, data, rows, need_grad=False)
-    losses = PairLosses(objective, curved.logps, data, rows)
+    losses = PairLosses(objective, curved.scores, data, rows)
     slopes = losses.slopes.numpy()
 
     def apply(vector: np.ndarray) -> np.ndarray:

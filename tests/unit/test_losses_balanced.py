@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from decdpo.losses.balanced import BDPO, NbDPO, NbDPOv2, SymmetricNbDPO, SymmetricNbDPOv2
-from decdpo.losses.base import PairLogProbs, PairLoss
+from decdpo.losses.base import PairLoss, PairScores
 from decdpo.losses.dpo import DPO
 
 Array = np.ndarray
 
 
-def make_pairs(chosen: Array, rejected: Array, at_reference: bool = False) -> PairLogProbs:
+def make_pairs(chosen: Array, rejected: Array, at_reference: bool = False) -> PairScores:
     rng = np.random.default_rng(1)
     moved = 0.0 if at_reference else 1.0
     lengths = torch.ones(len(chosen), dtype=torch.int64)
-    return PairLogProbs(
+    return PairScores(
         chosen=torch.tensor(chosen, requires_grad=True),
         rejected=torch.tensor(rejected, requires_grad=True),
         ref_chosen=torch.tensor(chosen + moved * rng.normal(size=len(chosen))),
@@ -25,13 +25,13 @@ def make_pairs(chosen: Array, rejected: Array, at_reference: bool = False) -> Pa
     )
 
 
-def random_pairs(at_reference: bool = False) -> PairLogProbs:
+def random_pairs(at_reference: bool = False) -> PairScores:
     rng = np.random.default_rng(0)
     chosen = rng.uniform(-5.0, -1.0, 200)
     return make_pairs(chosen, chosen + rng.uniform(-0.9, 0.9, 200), at_reference)
 
 
-def gradients(loss: PairLoss, pairs: PairLogProbs) -> tuple[torch.Tensor, ...]:
+def gradients(loss: PairLoss, pairs: PairScores) -> tuple[torch.Tensor, ...]:
     return torch.autograd.grad(loss(pairs).sum(), (pairs.chosen, pairs.rejected))
 
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.beta_dpo import BetaDPO
 from decdpo.losses.dpo import DPO
 from decdpo.losses.kto import KTO, UnpairedKTO, reference_point
 
 
-def pairs_with(h_w: list[float], h_l: list[float]) -> PairLogProbs:
+def pairs_with(h_w: list[float], h_l: list[float]) -> PairScores:
     """Return pairs with these log-ratios, float64."""
     ref = torch.full((len(h_w),), -20.0, dtype=torch.float64)
     lengths = torch.full((len(h_w),), 5)
-    return PairLogProbs(
+    return PairScores(
         chosen=(ref + torch.tensor(h_w, dtype=torch.float64)).requires_grad_(),
         rejected=(ref + torch.tensor(h_l, dtype=torch.float64)).requires_grad_(),
         ref_chosen=ref,

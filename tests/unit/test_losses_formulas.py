@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from decdpo.errors import ConfigError, DataError
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.names import LOSSES
 
@@ -37,17 +37,17 @@ def make_arrays(seed: int = 0) -> dict[str, Array]:
     return fields
 
 
-def to_pairs(fields: dict[str, Array], dtype: torch.dtype = torch.float64) -> PairLogProbs:
+def to_pairs(fields: dict[str, Array], dtype: torch.dtype = torch.float64) -> PairScores:
     tensors = {
         key: torch.tensor(value) if "length" in key else torch.tensor(value, dtype=dtype)
         for key, value in fields.items()
     }
     tensors["chosen"].requires_grad_()
     tensors["rejected"].requires_grad_()
-    return PairLogProbs(**tensors)
+    return PairScores(**tensors)
 
 
-def make_loss(name: str, **options: Any) -> Callable[[PairLogProbs], torch.Tensor]:
+def make_loss(name: str, **options: Any) -> Callable[[PairScores], torch.Tensor]:
     """Return the loss as a function of pairs alone; beta-DPO after a first batch."""
     loss = LOSS_CLASSES[name](**options)
     if name != "beta_dpo":
@@ -56,7 +56,7 @@ def make_loss(name: str, **options: Any) -> Callable[[PairLogProbs], torch.Tenso
     return loss.at(loss.update(start, to_pairs(make_arrays(9))))
 
 
-def value_and_gradients(loss: Any, pairs: PairLogProbs) -> tuple[Array, Array, Array]:
+def value_and_gradients(loss: Any, pairs: PairScores) -> tuple[Array, Array, Array]:
     losses = loss(pairs)
     d_chosen, d_rejected = torch.autograd.grad(losses.sum(), (pairs.chosen, pairs.rejected))
     return losses.detach().numpy(), d_chosen.numpy(), d_rejected.numpy()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.kto import UnpairedKTO, reference_point
 
@@ -17,14 +17,14 @@ FIGURES = json.loads(
 CASES = FIGURES["cases"]
 
 
-def figure_pairs(dtype: torch.dtype) -> PairLogProbs:
+def figure_pairs(dtype: torch.dtype) -> PairScores:
     tensors = {
         key: torch.tensor(values, dtype=torch.int64 if "length" in key else dtype)
         for key, values in FIGURES["pairs"].items()
     }
     tensors["chosen"].requires_grad_()
     tensors["rejected"].requires_grad_()
-    return PairLogProbs(**tensors)
+    return PairScores(**tensors)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{c['loss']}-{i}" for i, c in enumerate(CASES)])

@@ -8,7 +8,7 @@ import torch
 
 from decdpo.data.shard import PreferenceShard
 from decdpo.errors import NumericalError, PolicyError
-from decdpo.losses.base import PairLogProbs
+from decdpo.losses.base import PairScores
 from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.dpo import DPO
 from decdpo.params.flat import FlatParams
@@ -47,7 +47,7 @@ class ChosenOnly:
 
     beta: float = 1.0
 
-    def __call__(self, pairs: PairLogProbs) -> torch.Tensor:
+    def __call__(self, pairs: PairScores) -> torch.Tensor:
         return -pairs.chosen_ratio
 
 
@@ -57,7 +57,7 @@ class Scored:
 
     beta: float = 1.0
 
-    def __call__(self, pairs: PairLogProbs) -> torch.Tensor:
+    def __call__(self, pairs: PairScores) -> torch.Tensor:
         assert pairs.score_gap is not None
         return pairs.score_gap * (pairs.rejected_ratio - pairs.chosen_ratio)
 
@@ -68,7 +68,7 @@ class Softplus:
 
     beta: float = 1.0
 
-    def __call__(self, pairs: PairLogProbs) -> torch.Tensor:
+    def __call__(self, pairs: PairScores) -> torch.Tensor:
         return torch.nn.functional.softplus(pairs.rejected_ratio - pairs.chosen_ratio)
 
 
@@ -76,7 +76,7 @@ def test_metrics_are_what_their_names_say(policy, params):
     data, beta = policy.encode(shard()), 2.0
     means = Objective(policy, DPO(beta)).gradient(params, data, np.arange(NUM)).means()
     assert tuple(means) == METRICS
-    logps = policy.forward(params, data, np.arange(NUM)).logps
+    logps = policy.forward(params, data, np.arange(NUM)).scores
     w, l, rw, rl = (
         t.numpy() for t in (logps.chosen, logps.rejected, logps.ref_chosen, logps.ref_rejected)
     )
@@ -117,7 +117,7 @@ def test_ties_count_half_and_rewards_vanish_at_the_reference(policy):
 def test_the_imbalance_of_any_loss_comes_from_its_cotangents(policy, params):
     data = policy.encode(shard(score_chosen=np.arange(NUM) + 2.0, score_rejected=np.ones(NUM)))
     rows = np.array([3, 1])
-    logps = policy.forward(params, data, rows).logps
+    logps = policy.forward(params, data, rows).scores
     expected = (logps.rejected - logps.chosen).mean().item()
     means = Objective(policy, Scored()).gradient(params, data, rows).means()
     assert means["imbalance/log_ratio"] == pytest.approx(expected, rel=1e-12)
@@ -129,7 +129,8 @@ def test_a_loss_may_ignore_one_answer(policy, params):
     forward = policy.forward(params, data, np.arange(8))
     expected = torch.zeros_like(params.data)
     forward.params = FlatParams(policy.layout, params.data, expected)
-    forward.backward(torch.full((8,), -1 / 8).double(), torch.zeros(8).double())
+    slope = torch.full((8,), -1 / 8).double()
+    forward.backward({"chosen": slope, "rejected": torch.zeros_like(slope)})
     assert (params.grad == expected).all() and params.grad.any()
     assert stats.means()["imbalance/log_ratio"] > 600
 
@@ -280,7 +281,7 @@ def test_a_fault_in_a_group_names_its_own_agent(policy):
 def test_the_objective_is_the_mean_of_the_loss_over_the_batch_alone(loss):
     policy = LogLinear(4, features="columns", dtype="float64")
     for params, data, rows, _ in agents_apart(policy, False):
-        pairs = policy.forward(params, data, rows).logps
+        pairs = policy.forward(params, data, rows).scores
         stats = Objective(policy, loss()).gradient(params, data, rows)
         assert stats.means()["loss"] == pytest.approx(loss()(pairs).mean().item(), rel=1e-12)
 
@@ -293,7 +294,7 @@ def test_a_group_stays_below_what_torch_would_divide_between_threads(policy):
 
     @dataclass(frozen=True)
     class Watching(DPO):
-        def __call__(self, pairs: PairLogProbs) -> torch.Tensor:
+        def __call__(self, pairs: PairScores) -> torch.Tensor:
             seen.append(len(pairs.chosen))
             return super().__call__(pairs)
 
@@ -301,3 +302,133 @@ def test_a_group_stays_below_what_torch_would_divide_between_threads(policy):
     assert max(seen) < 32_768 and len(seen) < len(batches) / 50
     for batch, stats in zip(batches[:3], watched):
         assert (stats.values == objective.evaluate(*batch[:3]).values).all()
+
+
+class Watched:
+    """A policy that splits every batch into parts of ``size`` pairs, and counts its passes."""
+
+    concurrent = False
+
+    def __init__(self, inner, size):
+        self.inner, self.size = inner, size
+        self.alive, self.most, self.forwards = 0, 0, 0
+        self.layout = inner.layout
+
+    def parts(self, data, rows):
+        return [rows[i : i + self.size] for i in range(0, len(rows), self.size)]
+
+    def forward(self, params, data, rows, *, need_grad=True):
+        self.forwards += 1
+        self.alive += need_grad
+        self.most = max(self.most, self.alive)
+        forward = self.inner.forward(params, data, rows)
+        through = forward.backward
+
+        def backward(cotangents):
+            self.alive -= 1
+            through(cotangents)
+
+        forward.backward = backward
+        return forward
+
+
+@pytest.mark.parametrize("loss, forwards", [(DPO(), 3), (LOSS_CLASSES["kto"](), 6)])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole_and_one_graph_at_a_time(
+    policy, params, loss, forwards
+):
+    data, rows = policy.encode(shard(weight=np.linspace(1, 3, NUM))), np.arange(NUM)
+    whole = Objective(policy, loss).gradient(params, data, rows)
+    expected = params.grad.clone()
+    watched = Watched(policy, 5)
+    stats = Objective(watched, loss).gradient(params, data, rows)
+    assert torch.allclose(params.grad, expected, rtol=1e-12, atol=0)
+    assert stats.values == pytest.approx(whole.values, rel=1e-12)
+    assert watched.most == 1 and watched.forwards == forwards
+
+
+def test_a_running_loss_sees_all_parts_of_a_batch_before_it_moves_on(policy, params):
+    data, loss = policy.encode(shard()), LOSS_CLASSES["beta_dpo"]()
+    found = []
+    for one in (policy, Watched(policy, 5)):
+        running = torch.full((1,), 0.2, dtype=torch.float64)
+        batch = Batch(params, data, np.arange(NUM), running)
+        next(Objective(one, loss).gradients([batch]))
+        found.append((running.clone(), params.grad.clone()))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-12) and found[0][0] != 0.2
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-12)
+
+
+@dataclass(frozen=True)
+class RewardedScores(PairScores):
+    """Pair scores with one more leaf: a reward that the policy gives by itself."""
+
+    LEAVES = (*PairScores.LEAVES, "reward")
+
+    reward: torch.Tensor | None = None
+
+
+@dataclass
+class RewardedPass:
+    """The pass of a policy within, and the reward theta . dphi of each pair."""
+
+    inner: object
+    scores: RewardedScores
+
+    def backward(self, cotangents):
+        self.inner.backward(cotangents)
+        self.inner.batch.add_combination(
+            cotangents["reward"].numpy(), self.inner.params.grad.numpy()
+        )
+
+
+class Rewarding(LogLinear):
+    """A log-linear policy whose margin is also an explicit reward."""
+
+    metrics = {"rewards/explicit": lambda pairs: pairs.reward}
+
+    def forward(self, params, data, rows, *, need_grad=True):
+        inner = super().forward(params, data, rows)
+        reward = torch.from_numpy(inner.batch.margins(params.data.numpy()))
+        return RewardedPass(inner, RewardedScores(**vars(inner.scores), reward=reward))
+
+
+@dataclass(frozen=True)
+class ExplicitLoss:
+    """-log sigma of the explicit reward, plus half the square of log pi(chosen)."""
+
+    beta: float = 1.0
+
+    def __call__(self, pairs: RewardedScores) -> torch.Tensor:
+        return torch.nn.functional.softplus(-pairs.reward) + 0.5 * pairs.chosen.square()
+
+
+def test_a_policy_and_a_loss_may_have_a_leaf_and_a_metric_of_their_own(params):
+    policy = Rewarding(4, features="columns", dtype="float64")
+    data, objective = policy.encode(shard()), Objective(policy, ExplicitLoss())
+    stats = objective.gradient(params, data, np.arange(8))
+    x = params.data.clone().requires_grad_()
+    margins = torch.from_numpy(data.differences.batch(np.arange(8)).matrix.toarray()) @ x
+    loss = torch.nn.functional.softplus(-margins)
+    loss = (loss + 0.5 * torch.nn.functional.logsigmoid(margins).square()).mean()
+    loss.backward()
+    assert torch.allclose(params.grad, x.grad, rtol=1e-12)
+    means = stats.means()
+    assert means["loss"] == pytest.approx(loss.item(), rel=1e-12)
+    assert means["rewards/explicit"] == pytest.approx(margins.mean().item(), rel=1e-12)
+    assert tuple(means) == (*METRICS, "rewards/explicit") == objective.no_stats().names
+    held = objective.evaluate(params, data, np.arange(8), batch_size=3).means()
+    for name in ("loss", "logps/chosen", "rewards/explicit"):
+        assert held[name] == pytest.approx(means[name], rel=1e-12)
+
+
+def test_a_leaf_that_is_not_finite_is_named(params):
+    policy = Rewarding(4, features="columns", dtype="float64")
+    data = policy.encode(shard())
+
+    class Broken(ExplicitLoss):
+        def __call__(self, pairs):
+            pairs.reward.data[2] = np.inf
+            return super().__call__(pairs)
+
+    with pytest.raises(NumericalError, match="agent 5: reward is inf at shard row 2"):
+        Objective(policy, Broken()).gradient(params, data, np.arange(8))

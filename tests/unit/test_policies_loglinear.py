@@ -52,7 +52,7 @@ def test_log_probabilities_are_a_softmax_over_the_two_answers():
     policy = LogLinear(6, features="columns", dtype="float64", reference=reference)
     params = at(policy, 1)
     rows = np.array([4, 0, 19])
-    logps = policy.forward(params, policy.encode(shard), rows).logps
+    logps = policy.forward(params, policy.encode(shard), rows).scores
     features = np.stack(shard.features)[:, rows]
     for theta, chosen, rejected in (
         (params.data.numpy(), logps.chosen, logps.rejected),
@@ -74,7 +74,7 @@ def test_the_gradient_is_that_of_autograd_through_a_dense_softmax(dtype):
     forward = policy.forward(params, data, rows)
     d_chosen, d_rejected = torch.randn(2, 4, dtype=policy.layout.dtype)
     params.grad.fill_(2.0)
-    forward.backward(d_chosen, d_rejected)
+    forward.backward({"chosen": d_chosen, "rejected": d_rejected})
 
     theta = params.data.double().requires_grad_()
     dense = torch.from_numpy(data.differences.matrix.toarray()[rows]).double()
@@ -111,9 +111,9 @@ def test_extreme_margins_stay_finite():
 def test_a_batch_does_not_change_the_bits_of_its_pairs():
     policy = LogLinear(4096)
     data, params = policy.encode(text_shard()), at(policy, 4)
-    together = policy.forward(params, data, np.arange(40)).logps
+    together = policy.forward(params, data, np.arange(40)).scores
     for row in (0, 17, 39):
-        alone = policy.forward(params, data, np.array([row])).logps
+        alone = policy.forward(params, data, np.array([row])).scores
         assert alone.chosen[0] == together.chosen[row]
         assert alone.rejected[0] == together.rejected[row]
 

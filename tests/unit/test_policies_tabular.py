@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_autograd_through_the_definition(hidden):
     params, rows = at(policy), np.array([3, 3, 20])
     forward = policy.forward(params, policy.encode(SHARD), rows)
     d_chosen, d_rejected = torch.randn(2, 3, dtype=torch.float64)
-    forward.backward(d_chosen, d_rejected)
+    forward.backward({"chosen": d_chosen, "rejected": d_rejected})
 
     def total(x):
         table = policy.log_table(x)

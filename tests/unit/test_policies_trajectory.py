@@ -40,7 +40,7 @@ def test_log_probabilities_are_sums_over_the_steps():
     policy, params = made(reference=reference)
     shard = TASK.shard(0)
     rows = np.array([7, 0, 29])
-    logps = policy.forward(params, policy.encode(shard), rows).logps
+    logps = policy.forward(params, policy.encode(shard), rows).scores
     pairs = shard.pairs(rows)
     for theta, sides in (
         (params.data, (logps.chosen, logps.rejected)),
@@ -69,7 +69,7 @@ def test_gradient_and_curvature_are_those_of_autograd():
     gradient = torch.autograd.functional.jacobian(total, params.data)
     hessian = torch.autograd.functional.hessian(total, params.data).numpy()
     params.grad.fill_(2.0)
-    forward.backward(d_chosen, d_rejected)
+    forward.backward({"chosen": d_chosen, "rejected": d_rejected})
     assert (params.grad - 2).numpy() == pytest.approx(gradient.numpy(), rel=1e-11)
     direction = np.random.default_rng(2).standard_normal(D)
     bent = forward.bend(d_chosen.numpy(), d_rejected.numpy(), direction)
@@ -97,7 +97,7 @@ def test_curved_passes_agree_with_finite_differences(kind):
     def at(shift):
         moved = FlatParams(policy.layout, params.data + shift * torch.from_numpy(direction))
         forward = policy.forward(moved, data, rows)
-        forward.backward(d_chosen, d_rejected)
+        forward.backward({"chosen": d_chosen, "rejected": d_rejected})
         return moved.grad.numpy(), forward
 
     (ahead, _), (behind, _), (here, forward) = at(1e-5), at(-1e-5), at(0.0)
@@ -109,7 +109,7 @@ def test_curved_passes_agree_with_finite_differences(kind):
     for b in range(9):
         params.grad.zero_()
         alone = policy.forward(params, data, rows[b : b + 1])
-        alone.backward(d_chosen[b : b + 1], d_rejected[b : b + 1])
+        alone.backward({"chosen": d_chosen[b : b + 1], "rejected": d_rejected[b : b + 1]})
         assert norms[b] == pytest.approx(float(params.grad.square().sum()), rel=1e-10)
 
 
@@ -117,9 +117,9 @@ def test_curved_passes_agree_with_finite_differences(kind):
 def test_a_batch_does_not_change_the_bits_of_its_pairs(dtype):
     policy, params = made(dtype)
     data = policy.encode(TASK.shard(0))
-    together = policy.forward(params, data, np.arange(30)).logps
+    together = policy.forward(params, data, np.arange(30)).scores
     for row in (0, 13, 29):
-        alone = policy.forward(params, data, np.array([row])).logps
+        alone = policy.forward(params, data, np.array([row])).scores
         assert alone.chosen[0] == together.chosen[row]
         assert alone.rejected[0] == together.rejected[row]
     policy, _ = made(dtype, np.linspace(-1, 1, D))
@@ -144,7 +144,7 @@ def test_it_learns_what_the_user_rewards():
 def test_an_answer_without_steps_is_certain():
     policy, params = made()
     shard = PreferenceShard.from_pairs([("0", "", "1:2 3:0"), ("0", "2:1", "")])
-    logps = policy.forward(params, policy.encode(shard), np.array([0, 1])).logps
+    logps = policy.forward(params, policy.encode(shard), np.array([0, 1])).scores
     assert logps.chosen[0] == 0 and logps.rejected[1] == 0 and logps.chosen[1] < 0
     assert logps.chosen_length.tolist() == [0, 1]
 

@@ -134,7 +134,7 @@ def test_the_objective_follows_the_statistic_of_the_batch_and_moves_it():
     params = FlatParams(policy.layout, torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
     data, rows = policy.encode(shard), np.array([1, 4, 6])
     loss = BetaDPO(beta=0.3, alpha=0.5, momentum=0.75)
-    gaps = policy.forward(params, data, rows).logps
+    gaps = policy.forward(params, data, rows).scores
     gap = float((gaps.chosen_ratio - gaps.rejected_ratio).mean())
     running = torch.tensor([0.2], dtype=torch.float64)
     batch = Batch(params, data, rows, running)
