@@ -33,6 +33,9 @@ decdpo_environment() {
     command -v decdpo >/dev/null || decdpo_fail "decdpo is not on PATH, nor in $environment" \
         "make the environment on a login node (bash tools/setup.sh), or set DECDPO_VENV"
     export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+    # Where sbatch was told to export nothing (SBATCH_EXPORT=NONE), srun would do the same, and its
+    # tasks would not find what was just put on PATH.
+    export SLURM_EXPORT_ENV=ALL
     # Since SLURM 22.05 srun no longer takes this over from sbatch.
     export SRUN_CPUS_PER_TASK="$OMP_NUM_THREADS"
 }
@@ -104,6 +107,15 @@ decdpo_run() { # command...
     return "$status"
 }
 
+# A job that reserved GPUs asks for them, unless it was given a device.kind: on a CPU that nobody
+# asked for it would be slow without a word.
+decdpo_device() { # option of decdpo train and resume...
+    case "${SLURM_GPUS_ON_NODE:-${SLURM_JOB_GPUS:-0}}:$*" in
+        0:* | *device.kind=*) ;;
+        *) echo "--set device.kind=cuda" ;;
+    esac
+}
+
 # The newest checkpoint's round; -1 if there is none.
 decdpo_newest_round() { # RUN
     local folder newest=-1
@@ -145,6 +157,9 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train and resume]...
     mkdir -p "$(dirname "$run")"
     local starts="$run.starts" # a line for each start: when job restart status before after
     before="$(decdpo_newest_round "$run")"
+    local device
+    read -r -a device <<<"$(decdpo_device "$@")"
+    set -- ${device[@]+"${device[@]}"} "$@"
     # The options go to every start: one that says device.threads would else hold for the first.
     local command=(decdpo resume "$run" --set "device.threads=$OMP_NUM_THREADS" "$@")
     if [ "$before" -lt 0 ]; then

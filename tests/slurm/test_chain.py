@@ -211,3 +211,28 @@ def test_a_wrong_setting_is_named(template, environment, message):
     assert status == 2
     assert message in output and "remedy: " in output
     assert template.bench.starts() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "asked"),
+    [
+        ([], {"SLURM_GPUS_ON_NODE": "4"}, "--set device.kind=cuda"),
+        ([], {"SLURM_JOB_GPUS": "0,1"}, "--set device.kind=cuda"),
+        (["--set", "device.kind=cpu"], {"SLURM_GPUS_ON_NODE": "4"}, "--set device.kind=cpu"),
+        ([], {"SLURM_GPUS_ON_NODE": "0"}, ""),
+        ([], {}, ""),
+    ],
+)
+def test_a_job_with_gpus_asks_for_them(template, options, environment, asked):
+    template.bench.write_plan(rounds=1)
+    assert template.start(*options, **environment)[0] == 0
+    (line,) = template.bench.starts()
+    assert line.partition("--set device.threads=1")[2].strip() == asked
+
+
+def test_tasks_find_the_environment_where_a_site_exports_nothing(template):
+    template.bench.write_plan(rounds=1)
+    launcher = template.bench.folder / "bin" / "srun"
+    launcher.write_text(LAUNCHER.replace('echo "', 'echo "$SLURM_EXPORT_ENV ', 1))
+    assert template.start(SLURM_EXPORT_ENV="NONE")[0] == 0
+    assert template.launches.read_text().startswith("ALL srun ")
