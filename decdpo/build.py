@@ -353,8 +353,12 @@ def make_run(
     store: Store,
     out: Path,
     next_round: int,
+    progress: str = "auto",
 ) -> Run:
-    """Put the pieces of a run together; it continues after ``next_round`` rounds. Collective."""
+    """Put the pieces of a run together; it continues after ``next_round`` rounds. Collective.
+
+    progress : how the run shows how far it is, of ``progress.MODES``.
+    """
     steps = local_steps(config)
     if isinstance(exchange, StaleExchange):
         rows = {a.id: schedule.mixing(next_round).row(a.id) for a in agents}
@@ -369,9 +373,12 @@ def make_run(
         HeldOut(agents, config.run.seed, log.heldout_pairs, log.gradient_pairs),
         every=log.every,
         rho=getattr(schedule, "rho", None),
-        progress=Progress(next_round, config.run.rounds, enabled=world.is_root),
+        progress=Progress(
+            next_round, config.run.rounds, enabled=world.is_root, mode=progress
+        ),
         start_round=next_round,
         is_root=world.is_root,
+        diverged_above=config.run.diverged_above,
     )
     return Run(
         world=world,

@@ -27,6 +27,22 @@ def average_model(world: World, agents: list[Agent]) -> FlatParams:
     return FlatParams(like.layout, mean.contiguous())
 
 
+def initial_model(run: Run) -> FlatParams:
+    """Return the model (P,) that every agent began from, with a gradient buffer of its own."""
+    policy = run.objective.policy
+    return FlatParams(policy.layout, policy.initial())
+
+
+def squared_lengths(agents: list[Agent], model: FlatParams | None = None) -> dict[int, np.ndarray]:
+    """Return ||x_i||^2 (1,) of every local agent, or of ``model`` in the place of each x_i."""
+    lengths = {}
+    for agent in agents:
+        vector = (model or agent.params).data
+        norm = torch.linalg.vector_norm(vector, dtype=torch.float64)
+        lengths[agent.id] = np.array([float(norm) ** 2])
+    return lengths
+
+
 def squared_gaps(agents: list[Agent], mean: FlatParams) -> dict[int, np.ndarray]:
     """Return ||x_i - x_bar||^2 (1,) over the shared parameters, of every local agent.
 
@@ -65,6 +81,11 @@ class HeldOut:
         self.gradient_rows = {
             a.id: _pick(seed, a, heldout=False, at_most=gradient_pairs) for a in agents
         }
+
+    def training(self, run: Run, model: FlatParams) -> dict[int, Stats]:
+        """Evaluate ``model`` on the training pairs of every local agent that gradients are of."""
+        batches = [a.batch(self.gradient_rows[a.id], model) for a in run.agents]
+        return {a.id: s for a, s in zip(run.agents, run.objective.evaluations(batches))}
 
     def own(self, run: Run) -> dict[int, Stats]:
         """Evaluate every local agent's model on its own held-out pairs."""

@@ -35,6 +35,7 @@ from decdpo.train import Ending, train
 
 FREE_KEYS = {
     "run.rounds",
+    "run.diverged_above",
     "data.shards",
     "policy.model",
     "policy.feature_map",
@@ -69,6 +70,7 @@ class Experiment:
     device: str
     identity: Mapping[str, str]
     trace: ChromeTrace | None = None
+    progress: str = "auto"
 
     def states(self) -> dict[int, Any]:
         """Return the local agents' states, which checkpoints hold."""
@@ -84,13 +86,19 @@ class Experiment:
 
 
 def prepare(
-    job: Job, config: Config, out: Path, *, training: bool = True, trace: bool = False
+    job: Job,
+    config: Config,
+    out: Path,
+    *,
+    training: bool = True,
+    trace: bool = False,
+    progress: str = "auto",
 ) -> Experiment:
     """Make every object of an experiment, or fail on every process alike. Collective.
 
     training : whether it shall train; otherwise its run folder is only read, no exchange is made,
     and a checkpoint need only be of the same agents, model and data. trace : whether to keep a
-    timeline.
+    timeline. progress : how it shows how far it is, of ``progress.MODES``.
     """
     job.set_timeout(config.comm.timeout)
     index = job.together(lambda: build.open_index(config))
@@ -155,6 +163,7 @@ def prepare(
         device,
         names,
         timeline,
+        progress,
     )
 
 
@@ -233,6 +242,7 @@ def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
         store,
         out,
         next_round,
+        experiment.progress,
     )
     run.trace = experiment.trace
     assert isinstance(run.monitor, Metrics)

@@ -1,7 +1,8 @@
 """What is recorded while training: one JSON line per recorded round.
 
-Everything outside ``system`` is a function of the configuration alone: the same bits for any
-placement of the agents and across a kill and resume. ``system`` holds times and traffic.
+Round 0 is the start, before any local step. Everything outside ``system`` is a function of the
+configuration alone: the same bits for any placement of the agents and across a kill and resume.
+``system`` holds times, and what travelled between processes and nodes.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,32 @@ from typing import Any
 
 import numpy as np
 
-from decdpo.evaluation import HeldOut, average_model, gradient_norm, pool, squared_gaps
+from decdpo.divergence import Divergence
+from decdpo.evaluation import (
+    HeldOut,
+    average_model,
+    gradient_norm,
+    initial_model,
+    pool,
+    pooled,
+    squared_gaps,
+    squared_lengths,
+)
+from decdpo.params.flat import FlatParams
 from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
 from decdpo.records import Writer, keep_until
 from decdpo.run import Run
+from decdpo.traffic import Sent
+
+COUNTED = (
+    "messages_sent",
+    "bytes_sent",
+    "messages_to_nodes",
+    "bytes_to_nodes",
+    "wait_seconds",
+)
+"""What a record has of the counters of an exchange."""
 
 RECORDS = "metrics.jsonl"
 """The file in the run folder, and the key of its mark in a checkpoint."""
@@ -25,6 +47,8 @@ class Metrics:
     """The monitor of a run: writes ``metrics.jsonl`` and shows progress.
 
     rho : second largest modulus of an eigenvalue of the mixing matrix, None without one.
+    diverged_above : multiple of the start's loss above which a run diverges, see ``divergence.py``;
+    0 to go on whatever the loss.
     """
 
     def __init__(
@@ -37,6 +61,7 @@ class Metrics:
         progress: Progress,
         start_round: int,
         is_root: bool,
+        diverged_above: float = 0.0,
     ) -> None:
         self.every = every
         self.rho = rho
@@ -44,26 +69,95 @@ class Metrics:
         self.progress = progress
         self.last: dict[str, Any] = {}
         self._file: Writer | None = None
+        self._above = diverged_above
+        self._divergence = Divergence(0.0, 0.0, 0.0)
+        self._looked: tuple[int, float | None, float] = (-1, None, 0.0)
+        self._sent: Sent | None = None
         self._seen = np.zeros(0)
         self._waits: dict[int, float] = {}
         self._computed = 0.0
         self._clock = perf_counter()
         if is_root:
-            keep_until(path, start_round)
+            # The record of round 0 is written anew by whoever begins there.
+            keep_until(path, start_round or -1)
             self._file = Writer(path)
+
+    def begin(self, run: Run) -> None:
+        """Measure where the run began, and record it as round 0 if it begins now. Collective."""
+        if run.next_round >= run.num_rounds or (run.next_round and not self._above):
+            return
+        run.world.occasion = "the record of round 0"
+        with self.progress.working("measuring the start"):
+            model = initial_model(run)
+            train = self.heldout.training(run, model)
+            loss = pooled(run.world, train).means().get("loss", 0.0)
+            length = float(np.sqrt(pool(run.world, squared_lengths(run.agents, model))[0][0]))
+            self._divergence = Divergence(
+                self._above, loss, length / np.sqrt(run.world.num_agents)
+            )
+            if run.next_round == 0:
+                at_start = self.heldout.average(run, model)
+                self._write(self._record(0, run, train, at_start, at_start, model))
+        self.progress.show(run.next_round, self.last)
 
     def observe(self, round: int, run: Run, seconds: float) -> None:
         """Record ``round`` if it is due, and show progress. Collective when due.
 
         seconds : spent in this round's local steps by this process.
+
+        Raises ``Diverged`` on all processes if the run has diverged.
         """
         done = round + 1
         self._computed += seconds
-        if done % self.every == 0 or done == run.num_rounds:
-            self.last = self._record(round, run)
-            if self._file is not None:
-                self._file.write(self.last)
+        last = done == run.num_rounds
+        if done % self.every == 0 or last:
+            with self.progress.working(f"measuring round {done}"):
+                run.world.occasion = f"the record of round {done}"
+                mean = average_model(run.world, run.agents)
+                own, at_mean = self.heldout.own(run), self.heldout.average(run, mean)
+                train = {a.id: a.stats for a in run.agents}
+                self._write(self._record(done, run, train, own, at_mean, mean))
+            self._look(done, last)
         self.progress.show(done, self.last)
+
+    def sound(self, round: int, run: Run, *, last: bool) -> bool:
+        """Say whether the state after ``round`` is worth saving. Collective.
+
+        last : whether the run would end here. Raises ``Diverged`` on all processes.
+        """
+        done = round + 1
+        if self._above and self._looked[0] != done:
+            train, lengths = pool(
+                run.world,
+                {a.id: a.stats.values for a in run.agents},
+                squared_lengths(run.agents),
+            )
+            self._note(done, Stats(train).means(), lengths, run.world.num_agents)
+        return not self._look(done, last)
+
+    def working(self, what: str) -> Any:
+        """Return a context in which ``what`` is done, which is said if it takes long."""
+        return self.progress.working(what)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.last = record
+        if self._file is not None:
+            self._file.write(record)
+
+    def _note(
+        self, done: int, train: Mapping[str, float], lengths: np.ndarray, num_agents: int
+    ) -> None:
+        """Keep what ``_look`` looks at; lengths : (1,) the sum of ||x_i||^2."""
+        self._looked = done, train.get("loss"), float(np.sqrt(lengths[0] / num_agents))
+
+    def _look(self, done: int, last: bool) -> str:
+        """Return what is wrong after ``done`` rounds, and say it once; raise if it stays so."""
+        before = self._divergence.doubt
+        _, loss, length = self._looked
+        doubt = self._divergence.look(done, loss, length, last=last)
+        if doubt and not before:
+            self.progress.note(f"decdpo: warning: round {done}: {doubt}; nothing is saved now")
+        return doubt
 
     def sync(self) -> None:
         """Force the records to disk: called before a checkpoint that will rely on them."""
@@ -80,21 +174,32 @@ class Metrics:
         if self._file is not None:
             self._file.close()
 
-    def _record(self, round: int, run: Run) -> dict[str, Any]:
+    def _record(
+        self,
+        done: int,
+        run: Run,
+        trained: Mapping[int, Stats],
+        own: Mapping[int, Stats],
+        at_mean: Mapping[int, Stats],
+        mean: FlatParams,
+    ) -> dict[str, Any]:
+        """Return the record after ``done`` rounds. Collective.
+
+        trained : of the training pairs. own, at_mean : of the held-out pairs, by the agents' own
+        models and by the average model ``mean``.
+        """
         world, agents = run.world, run.agents
-        world.occasion = f"the record of round {round + 1}"
-        mean = average_model(world, agents)
-        own = self.heldout.own(run)
-        at_mean = self.heldout.average(run, mean)
         norm = gradient_norm(run, mean, self.heldout.gradient_rows)
         spent, waits = self._spent(run), self._waited(run)
         sums = pool(
             world,
-            {a.id: a.stats.values for a in agents},
+            {i: stats.values for i, stats in trained.items()},
             {i: stats.values for i, stats in own.items()},
             {i: stats.values for i, stats in at_mean.items()},
             squared_gaps(agents, mean),
-            {a.id: spent if a is agents[0] else np.zeros_like(spent) for a in agents},
+            squared_lengths(agents),
+            _of_first(run, np.array(self._traffic(run, done), dtype=np.float64)),
+            _of_first(run, spent),
         )
         train, heldout, average = (
             Stats(total, agents[0].stats.names).means() for total in sums[:3]
@@ -103,8 +208,9 @@ class Metrics:
         # One for every process: its first agent's.
         longest = {a.id: _longest(waits) if a is agents[0] else None for a in agents}
         every_agent = world.collect({i: (accuracy[i], longest[i]) for i in accuracy})
-        record: dict[str, Any] = {"round": round + 1, **train}
-        record["lr"] = run.lr((round + 1) * run.local_steps - 1)
+        self._note(done, train, sums[4], world.num_agents)
+        record: dict[str, Any] = {"round": done, **train}
+        record["lr"] = run.lr(done * run.local_steps - 1) if done else None
         record["gradient_norm"] = norm
         record["consensus_distance"] = float(sums[3][0]) / world.num_agents
         record["rho"] = self.rho
@@ -114,23 +220,30 @@ class Metrics:
             record["heldout/average/loss"] = average["loss"]
             record["heldout/average/accuracy"] = average["rewards/accuracies"]
         record["heldout/accuracy_by_agent"] = [every_agent[i][0] for i in range(world.num_agents)]
-        record["system"] = self._system(sums[4], [pair for _, pair in every_agent.values() if pair])
+        record["messages"], record["bytes"] = (int(total) for total in sums[5])
+        record["system"] = self._system(sums[6], [pair for _, pair in every_agent.values() if pair])
         return record
 
-    def _spent(self, run: Run) -> np.ndarray:
-        """Return this process's messages, bytes, seconds waited and computed since the last record.
+    def _traffic(self, run: Run, done: int) -> tuple[int, int]:
+        """Return the messages and bytes that the local agents have sent in ``done`` rounds."""
+        if self._sent is None:
+            self._sent = Sent(run.exchange, run.schedule, run.world.local_agents)
+        return self._sent.until(done)
 
-        After these come the letters that were 0, 1, ... rounds old, where they may be late.
+    def _spent(self, run: Run) -> np.ndarray:
+        """Return this process's seconds computed, traffic and seconds waited since the last record.
+
+        After these come the messages that were 0, 1, ... rounds old, where they may be late.
         """
-        seen = np.zeros(3)
+        seen = np.zeros(len(COUNTED))
         if run.exchange is not None:
             counters = run.exchange.counters
-            traffic = (counters.messages_sent, counters.bytes_sent, counters.wait_seconds)
-            seen = np.array([*traffic, *counters.ages], dtype=np.float64)
+            counted = (getattr(counters, name) for name in COUNTED)
+            seen = np.array([*counted, *counters.ages], dtype=np.float64)
         fresh = seen - self._seen if self._seen.size == seen.size else seen
         self._seen = seen
         computed, self._computed = self._computed, 0.0
-        return np.insert(fresh, 3, computed)
+        return np.insert(fresh, 0, computed)
 
     def _waited(self, run: Run) -> dict[int, float]:
         """Return the seconds this process waited for each remote agent since the last record."""
@@ -147,19 +260,26 @@ class Metrics:
         now = perf_counter()
         took, self._clock = now - self._clock, now
         record: dict[str, Any] = {
-            "messages": int(total[0]),
-            "bytes": int(total[1]),
-            "wait_seconds": round(float(total[2]), 6),
-            "compute_seconds": round(float(total[3]), 6),
+            "messages_between_processes": int(total[1]),
+            "bytes_between_processes": int(total[2]),
+            "messages_between_nodes": int(total[3]),
+            "bytes_between_nodes": int(total[4]),
+            "wait_seconds": round(float(total[5]), 6),
+            "compute_seconds": round(float(total[0]), 6),
             "elapsed_seconds": round(took, 6),
         }
         if waits:
             agent, seconds = max(waits, key=lambda pair: pair[1])
             record["longest_wait_agent"] = int(agent)
             record["longest_wait_seconds"] = round(float(seconds), 6)
-        if total.size > 4:
-            record["ages"] = [int(count) for count in total[4:]]
+        if total.size > 6:
+            record["ages"] = [int(count) for count in total[6:]]
         return record
+
+
+def _of_first(run: Run, values: np.ndarray) -> dict[int, np.ndarray]:
+    """Return what counts once for a process, as of its first agent: zeros for the others."""
+    return {a.id: values if a is run.agents[0] else np.zeros_like(values) for a in run.agents}
 
 
 def _longest(waits: Mapping[int, float]) -> tuple[int, float] | None:

@@ -1,6 +1,7 @@
 """A run in progress: its agents and everything the loop needs."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,8 +33,23 @@ class Schedule(row.Schedule, Protocol):
 class Monitor(Protocol):
     """Writes down how training goes."""
 
+    def begin(self, run: "Run") -> None:
+        """Measure the start, and record it as round 0 if the run begins there. Collective."""
+        ...
+
     def observe(self, round: int, run: "Run", seconds: float) -> None:
         """Record ``round``, whose local steps took ``seconds``, if due. Collective when due."""
+        ...
+
+    def sound(self, round: int, run: "Run", *, last: bool) -> bool:
+        """Say whether the state after ``round`` is worth saving. Collective.
+
+        last : whether the run would end here. Raises if it has gone wrong for good.
+        """
+        ...
+
+    def working(self, what: str) -> AbstractContextManager[object]:
+        """Return a context in which ``what`` is done, which is said if it takes long."""
         ...
 
     def sync(self) -> None:

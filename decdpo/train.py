@@ -37,6 +37,8 @@ def train(run: Run) -> Ending:
     during the gradients, at no staleness), after them otherwise (adapt, then combine). An
     agent whose row is not active takes no local step and sends nothing.
     """
+    with span(run, "measure", run.next_round):
+        run.monitor.begin(run)
     for t in range(run.next_round, run.num_rounds):
         mixing = run.schedule.mixing(t)
         if run.overlap:
@@ -51,11 +53,11 @@ def train(run: Run) -> Ending:
         run.store.poll()
         stop = run.world.stop_due(t)
         if stop or run.store.due(t + 1):
-            save(run, t)
+            save(run, t, last=stop or t + 1 == run.num_rounds)
         if stop and t + 1 < run.num_rounds:
-            run.store.flush()
+            flush(run, t)
             return Ending.STOPPED
-    run.store.flush()
+    flush(run, run.num_rounds - 1)
     return Ending.DONE
 
 
@@ -79,17 +81,25 @@ class span:
             self._trace(self._name, self._began, ended, {"round": self._round})
 
 
-def save(run: Run, t: int) -> None:
+def save(run: Run, t: int, *, last: bool) -> None:
     """Save the state after round ``t``, and the metrics up to it. Collective.
 
-    Raises ``NumericalError`` on all processes rather than save a model that cannot be used.
+    A state in doubt is not saved, so that the last good checkpoint stays; if it is the ``last``, or
+    cannot be used at all, ``NumericalError`` is raised on all processes.
     """
     with span(run, "checkpoint", t):
         run.world.occasion = f"the checkpoint of round {t + 1}"
         faults = (not_finite(agent, f"after round {t}") for agent in run.agents)
         run.world.require(next(filter(None, faults), None))
-        run.monitor.sync()
-        run.store.save(t + 1, run.agents)
+        if run.monitor.sound(t, run, last=last):
+            run.monitor.sync()
+            run.store.save(t + 1, run.agents)
+
+
+def flush(run: Run, t: int) -> None:
+    """Wait until what was saved up to round ``t`` is on disk. Collective."""
+    with run.monitor.working(f"writing the checkpoint of round {t + 1}"):
+        run.store.flush()
 
 
 def start(run: Run, t: int, mixing: Mixing) -> None:

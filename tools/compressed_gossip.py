@@ -52,7 +52,7 @@ def train(folder: Path, out: Path, ranks: int, words: list[str]) -> int:
     if done.returncode:
         sys.exit(f"{out.name} failed:\n{done.stdout}{done.stderr}")
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return int(sum(record["system"]["bytes"] for record in records))
+    return int(sum(record["system"]["bytes_between_processes"] for record in records))
 
 
 def losses(run: Path) -> tuple[float, float]:

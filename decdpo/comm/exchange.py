@@ -55,7 +55,7 @@ class Wiring(NamedTuple):
     comm : a communicator for this exchange alone. placement : of agents on ranks. rank : this one.
     node_ranks : rank on this node by rank, for the neighbours to be reached through ``window``.
     window : shared memory, or None. progress : drives messages during compute, or None. barrier :
-    of all ranks.
+    of all ranks. on_node : all ranks of this node, however they are reached.
     """
 
     comm: Any
@@ -65,6 +65,7 @@ class Wiring(NamedTuple):
     window: Window | None
     progress: Progress | None
     barrier: Callable[[], None]
+    on_node: frozenset[int]
 
 
 class _Plan(NamedTuple):
@@ -107,6 +108,7 @@ class MpiExchange:
     ) -> None:
         self.counters = Counters()
         self.trace: Trace | None = None
+        self.message_bytes = format.size * format.dtype.itemsize
         self._format = format
         self._wiring = wiring
         self._patience = patience
@@ -122,6 +124,10 @@ class MpiExchange:
         self._empty = torch.empty(0, dtype=format.dtype)
         self.abandoned: list[Route] = []
         self.on_close: Callable[[], None] | None = None
+
+    def sends(self, agent: int, row: Row) -> int:
+        """Return how many messages ``agent`` sends with this ``row``: one to each target."""
+        return len(row.targets)
 
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
         """Copy ``message`` (M,), post its sends and the receives for ``row``, and return at once.
@@ -310,10 +316,18 @@ class MpiExchange:
             active.append(route)
             if isinstance(route, Route):
                 by_message.append(route)
-        self.counters.messages_sent += len(active)
-        self.counters.bytes_sent += len(active) * self._format.nbytes
+        self._count(active)
         in_place = len(by_message) < len(active)
         self._fill(outbox, slot, message, partial(self._post, slot, by_message, in_place))
+
+    def _count(self, routes: list[Route | ReadInPlace]) -> None:
+        """Count one message on each of ``routes``."""
+        counters, nbytes, near = self.counters, self._format.nbytes, self._wiring.on_node
+        far = sum(route.rank not in near for route in routes)
+        counters.messages_sent += len(routes)
+        counters.bytes_sent += len(routes) * nbytes
+        counters.messages_to_nodes += far
+        counters.bytes_to_nodes += far * nbytes
 
     def _fill(
         self, outbox: _Outbox, slot: Slot, message: Tensor, post: Callable[[int], None]

@@ -28,11 +28,16 @@ class LocalExchange:
         self._agents = range(agents[0], agents[-1] + 1)
         self._empty = torch.empty(size, dtype=dtype, device=device)[:0]
         self._like = (size, dtype, device)
+        self.message_bytes = size * dtype.itemsize
         self._round = -1
         self._bodies: dict[int, Tensor] = {}
         self._sent: dict[int, int] = {}
         self._rows: dict[int, Row] = {}
         self._inboxes: dict[int, Inbox] = {}
+
+    def sends(self, agent: int, row: Row) -> int:
+        """Return how many messages ``agent`` sends with this ``row``: one to each target."""
+        return len(row.targets)
 
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
         """Copy ``message`` (M,) for the listeners of ``agent``."""

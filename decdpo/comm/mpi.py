@@ -248,7 +248,10 @@ class MpiWorld:
         large = staged or format.nbytes >= PROGRESS_FROM
         progress = self._progress if remote and large else None
         barrier = self._collectives.barrier
-        wiring = Wiring(comm, self._placement, self.rank, node_ranks, window, progress, barrier)
+        on_node = frozenset(self._node_ranks)
+        wiring = Wiring(
+            comm, self._placement, self.rank, node_ranks, window, progress, barrier, on_node
+        )
         exchange: MpiExchange
         if format.apart:
             exchange = DirectExchange(format, wiring, patience, Stream(device), enter)

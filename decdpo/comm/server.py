@@ -41,6 +41,21 @@ class ServerExchange:
         self._mean: Tensor | None = None
 
     @property
+    def message_bytes(self) -> int:
+        """Bytes of one message, up or down."""
+        return self._up.message_bytes
+
+    def sends(self, agent: int, row: Row) -> int:
+        """Return how many messages ``agent`` sends: one up, or the mean to each other listener.
+
+        What the server has to say to itself is no message.
+        """
+        if agent != self._server:
+            return int(_contains(row.sources, agent))
+        listeners = self._everybody or row.sources
+        return len(listeners) - _contains(listeners, agent)
+
+    @property
     def trace(self) -> Trace | None:
         """Called after every span of either exchange."""
         return self._up.trace

@@ -104,6 +104,15 @@ class StaleExchange:
         self.counters: Counters = inner.counters
 
     @property
+    def message_bytes(self) -> int:
+        """Bytes of one message of the exchange within."""
+        return self._inner.message_bytes
+
+    def sends(self, agent: int, row: Row) -> int:
+        """Return how many messages ``agent`` sends in a round with this ``row``."""
+        return self._inner.sends(agent, row)
+
+    @property
     def trace(self) -> Trace | None:
         """Called after every span of the exchange within."""
         return self._inner.trace
@@ -173,6 +182,15 @@ class AgeLog:
         self._inner = inner
         self._folder = folder
         self.counters = inner.counters
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of one message of the exchange within."""
+        return self._inner.message_bytes
+
+    def sends(self, agent: int, row: Row) -> int:
+        """Return how many messages ``agent`` sends in a round with this ``row``."""
+        return self._inner.sends(agent, row)
 
     @property
     def trace(self) -> Trace | None:

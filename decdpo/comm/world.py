@@ -20,9 +20,10 @@ from decdpo.topology.row import Row
 class Counters:
     """What an exchange has cost this process so far.
 
-    messages_sent, bytes_sent : that left this process (headers included; letters between agents of
-    one process are free). wait_seconds : spent blocked in ``start`` and ``finish``.
-    wait_by_neighbour : seconds waited for each remote source agent. How long a letter travelled
+    messages_sent, bytes_sent : that left this process (headers included; messages between agents of
+    one process are free, and one message serves all agents of another). messages_to_nodes,
+    bytes_to_nodes : those of them that went to another node. wait_seconds : spent blocked in
+    ``start`` and ``finish``. wait_by_neighbour : seconds waited for each remote source agent. How long a letter travelled
     while this process computed is not among them: nobody looks when it arrives. ages : how many
     letters were 0, 1, ... rounds old when they were mixed; empty where none can be late.
     """
@@ -32,6 +33,8 @@ class Counters:
     wait_seconds: float = 0.0
     wait_by_neighbour: dict[int, float] = field(default_factory=dict)
     ages: list[int] = field(default_factory=list)
+    messages_to_nodes: int = 0
+    bytes_to_nodes: int = 0
 
 
 Arrays = Mapping[int, np.ndarray] | Iterable[tuple[int, np.ndarray]]
@@ -57,11 +60,22 @@ class Exchange(Protocol):
     """Carries one vector per agent and round to its neighbours; made once, used every round.
 
     Every local agent starts a round before the first one finishes it. counters : what it has cost
-    so far. trace : called after every span, None for not at all.
+    so far. trace : called after every span, None for not at all. message_bytes : of one message as
+    it is encoded, without its header.
     """
 
     counters: Counters
     trace: Trace | None
+
+    @property
+    def message_bytes(self) -> int: ...
+
+    def sends(self, agent: int, row: Row) -> int:
+        """Return how many messages ``agent`` sends in a round in which ``row`` is its own.
+
+        That is the same wherever the agents are: a message to an agent of the same process counts.
+        """
+        ...
 
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
         """Copy ``message`` (M,), post its sends and the receives for ``row``, and return at once.

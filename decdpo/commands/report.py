@@ -17,10 +17,10 @@ from decdpo.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from decdpo.report.compare import RunFacts
 
-KEYS = {"heldout/accuracy_by_agent", "system"}
+KEYS = {"bytes", "heldout/accuracy_by_agent", "system"}
 """What every record of a run has beside its round."""
 
-SPENT = {"bytes", "elapsed_seconds"}
+SPENT = {"elapsed_seconds"}
 """What its ``system`` has at least."""
 
 REWARDS = {"rewards/rejected", "drift/chosen", "imbalance/log_ratio", "saturated"}

@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
             job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)
         with locked(job, args.folder):
-            experiment = prepare(job, config, args.folder, trace=args.trace)
+            experiment = prepare(
+                job, config, args.folder, trace=args.trace, progress=args.progress
+            )
             store, states = experiment.store, experiment.states()
             done = store.load(states, allow=args.allow, required=True) or 0
             job.together(lambda: require_left(args.folder, config, done))

@@ -264,7 +264,9 @@ def _measured(folder: Path, start: dict[str, float]) -> dict[str, float]:
     path = folder / "metrics.jsonl"
     records = read_metrics(path) if path.exists() else []
     squares = {
-        r["round"]: r["gradient_norm"] ** 2 for r in records if r.get("gradient_norm") is not None
+        r["round"]: r["gradient_norm"] ** 2
+        for r in records
+        if r["round"] > 0 and r.get("gradient_norm") is not None
     }
     if not squares:
         return {}

@@ -39,6 +39,12 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", action="store_true", help="write a Chrome trace per process into RUN/trace"
     )
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "bar", "lines", "none"),
+        default="auto",
+        help="a live bar, a line every 10 s, or neither; auto draws the bar on a terminal",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
         job.boot.require_same("--out", str(args.out))
         new_folder(job, args.out)
         with locked(job, args.out):
-            experiment = prepare(job, config, args.out, trace=args.trace)
+            experiment = prepare(
+                job, config, args.out, trace=args.trace, progress=args.progress
+            )
             ending = execute(job, experiment, next_round=0)
             experiment.close()
         return finish(job, args.out, ending is Ending.STOPPED)

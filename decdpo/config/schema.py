@@ -24,6 +24,9 @@ class Run:
 
     seed: int = option(0, "seed of every random number of the run", low=0, high=2**63 - 1)
     rounds: int = option(200, "rounds of communication to train for", low=1)
+    diverged_above: float = option(
+        1000.0, "a training loss so many times that of the start is a diverged run; 0: go on", low=0
+    )
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class RunFacts:
             **{key: last.get(key) for key, _ in COLUMNS},
             "drift/chosen": last.get("drift/chosen"),
             "imbalance/log_ratio": last.get("imbalance/log_ratio"),
-            "bytes": sum(r["system"]["bytes"] for r in self.records),
+            "bytes": last.get("bytes", 0),
             "seconds": round(sum(r["system"]["elapsed_seconds"] for r in self.records), 3),
             "rewards": explain_chosen(last),
         }
@@ -91,7 +91,12 @@ def plot(runs: Sequence[RunFacts], path: Path) -> None:
     for key, title, log_y in PANELS:
         lines = []
         for run in runs:
-            points = [(r["round"], [r[key]]) for r in run.records if r.get(key) is not None]
+            points = [
+                (r["round"], [r[key]])
+                for r in run.records
+                # A distance of 0, as at the start, has no place on a logarithmic axis.
+                if r.get(key) is not None and (r[key] > 0 or not log_y)
+            ]
             if points:
                 lines.append(Line.of(run.folder.name, points))
         if lines:

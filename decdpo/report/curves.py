@@ -42,6 +42,8 @@ PANELS = (
 NUMBERS = (
     "loss",
     "lr",
+    "messages",
+    "bytes",
     "gradient_norm",
     "consensus_distance",
     "rewards/chosen",
@@ -58,7 +60,7 @@ NUMBERS = (
 )
 """Keys of a record that the reports compute with."""
 
-SPENT = ("bytes", "messages", "elapsed_seconds", "compute_seconds", "wait_seconds")
+SPENT = ("elapsed_seconds", "compute_seconds", "wait_seconds")
 """Keys of a record's ``system`` that they compute with."""
 
 
@@ -96,12 +98,13 @@ def plot_run(records: list[dict[str, Any]], out: Path, title: str) -> None:
     panels = []
     for name, label, lines in PANELS:
         found = []
+        values = [float(r[key]) for key, _ in lines for r in records if r.get(key) is not None]
+        log_y = any(value > 0 for value in values) and ("norm" in label or "distance" in label)
         for key, legend in lines:
             points = [(r["round"], [float(r[key])]) for r in records if r.get(key) is not None]
+            # A distance of 0, as at the start, has no place on a logarithmic axis.
+            points = [(x, y) for x, y in points if y[0] > 0] if log_y else points
             if points:
                 found.append(Line.of(legend, points))
-        values = [value for line in found for value in line.mean]
-        positive = bool(values) and min(values) > 0
-        log_y = positive and ("norm" in label or "distance" in label)
         panels.append(Panel(name, "round", label, tuple(found), log_y=log_y))
     draw(Figure(out.stem, tuple(panels), columns=2, title=plain(title)), out.parent, ("png",))

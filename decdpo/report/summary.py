@@ -28,7 +28,7 @@ def summarize(
         for key, label in LINES:
             if last.get(key) is not None:
                 lines.append(f"{label:<36}{first.get(key, float('nan')):>14.5g}{last[key]:>14.5g}")
-        traffic = sum(r["system"]["bytes"] for r in records)
+        traffic = last.get("bytes", 0)
         elapsed = sum(r["system"]["elapsed_seconds"] for r in records)
-        lines += ["", f"sent {traffic / 1e6:,.1f} MB in {elapsed:,.1f} s"]
+        lines += ["", f"agents sent {traffic / 1e6:,.1f} MB in {elapsed:,.1f} s"]
     return "\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from decdpo.config import Config, parse
 from decdpo.data.index import ShardIndex
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.storage import replacing
+from decdpo.divergence import excess
 from decdpo.errors import DataError
 from decdpo.evaluation import average_model, gradient_norm, pooled
 from decdpo.launch import Job
@@ -36,6 +37,9 @@ from decdpo.train import train
 
 VERSION = 1
 """Changes whenever the same cell would give other numbers."""
+
+DIVERGED = 1000.0
+"""A cell that ends with a loss so many times that of its start is marked as diverged."""
 
 GRADIENTS = "gradients.json"
 """What a cell noted of its batch gradients."""
@@ -190,7 +194,6 @@ class Training(Work):
         job = Job("local")
         try:
             run = self._prepare(job, folder, memory)
-            _write(folder / "start.json", start_record(run))
             try:
                 if self.noted:
                     run.algorithm = noted = Noted(run.algorithm)
@@ -207,13 +210,20 @@ class Training(Work):
             job.close()
 
     def records(self, folder: Path, memory: Memory) -> list[Row]:
-        """Return the record of the start, as round 0, and those of the run."""
-        path = folder / "start.json"
-        if not path.exists():
+        """Return the record of the start, as round 0, and those of the run.
+
+        The last one has ``diverged`` if the run went on though its loss was beyond reason.
+        """
+        recorded = read_metrics(folder / "metrics.jsonl")
+        if recorded[0]["round"] == 0:
+            start = start_of(recorded.pop(0))
+        else:
+            # Resumed from an earlier version's checkpoint, or recorded by one.
             with self.prepared(memory) as run:
-                _write(path, start_record(run))
-        start = json.loads(path.read_text(encoding="utf-8"))
-        records = [start, *read_metrics(folder / "metrics.jsonl")]
+                start = start_record(run)
+        records = [start, *recorded]
+        if excess(start["loss"], records[-1].get("loss")) > DIVERGED:
+            records[-1]["diverged"] = True
         if self.noted and (folder / GRADIENTS).exists():
             records[-1] |= json.loads((folder / GRADIENTS).read_text(encoding="utf-8"))
         return records
@@ -253,8 +263,22 @@ class Training(Work):
         return run
 
 
+def start_of(record: Row) -> Row:
+    """Return what a table has of the record of round 0, where all agents are one model."""
+    start: Row = {
+        "round": 0,
+        "loss": record["loss"],
+        "gradient_norm": record["gradient_norm"],
+        "consensus_distance": 0.0,
+    }
+    for key in ("loss", "accuracy") if "heldout/average/loss" in record else ():
+        for name in ("heldout", "heldout/average"):
+            start[f"{name}/{key}"] = record[f"heldout/average/{key}"]
+    return start
+
+
 def start_record(run: Run) -> Row:
-    """Return what can be measured before the first round, where all agents are one model."""
+    """Measure what can be measured before the first round, as ``start_of`` has it."""
     assert isinstance(run.monitor, Metrics)
     heldout = run.monitor.heldout
     mean = average_model(run.world, run.agents)
@@ -277,7 +301,11 @@ def start_record(run: Run) -> Row:
 
 
 def make_config(settings: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Config:
-    """Return the configuration with these {"section.key": value} settings, checked."""
+    """Return the configuration with these {"section.key": value} settings, checked.
+
+    A cell goes on though it diverges, unless it is asked otherwise: its table says so.
+    """
+    settings = {"run.diverged_above": 0, **settings}
     return parse("", [*(f"{key}={_literal(v)}" for key, v in settings.items()), *overrides])
 
 

@@ -24,7 +24,11 @@ def test_the_same_bits_on_any_number_of_ranks(shell, config, overlap):
         shell("train", config, "--out", run, "--set", f"algorithm.overlap={overlap}", ranks=ranks)
         found.append((shell.digests(run), shell.metrics(run)))
     assert all(other == found[0] for other in found[1:])
-    assert len(found[0][0]) == 8 and len(found[0][1]) == 12
+    assert len(found[0][0]) == 8 and [r["round"] for r in found[0][1]] == list(range(13))
+    assert found[0][1][0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
+    assert found[0][1][0]["heldout/average/accuracy"] == 0.5
+    assert found[0][1][-1]["messages"] == 12 * 16
+    assert found[0][1][-1]["bytes"] == 12 * 16 * 4 * 4096
 
 
 @pytest.mark.parametrize("transport", ["p2p", "window"])
@@ -48,6 +52,8 @@ def test_the_baselines_give_the_same_bits_on_three_ranks(shell, config, kind):
     shell("train", config, "--out", "alone", *options)
     shell("train", config, "--out", "spread", *options, ranks=3)
     assert shell.digests("spread") == shell.digests("alone")
+    assert shell.metrics("spread") == shell.metrics("alone")
+    assert shell.metrics("alone")[-1]["messages"] == (12 * 2 * 7 if kind == "centralized" else 0)
     digests = {agent["x"] for agent in shell.digests("alone").values()}
     assert len(digests) == (1 if kind == "centralized" else 8)
 

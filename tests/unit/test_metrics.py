@@ -1,6 +1,5 @@
 """Metrics files, progress lines, the trace and the pages of a run."""
 
-import io
 import json
 from types import SimpleNamespace
 
@@ -19,11 +18,12 @@ from decdpo.records import keep_until
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
 from decdpo.run import Agent, Run
+from decdpo.topology.schedule import make_schedule
 from decdpo.trace import MOST_EVENTS, ChromeTrace
 
 
 def record(round):
-    system = {"messages": 2, "bytes": 2_000_000, "elapsed_seconds": 0.5}
+    system = {"messages_between_processes": 0, "elapsed_seconds": 0.5}
     return {
         "round": round,
         "loss": 0.7 / round,
@@ -32,6 +32,8 @@ def record(round):
         "heldout/accuracy": 0.5,
         "heldout/average/accuracy": 0.6,
         "heldout/average/loss": 0.69,
+        "messages": 2 * round,
+        "bytes": 2_000_000 * round,
         "system": system,
     }
 
@@ -91,9 +93,9 @@ def observed(tmp_path, every, counters):
         own=lambda run: still, average=lambda run, mean: still,
         gradient_rows={0: np.arange(1), 1: np.arange(1)},
     )  # fmt: skip
-    exchange = SimpleNamespace(counters=None)
-    run = Run(LocalWorld(2), exchange, None, Still(), None, agents, lambda step: 0.1, 1, 1, False,
-              4, None, None)  # fmt: skip
+    exchange = SimpleNamespace(counters=None, message_bytes=8, sends=lambda agent, row: 1)
+    run = Run(LocalWorld(2), exchange, None, Still(), make_schedule("ring", "auto", 2), agents,
+              lambda step: 0.1, 1, 1, False, 4, None, None)  # fmt: skip
     metrics = Metrics(
         tmp_path / "metrics.jsonl", heldout, every=every, rho=None,
         progress=Progress(0, 4, enabled=False), start_round=0, is_root=True,
@@ -102,7 +104,9 @@ def observed(tmp_path, every, counters):
         exchange.counters = seen
         metrics.observe(t, run, seconds)
     metrics.close()
-    return [r["system"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert all((r["messages"], r["bytes"]) == (2 * r["round"], 16 * r["round"]) for r in records)
+    return [r["system"] for r in records]
 
 
 @pytest.mark.parametrize(
@@ -128,38 +132,10 @@ def test_the_neighbour_waited_for_longest_since_the_last_record_is_named(tmp_pat
     assert (fourth["longest_wait_agent"], fourth["longest_wait_seconds"]) == (7, 0.25)
 
 
-def test_a_batch_log_gets_plain_lines_and_the_last_round():
-    stream = io.StringIO()
-    progress = Progress(0, 3, enabled=True, stream=stream)
-    for done in (1, 2, 3):
-        progress.show(done, {"loss": 0.5})
-    progress.close()
-    assert stream.getvalue() == "round 3/3  loss 0.5  0:00 left\n"
-
-
-def test_a_terminal_gets_a_live_bar():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream = Terminal()
-    progress = Progress(0, 4, enabled=True, stream=stream)
-    progress.show(4, {})
-    progress.close()
-    assert "[########################] round 4/4" in stream.getvalue()
-    assert stream.getvalue().startswith("\r") and stream.getvalue().endswith("\n")
-
-
-def test_only_one_process_speaks():
-    stream = io.StringIO()
-    Progress(0, 1, enabled=False, stream=stream).show(1, {})
-    assert stream.getvalue() == ""
-
-
 def test_summary_and_curves(tmp_path):
     records = [record(1), record(2)]
     text = summarize(records, {"run": "r", "rounds": "2 of 2"}, "dsgd on ring")
-    assert "dsgd on ring" in text and "0.35" in text and "sent 4.0 MB in 1.0 s" in text
+    assert "dsgd on ring" in text and "0.35" in text and "agents sent 4.0 MB in 1.0 s" in text
     pytest.importorskip("matplotlib")
     plot_run(records, tmp_path / "curves.png", "a run")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

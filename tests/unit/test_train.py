@@ -1,6 +1,7 @@
 """The gate of the training loop: what is not a finite number is neither told nor saved."""
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,7 +100,10 @@ def make_run(kind, special, *, lr=0.1, local_steps=1, dtype=torch.float32):
         params = FlatParams(Layout(("x",), ((P,),), P, dtype), state.x, grad)
         data = SimpleNamespace(agent=i, source_rows=SourceRows(100 * i + np.arange(20)))
         agents.append(Agent(i, params, state, data, sampler, Stats.zero()))
-    monitor = SimpleNamespace(observe=lambda *_: None, sync=lambda: None)
+    monitor = SimpleNamespace(
+        begin=lambda run: None, observe=lambda *_: None, sync=lambda: None,
+        sound=lambda round, run, last: True, working=lambda what: nullcontext(),
+    )  # fmt: skip
     return Run(world, Told(exchange), algorithm, Slopes(special), schedule, agents,
                lambda step: lr, local_steps, 1, overlap, 8, monitor, Saved())  # fmt: skip
 
