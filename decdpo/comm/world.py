@@ -23,8 +23,9 @@ class Counters:
     messages_sent, bytes_sent : that left this process (headers included; messages between agents of
     one process are free, and one message serves all agents of another). messages_to_nodes,
     bytes_to_nodes : those of them that went to another node. wait_seconds : spent blocked in
-    ``start`` and ``finish``. wait_by_neighbour : seconds waited for each remote source agent. How long a letter travelled
-    while this process computed is not among them: nobody looks when it arrives. ages : how many
+    ``start`` and ``finish``. wait_by_neighbour : seconds waited for each remote source agent. How
+    long a letter travelled while this process computed is not among them: nobody looks when it
+    arrives. ages : how many
     letters were 0, 1, ... rounds old when they were mixed; empty where none can be late.
     """
 
