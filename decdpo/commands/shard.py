@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 
 LONGEST_SHOWN = 4000
@@ -54,11 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names.add_argument(
         "--label-values", type=_two, metavar="A,B", help="labels of the first and second answer"
     )
+    names.add_argument(
+        "--label-scale",
+        type=_scale,
+        metavar="A,B",
+        help="numbers that say most for the first and the second answer; their middle is a tie: "
+        "--label-scale=-3,3; 'signed': below 0 for the first, above 0 for the second",
+    )
     names.add_argument("--votes", metavar="COL", help="list of [person, verdict]")
     names.add_argument("--user", metavar="COL", help="who judged")
     names.add_argument("--weight", metavar="COL", help="weight of the pair in the loss")
-    names.add_argument("--score-chosen", metavar="COL")
-    names.add_argument("--score-rejected", metavar="COL")
+    names.add_argument("--score-chosen", metavar="COL", help="with a label: of the first answer")
+    names.add_argument("--score-rejected", metavar="COL", help="with a label: of the second answer")
+    names.add_argument("--system", metavar="COL", help="the system's turn")
+    names.add_argument("--history", metavar="COL", help="the turns before the question")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,11 +89,14 @@ def run(args: argparse.Namespace) -> int:
         answers=args.answers,
         label=args.label,
         label_values=args.label_values,
+        label_scale=args.label_scale,
         votes=args.votes,
         user=args.user,
         weight=args.weight,
         score_chosen=args.score_chosen,
         score_rejected=args.score_rejected,
+        system=args.system,
+        history=args.history,
     )
     plan = Plan(
         args.partition, args.agents, args.holdout, args.seed, args.group, columns, args.strict
@@ -111,6 +124,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def _scale(text: str) -> tuple[float, float]:
+    if text == "signed":
+        return -math.inf, math.inf
+    try:
+        first, second = map(float, _two(text))
+    except ValueError:
+        first = second = 0.0
+    if first == second or not math.isfinite(first + second):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'signed' nor two different numbers")
+    return first, second
 
 
 def _two(text: str) -> tuple[str, str]:

@@ -2,17 +2,19 @@
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from decdpo.data.ingest.answers import verdicts_of
 from decdpo.data.ingest.columns import Columns
-from decdpo.data.ingest.formats import Format, is_unicode, judgments, recognise
+from decdpo.data.ingest.formats import Format, judgments, recognise
 from decdpo.data.ingest.repeated import without_repeated_prompt
 from decdpo.data.ingest.report import Drops, Labels
 from decdpo.data.ingest.sources import Record, records, short_names, stems
 from decdpo.data.ingest.spill import PairStore
+from decdpo.data.ingest.values import Unusable, name_of
 from decdpo.errors import DataError
 
 _PROGRESS_SECONDS = 2.0
@@ -53,10 +55,8 @@ def read_sources(
         if not sample:
             why = f": what stands there is {head[0]}" if head else ""
             raise DataError(f"{path} holds no record{why}", "give a file with at least one record")
-        try:
-            form = recognise(sample, columns)
-        except DataError as error:
-            raise DataError(f"{path}: {error.what}", error.remedy) from None
+        with _naming(path):
+            form = recognise(head, columns)
         form, cut = without_repeated_prompt(form, sample, columns), 0
         known.update((name, None) for record in sample for name in record)
         first, met = row + 1, dict.fromkeys(name for record in sample for name in record)
@@ -81,6 +81,9 @@ def read_sources(
             if time.monotonic() - spoke > _PROGRESS_SECONDS:
                 spoke = time.monotonic()
                 progress(f"read {row:,} rows, kept {len(store):,} pairs")
+        if form.answers is not None:
+            with _naming(path):
+                form.answers.require_clear()
         files.append(
             {
                 "file": str(path),
@@ -92,7 +95,7 @@ def read_sources(
         )
         formats.add(form.prompt_format)
     if not len(store):
-        _explain_nothing(drops, wanted, known)
+        _explain_nothing(drops, labels, wanted, known)
     if len(formats) > 1:
         raise DataError(
             f"the sources write prompts in different ways: {', '.join(sorted(formats))}",
@@ -110,6 +113,15 @@ def read_sources(
         "labels": labels.summary(),
     }
     return report, formats.pop()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the name of the file before errors about what is in it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {error.what}", error.remedy) from None
 
 
 def _columns(
@@ -132,18 +144,18 @@ def _values(
         if column is not None and isinstance(record, dict):
             derived = {"user": user, "file": stem}.get(column)
             value = record.get(column) if derived is None else derived
+            try:
+                value = name_of(value)
+            except Unusable as error:
+                return f"{column} {error}"
             if value is None:
                 return f"no {column}"
-            if isinstance(value, (list, dict)):
-                return f"{column} is not one value"
-            if not is_unicode(str(value)):
-                return f"{column} is not valid Unicode"
         found.append(str(value))
     return found
 
 
 def _explain_nothing(
-    drops: Drops, wanted: dict[str, str | None], known: dict[str, None]
+    drops: Drops, labels: Labels, wanted: dict[str, str | None], known: dict[str, None]
 ) -> None:
     for use, column in wanted.items():
         if column is not None and column not in known:
