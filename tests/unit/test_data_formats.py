@@ -320,3 +320,348 @@ def test_unknown_columns_are_listed(record):
 )
 def test_a_format_says_what_its_columns_are_used_for(record, roles):
     assert recognise([record], Columns()).roles == roles
+
+
+ALPACA = {"instruction": "Translate.", "input": "the cat", "chosen": "le chat", "rejected": "chat"}
+
+
+@pytest.mark.parametrize("nothing", ["", None, math.nan])
+def test_the_input_of_an_instruction_belongs_to_the_prompt(nothing):
+    assert read(ALPACA) == ("strings", "plain", [("Translate.\nthe cat", "le chat", "chat")])
+    bare = {**ALPACA, "input": nothing}
+    assert read(bare, like=ALPACA)[2] == [("Translate.", "le chat", "chat")]
+    # The first row need not have what others have.
+    form = recognise([{**bare, "instruction": "Go."}, ALPACA], Columns())
+    assert [form.read(row)[0].prompt for row in (bare, ALPACA)] == [
+        "Translate.",
+        "Translate.\nthe cat",
+    ]
+    del bare["input"]
+    assert form.read(bare)[0].prompt == "Translate."
+    judged = {"instruction": "i", "input": nothing, "a1": "x", "a2": "y", "label": 2}
+    assert read(judged)[2] == [("i", "y", "x")]
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    "record, before",
+    [
+        ({"system": "Be kind.", "question": "Hi?"}, [turn("system", "Be kind.")]),
+        ({"system_prompt": "Be kind.", "prompt": [user("Hi?")]}, [turn("system", "Be kind.")]),
+        ({"system": "S", "prompt": [turn("system", "S"), user("Hi?")]}, [turn("system", "S")]),
+        ({"system": "S", "messages": [user("Hi?")]}, [turn("system", "S")]),
+        ({"history": [["Ho", "Oh"]], "instruction": "Hi?"}, [user("Ho"), assistant("Oh")]),
+        ({"history": [user("Ho")], "prompt": "Hi?"}, [user("Ho")]),
+        (
+            {"history": [["Ho", "Oh"]], "prompt": [turn("system", "S"), user("Hi?")]},
+            [turn("system", "S"), user("Ho"), assistant("Oh")],
+        ),
+        (
+            {"system": "S", "history": [["Ho", "Oh"]], "instruction": "Hi?", "input": ""},
+            [turn("system", "S"), user("Ho"), assistant("Oh")],
+        ),
+    ],
+)
+def test_systems_and_histories_come_before_the_question(record, before):
+    record = {**record, "chosen": "Yes", "rejected": "No"}
+    _, prompt_format, ((prompt, chosen, rejected),) = read(record)
+    assert (prompt_format, chosen, rejected) == ("messages", "Yes", "No")
+    assert json.loads(prompt) == [*before, user("Hi?")]
+    # Two answers and a label take their prompt from the same columns.
+    del record["chosen"], record["rejected"]
+    judged = {**record, "response_a": "No", "response_b": "Yes", "winner": "model_b"}
+    if "messages" not in record:
+        assert read(judged)[2] == [(prompt, "Yes", "No")]
+
+
+def test_columns_of_system_and_history_say_so():
+    record = {**STRINGS, "system": "S", "history": [["a", "b"]]}
+    roles = recognise([record], Columns()).roles
+    assert (roles["system"], roles["history"]) == (("system",), ("history",))
+    empty = {**STRINGS, "system": "", "history": []}
+    assert read(empty) == read(STRINGS)
+    assert "system" not in recognise([empty], Columns()).roles
+    named = {"tone": "S", "past": [["a", "b"]], **STRINGS}
+    form = recognise([named], Columns(system="tone", history="past"))
+    assert json.loads(form.read(named)[0].prompt)[:2] == [turn("system", "S"), user("a")]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"system": "T", "prompt": [turn("system", "S"), user("q")]}, "different system turns"),
+        ({"system": 3}, "system is not text"),
+        ({"history": [["a"]]}, "a turn of history is not [question, answer]"),
+        ({"history": "before"}, "history is not a list of turns"),
+        ({"prompt": None}, "no prompt"),
+        ({"chosen": math.nan}, "no chosen"),
+        ({"prompt": [user("  ")]}, "empty prompt"),
+    ],
+)
+def test_odd_turns_before_the_question_are_named(change, reason):
+    like = {**STRINGS, "system": "S", "history": [["a", "b"]]}
+    (found,) = read({**like, **change}, like=like)[2]
+    assert reason in found
+
+
+def test_a_text_beside_a_prompt_is_no_history():
+    record = {**STRINGS, "history": "we met"}
+    assert read(record) == read(STRINGS)
+    assert "history" not in recognise([record], Columns()).roles
+
+
+TALK = {
+    "prompt": "Hi?",
+    "chosen": [user("Hi?"), assistant("Yes\n")],
+    "rejected": [user("Hi?"), assistant("it's \"No\"")],
+}
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr, lambda value: json.dumps(value, indent=1)])
+@pytest.mark.parametrize("names", [("chosen", "rejected"), ("prompt", "chosen", "rejected")])
+def test_messages_written_as_text_are_messages(write, names):
+    record = {**TALK, "prompt": [user("Hi?")]}
+    record.update((name, write(record[name])) for name in names)
+    name, _, ((prompt, chosen, rejected),) = read(record)
+    assert (name, chosen, rejected) == ("messages", "Yes\n", "it's \"No\"")
+    assert json.loads(prompt) == [user("Hi?")]
+
+
+def test_a_prompt_of_messages_as_text_beside_plain_answers():
+    prompt = json.dumps([turn("system", "S"), user("Q")])
+    record = {"prompt": prompt, "chosen": "y", "rejected": "n"}
+    ((prompt, chosen, rejected),) = read(record)[2]
+    assert json.loads(prompt) == [turn("system", "S"), user("Q")]
+    assert (chosen, rejected) == ("y", "n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[{'role': 'user', 'content': 'Q'}\n {'role': 'assistant', 'content': 'A'}]",
+        "[{'role': 'user', 'content': __import__('os').getcwd()}]",
+        '[{"role": "user", "content": "cut',
+        "[{'role': " + "(" * 500,
+        "[{'role': 'user', 'content': '" + "x" * (1 << 22) + "'}]",
+    ],
+)
+def test_messages_as_text_that_cannot_be_read_are_named_and_never_run(text):
+    (found,) = read({**TALK, "chosen": text}, like=TALK)[2]
+    assert found == "chosen holds messages as text that is neither JSON nor a Python list"
+
+
+def test_answers_that_are_json_themselves_stay_text():
+    record = {"prompt": "As JSON?", "chosen": '{"name": "x"}', "rejected": "[1, 2]"}
+    assert read(record) == ("strings", "plain", [("As JSON?", '{"name": "x"}', "[1, 2]")])
+
+
+def test_parts_of_text_are_joined_and_roles_known_by_other_names():
+    parts = [{"type": "text", "text": "a"}, {"text": "b", "image": None, "type": "text"}, "c"]
+    record = {
+        "prompt": [turn("developer", "S"), turn("Human", parts)],
+        "chosen": turn("model", "y"),
+        "rejected": turn("ASSISTANT", "n"),
+    }
+    ((prompt, chosen, rejected),) = read(record)[2]
+    assert json.loads(prompt) == [turn("system", "S"), user("abc")]
+    assert (chosen, rejected) == ("y", "n")
+
+
+@pytest.mark.parametrize(
+    "message, reason",
+    [
+        (turn("elf", "x"), "a message of prompt has an unknown role: 'elf'"),
+        (turn("e" * 99, "x"), "unknown role: '" + "e" * 20 + "'"),
+        (turn(["user"], "x"), "a message of prompt has no role"),
+        ({"content": "x"}, "a message of prompt has no role"),
+        (user([{"type": "image", "url": "u"}]), "holds more than text: 'image'"),
+        (user([{"type": "text"}]), "a message of prompt is not text"),
+        (user(None), "a message of prompt is not text"),
+        ("text", "prompt is not a list of messages"),
+    ],
+)
+def test_messages_that_are_none_are_named(message, reason):
+    (found,) = read({**TALK, "prompt": [message]}, like={**TALK, "prompt": [user("x")]})[2]
+    assert reason in found
+
+
+def test_messages_beside_whole_dialogues_are_a_copy():
+    record = {**TALK, "messages": TALK["chosen"]}
+    del record["prompt"]
+    assert json.loads(read(record)[2][0][0]) == [user("Hi?")]
+    assert "prompt" not in recognise([record], Columns()).roles
+
+
+def test_a_history_and_whole_dialogues_do_not_repeat_the_question():
+    record = {**TALK, "prompt": [user("Hi?")], "history": [["a", "b"]]}
+    assert json.loads(read(record)[2][0][0]) == [user("a"), assistant("b"), user("Hi?")]
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"chosen": 0, "rejected": 1}, r"chosen is not text \(a number, first in row 1\)"),
+        ({"rejected": True}, r"rejected is not text \(true or false, first in row 1\)"),
+        ({"prompt": 7.5}, r"prompt is not text \(a number, first in row 1\)"),
+        ({"chosen": b"\xff"}, r"chosen is not text \(bytes that are not UTF-8, first in row 1\)"),
+        ({"prompt": None}, r"no prompt \(first in row 1\)"),
+        ({"prompt": math.nan}, r"no prompt \(first in row 1\)"),
+    ],
+)
+def test_values_of_another_type_are_named_when_no_row_is_text(change, what):
+    with pytest.raises(DataError, match=what):
+        recognise([{**STRINGS, **change}] * 3, Columns())
+
+
+def test_the_row_of_a_wrong_value_is_counted_with_those_that_are_no_rows():
+    with pytest.raises(DataError, match="first in row 2"):
+        recognise(["not an object", {**STRINGS, "chosen": 3}], Columns())
+
+
+def test_bytes_that_are_text_are_text():
+    record = {name: value.encode() for name, value in STRINGS.items()}
+    assert read(record)[2] == [("Tea?", "Yes", "No")]
+
+
+def test_one_text_for_question_and_answer_is_refused_with_the_reason():
+    record = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+    with pytest.raises(DataError, match="no .*Assistant:.* says where the answer begins") as error:
+        recognise([record], Columns())
+    assert "--prompt" in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "q", "completion": "a", "label": True},
+        {"prompt": [user("q")], "completion": [assistant("a")], "label": False},
+        {"messages": [user("q"), assistant("a")], "label": True},
+        {"instruction": "i", "output": "o", "kto_tag": True},
+    ],
+)
+def test_unpaired_rows_are_refused_with_what_to_do(record):
+    with pytest.raises(DataError, match="a row holds one answer .* and whether it is") as error:
+        recognise([record], Columns())
+    assert "kto" in error.value.remedy and "chosen and rejected" in error.value.remedy
+
+
+def test_rows_inside_one_object_are_pointed_at():
+    with pytest.raises(DataError, match="seem to be in 'data'") as error:
+        recognise([{"version": 1, "data": [STRINGS]}], Columns())
+    assert "jq" in error.value.remedy
+
+
+TWO = {"prompt": "p", "response1": "x", "response2": "y", "s1": 9, "s2": 4}
+
+
+def scored(record, columns):
+    form = recognise([record], columns)
+    return [
+        item if isinstance(item, str) else (item.chosen, item.score_chosen, item.score_rejected)
+        for item in judgments(form, record, columns)
+    ]
+
+
+def test_scores_follow_the_winner():
+    columns = Columns(score_chosen="s1", score_rejected="s2")
+    assert scored({**TWO, "label": 1}, columns) == [("x", 9.0, 4.0)]
+    assert scored({**TWO, "label": 2}, columns) == [("y", 4.0, 9.0)]
+    votes = [["ann", "response2"], ["bob", "response1"], ["cem", "tie"]]
+    both = [("y", 4.0, 9.0), ("x", 9.0, 4.0), "tie"]
+    assert scored({**TWO, "votes": votes}, columns) == both
+    people = {**TWO, "annotator1": 2, "annotator2": 1, "annotator3": 0}
+    assert scored(people, columns) == both
+    scale = Columns(score_chosen="s1", score_rejected="s2", label_scale=(-3.0, 3.0))
+    assert scored({**TWO, "label": 1}, scale) == [("y", 4.0, 9.0)]
+    assert scored({**TWO, "label": 2, "s1": "much"}, columns) == ["s1 is not a finite number"]
+    assert scored({**TWO, "label": 2, "s1": math.nan}, columns) == ["s1 is not a finite number"]
+    assert recognise([{**TWO, "label": 2}], columns).roles["scores"] == ("s1", "s2")
+
+
+def test_scores_of_named_answers_stay_with_them():
+    record = {**STRINGS, "s1": 9, "s2": 4}
+    assert scored(record, Columns(score_chosen="s2", score_rejected="s1")) == [("Yes", 4.0, 9.0)]
+
+
+@pytest.mark.parametrize(
+    "names", [("score_chosen", "score_rejected"), ("chosen_features", "rejected_features")]
+)
+def test_columns_of_a_winner_that_only_the_label_names_are_refused(names):
+    record = {**TWO, "label": 2, names[0]: [1.0], names[1]: [2.0]}
+    with pytest.raises(DataError, match=f"{names[0]} and {names[1]} stand beside two answers"):
+        recognise([record], Columns())
+
+
+def test_one_column_of_scores_is_refused():
+    with pytest.raises(DataError, match="one column of scores"):
+        recognise([{**STRINGS, "s1": 1}], Columns(score_chosen="s1"))
+
+
+@pytest.mark.parametrize(
+    "labels, ends",
+    [
+        ([-3, -1, 0, 2], "-3,3"),
+        ([1, -1], "-1,1"),
+        ([1, 2, 5], "1,5"),
+        (["0.25", "1"], "0.25,1"),
+        ([-2.0, "?"], "-2,2"),
+    ],
+)
+def test_scales_are_refused_until_named(labels, ends):
+    sample = [{**TWO, "preference": label} for label in labels]
+    with pytest.raises(DataError, match="preference says .* looks like a scale") as error:
+        recognise(sample, Columns())
+    assert f"--label-scale={ends}" in error.value.remedy
+    assert recognise(sample, Columns(label_values=("1", "2"))).name == "labels"
+
+
+@pytest.mark.parametrize(
+    "scale, found",
+    [
+        ((-3.0, 3.0), ["x", "x", "tie", "y", "y"]),
+        ((3.0, -3.0), ["y", "y", "tie", "x", "x"]),
+        ((-math.inf, math.inf), ["x", "x", "tie", "y", "y"]),
+        ((-2.0, 2.0), ["label not on the scale", "x", "tie", "y", "label not on the scale"]),
+        ((-3.0, 1.0), ["x", "tie", "y", "y", "label not on the scale"]),
+    ],
+)
+def test_a_named_scale_says_which_is_better(scale, found):
+    rows = [{**TWO, "preference": label} for label in (-3, -1, 0, "1", 3.0)]
+    form = recognise(rows, Columns(label_scale=scale))
+    items = [form.read(row)[0] for row in rows]
+    assert [item if isinstance(item, str) else item.chosen for item in items] == found
+    assert form.read({**TWO, "preference": "good"}) == ["label not on the scale"]
+
+
+@pytest.mark.parametrize(
+    "user, name",
+    [
+        (None, None),
+        (math.nan, None),
+        ("", None),
+        ("  ", None),
+        (7, "7"),
+        (7.0, "7"),
+        (7.5, "7.5"),
+        ("nan", "nan"),
+        (b"ann", "ann"),
+    ],
+)
+def test_missing_people_are_nobody(user, name):
+    form = recognise([STRINGS], Columns())
+    (item,) = judgments(form, {**STRINGS, "user": user}, Columns())
+    assert item.user == name
+
+
+def test_people_that_are_lists_are_named():
+    form = recognise([STRINGS], Columns())
+    assert judgments(form, {**STRINGS, "user": ["a"]}, Columns()) == ["user is not one value"]
+
+
+def test_votes_of_nobody_have_no_user():
+    record = {**TWO, "votes": [[None, 1], [math.nan, 2], ["ann", 1]]}
+    form = recognise([record], Columns())
+    assert [item.user for item in judgments(form, record, Columns())] == [None, None, "ann"]

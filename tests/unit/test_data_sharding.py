@@ -163,6 +163,45 @@ def test_one_file_needs_no_name(tmp_path, source):
     assert index.open(0).places[0] == str(index.open(0).source_row[0])
 
 
+@pytest.mark.parametrize("nobody", [None, float("nan"), "", " "])
+def test_rows_of_nobody_are_dropped_when_people_are_agents(tmp_path, nobody):
+    people = [1.0, 2, nobody]
+    source = write(tmp_path / "d", rows(12, user=lambda k: people[k % 3]))
+    index = make_shards([source], tmp_path / "s", Plan("by:user"))
+    assert [entry.name for entry in index.agents] == ["1", "2"]
+    assert index.report["dropped"]["no user"]["count"] == 4
+    index = make_shards([source], tmp_path / "t", Plan("iid", 2))
+    assert index.report["pairs"] == 12
+    source = write(tmp_path / "e", rows(12, topic=lambda k: people[k % 3]))
+    assert make_shards([source], tmp_path / "u", Plan("by:topic")).num_agents == 2
+
+
+def judged(labels):
+    return [
+        {"prompt": f"p{k}", "answer1": f"x{k}", "answer2": f"y{k}", "label": label}
+        for k, label in enumerate(labels)
+    ]
+
+
+@pytest.mark.parametrize("late, why", [(-1, "looks like a scale"), (7, "looks like a scale")])
+def test_labels_far_from_the_beginning_are_looked_at_too(tmp_path, late, why):
+    source = write(tmp_path / "d", judged([1, 2] * 80 + [late]))
+    with pytest.raises(DataError, match=f"d: label says .*{why}"):
+        make_shards([source], tmp_path / "s", Plan("iid", 2))
+
+
+def test_zeros_and_ones_are_looked_at_to_the_end(tmp_path):
+    source = write(tmp_path / "d", judged([1] * 150 + [0]))
+    with pytest.raises(DataError, match="d: label says 0 and 1"):
+        make_shards([source], tmp_path / "s", Plan("iid", 2))
+
+
+def test_labels_not_understood_are_shown(tmp_path):
+    source = write(tmp_path / "d", judged(["left", "right", "left"]))
+    with pytest.raises(DataError, match=r"the labels met are 'left' \(2\), 'right' \(1\)"):
+        make_shards([source], tmp_path / "s", Plan("iid", 2))
+
+
 def test_values_without_an_agent_are_reported(tmp_path, source):
     index = make_shards([source], tmp_path / "s", Plan("by:topic", 3))
     assert [entry.name for entry in index.agents] == ["0", "1", "2"]
@@ -343,6 +382,22 @@ def test_the_command_prints_one_json_document(tmp_path, source, capsys):
     assert shard_command(source, "--out", out, "--partition", "by:user", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["pairs"] == 101 and report["digest"] == ShardIndex.load(out).digest
+
+
+@pytest.mark.parametrize(
+    "scale, chosen", [("signed", "y"), ("=-3,3", "y"), ("3,-3", "x"), ("-3", None), ("1,1", None)]
+)
+def test_the_command_takes_scales(tmp_path, scale, chosen):
+    source = write(tmp_path / "d", judged([1, 2, 3]))
+    option = [f"--label-scale={scale.removeprefix('=')}"]
+    arguments = [source, "--out", tmp_path / "s", "--agents", 1, *option]
+    if chosen is None:
+        with pytest.raises(SystemExit):
+            shard_command(*arguments)
+    else:
+        assert shard_command(*arguments) == 0
+        shard = ShardIndex.load(tmp_path / "s").open(0)
+        assert {pair.chosen[0] for pair in shard.pairs(range(3))} == {chosen}
 
 
 def test_the_command_prints_a_report(tmp_path, capsys):

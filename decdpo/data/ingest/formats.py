@@ -9,7 +9,15 @@ from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.explain import explain_unknown, misplaced_scores
 from decdpo.data.ingest.messages import looks_written
 from decdpo.data.ingest.prompts import Prompt, find_prompt, reader
-from decdpo.data.ingest.values import Record, Unusable, finite, is_unicode, name_of, text_of
+from decdpo.data.ingest.values import (
+    Record,
+    Unusable,
+    decoded,
+    finite,
+    is_unicode,
+    name_of,
+    text_of,
+)
 from decdpo.errors import DataError
 
 _TURN = "\n\nAssistant:"
@@ -118,7 +126,7 @@ def _dialogue_format(
     if prompt.listed or _listed(answers) or any(map(_listed_alone, questions)):
         name = "sharegpt" if prompt.columns == ("conversations",) else "messages"
         return _pairs_format(name, replace(prompt, listed=True), (chosen, rejected))
-    if not all(isinstance(value, (str, bytes)) for value in (*answers, *questions)):
+    if not all(map(_written, (*answers, *questions))):
         return None
     if prompt.columns:
         return _pairs_format("strings", prompt, (chosen, rejected))
@@ -137,6 +145,10 @@ def _conversation(record: Record, prompt: Prompt, answers: list[Any]) -> Prompt:
     if "messages" in record and not prompt.columns and not whole:
         return replace(prompt, columns=("messages",), listed=True)
     return prompt
+
+
+def _written(value: Any) -> bool:
+    return isinstance(value, str) or isinstance(value, bytes) and decoded(value) is not None
 
 
 def _listed(values: list[Any]) -> bool:

@@ -117,7 +117,7 @@ def _read_messages(row: Record, prompt: Prompt, answers: tuple[str, str]) -> Tex
     if contexts[0] != contexts[1]:
         raise Unusable("prompts differ")
     context = _context(row, prompt, contexts[0])
-    if context and not any(turn["content"].strip() for turn in context if turn["role"] != "system"):
+    if context and not context[-1]["content"].strip():
         raise Unusable("empty prompt")
     return json.dumps(context, ensure_ascii=False) if context else "", texts[0], texts[1]
 
@@ -125,7 +125,8 @@ def _read_messages(row: Record, prompt: Prompt, answers: tuple[str, str]) -> Tex
 def _context(row: Record, prompt: Prompt, context: Messages) -> Messages:
     before = _question(row, prompt, bool(context))
     if prompt.history is not None and not missing(row.get(prompt.history)):
-        before = turns_of(row[prompt.history], prompt.history) + before
+        systems = 1 if before and before[0]["role"] == "system" else 0
+        before[systems:systems] = turns_of(row[prompt.history], prompt.history)
     if not context or before[-len(context) :] == context:
         context = before
     elif context[: len(before)] != before:

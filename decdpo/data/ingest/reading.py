@@ -15,6 +15,7 @@ from decdpo.data.ingest.report import Drops, Labels
 from decdpo.data.ingest.sources import Record, records, short_names, stems
 from decdpo.data.ingest.spill import PairStore
 from decdpo.data.ingest.values import Unusable, name_of
+from decdpo.data.ingest.verdicts import in_words
 from decdpo.errors import DataError
 
 _PROGRESS_SECONDS = 2.0
@@ -164,7 +165,9 @@ def _explain_nothing(
                 f"use one of: {', '.join(known)}",
             )
     reasons = "; ".join(f"{r}: {drop['count']}" for r, drop in drops.summary().items())
+    met = [f"{label['label']!r} ({label['count']:,})" for label in labels.summary()]
+    said = f"; the labels met are {in_words(met)}" if met else ""
     raise DataError(
-        f"no pair is left of {drops.total} judgments ({reasons})",
+        f"no pair is left of {drops.total} judgments ({reasons}){said}",
         "check the columns, or name them with --prompt, --chosen, --rejected, --answers, --label",
     )

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,7 +80,7 @@ class Verdicts:
                 low = -high
             ends = f"{low:g},{high:g}"
             raise DataError(
-                f"{where} says {labels(f'{number:g}' for number in numbers)}, which looks like a "
+                f"{where} says {in_words(f'{number:g}' for number in numbers)}, which looks like a "
                 "scale from one answer to the other",
                 f"name the scale: --label-scale={ends} if {low:g} says most for the first answer "
                 f"and {high:g} for the second, the other way round {high:g},{low:g}; or name two "
@@ -94,8 +94,8 @@ def said(verdict: Any) -> str:
     return word.split(".")[0] if re.fullmatch(r"-?\d+\.0+", word) else word
 
 
-def labels(words: Collection[str] | Any, most: int = 8) -> str:
-    """Return some labels as a list in words."""
+def in_words(words: Iterable[str], most: int = 8) -> str:
+    """Return the first few labels as one list."""
     words = list(words)
     return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
 
