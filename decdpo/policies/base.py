@@ -1,5 +1,6 @@
 """What every policy offers the objective."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,16 @@ class Policy(Protocol):
 
     layout: Layout
     concurrent: bool
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What a run depends on besides layout, weights, data and configuration, as digests."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the model."""
+        ...
 
     def initial(self) -> Tensor:
         """Return a new (P,) vector: the reference weights, where every agent begins."""

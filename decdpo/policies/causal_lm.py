@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,9 +24,15 @@ from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout, flatten
 from decdpo.policies import hub
 from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
+from decdpo.policies.foreign import foreign
+from decdpo.policies.pace import Pace
+from decdpo.policies.speller import Speller, TextRules
 from decdpo.policies.tokens import TokenizedPairs, tokenize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+MAX_LENGTH = 512
+"""Tokens of a prompt and an answer together, unless said or the model is made for fewer."""
 
 REFERENCE_BATCH = 16
 """Pairs of one batch of the cached reference; ``check_start`` takes the same, for equal bits."""
@@ -75,16 +81,20 @@ def answer_logps(module: nn.Module, sequences: Sequence[Scored]) -> Tensor:
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     if int(ends.min()) < len(position):
         arguments["attention_mask"] = (position < ends).long().to(device)
-    if _keeps_logits(type(module).forward):
-        logits = module(**arguments, logits_to_keep=position[first:-1].to(device)).logits
-    else:
-        logits = module(**arguments).logits[:, first:-1]
+    with foreign(f"the model {type(module).__name__} cannot score an answer", _CANNOT_SCORE):
+        if _keeps_logits(type(module).forward):
+            logits = module(**arguments, logits_to_keep=position[first:-1].to(device)).logits
+        else:
+            logits = module(**arguments).logits[:, first:-1]
     targets = ids[:, first + 1 :]
     # Flat, because the loss over two dimensions is not deterministic on a GPU.
     each = -nn.functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), reduction="none"
     ).view_as(targets)
     return each.mul(scored).sum(dim=1)
+
+
+_CANNOT_SCORE = "check that policy.model is a language model that transformers runs on this device"
 
 
 @lru_cache
@@ -120,9 +130,11 @@ class CausalLM:
     Parameters
     ----------
     folder : with config.json, *.safetensors and the tokenizer; a hub's name only if ``allow_hub``.
-    dtype : "float32" or "bfloat16", of weights and arithmetic (log-softmax: float32 always).
+    dtype : "float32" or "bfloat16", of weights and arithmetic (log-softmax: float32 always). To
+        train is for float32: small steps are lost in bfloat16 weights.
     device : where it computes.
-    max_length, max_prompt_length : limits in tokens, see ``tokens.tokenize``.
+    max_length, max_prompt_length : limits in tokens, see ``tokens.tokenize``. 0 is 512, or what the
+        model was made for if that is less.
     gradient_checkpointing : recompute activations in the backward pass to save memory.
     cache_reference : compute the reference's log-probabilities once and keep them in the shard;
         otherwise a frozen second copy of the model computes them with each batch.
@@ -130,8 +142,9 @@ class CausalLM:
         bits of an answer do not depend on its batch, and on a CPU it is also faster.
     pairs_at_once : the most pairs of a part; a larger batch is evaluated part by part, so that
         memory does not grow with the batch.
+    rules : how pairs become text, and where answers end. pace : what is told how far encoding is.
 
-    The reference is the folder's model, and where every agent begins. Dropout is off.
+    notes : what the user should know about the model. The reference is the folder's model, and where every agent begins. Dropout is off.
 
     Raises ``PolicyError`` for a model or an argument that cannot be used, ``EnvironmentFault``
     without transformers.
@@ -144,34 +157,34 @@ class CausalLM:
         folder: str | os.PathLike[str],
         dtype: str = "float32",
         device: str | torch.device = "cpu",
-        max_length: int = 512,
+        max_length: int = 0,
         max_prompt_length: int | None = None,
         gradient_checkpointing: bool = False,
         cache_reference: bool = True,
         allow_hub: bool = False,
         padded: bool | None = None,
         pairs_at_once: int = 32,
+        rules: TextRules = TextRules(),
+        pace: Pace | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'bfloat16'")
         least = 1 if max_prompt_length is None else max_prompt_length
-        if not 0 < least < max_length or pairs_at_once < 1:
+        if not 0 < least < (max_length or MAX_LENGTH) or pairs_at_once < 1:
             raise PolicyError(
                 f"max_length = {max_length}, max_prompt_length = {max_prompt_length},"
                 f" pairs_at_once = {pairs_at_once} leave no room for an answer",
                 "choose max_length >= 2, 0 < max_prompt_length < max_length, pairs_at_once >= 1",
             )
         self.device = torch.device(device)
-        self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.cache_reference, self.pairs_at_once = cache_reference, pairs_at_once
         self.padded = self.device.type != "cpu" if padded is None else padded
+        self._pace = Pace() if pace is None else pace
+        self._pace.begin("loading the model")
         module, self.tokenizer, self._config = hub.load(folder, DTYPES[dtype], allow_hub)
-        context = getattr(module.config, "max_position_embeddings", None)
-        if context is not None and max_length > context:
-            raise PolicyError(
-                f"max_length = {max_length}, but {folder} was made for {context} tokens",
-                f"set max_length = {context} or less",
-            )
+        self.speller = Speller(self.tokenizer, rules)
+        self.max_length, self.notes = length_limit(max_length, hub.context(module.config), folder)
+        self.max_prompt_length = max_prompt_length
         if gradient_checkpointing and not getattr(module, "supports_gradient_checkpointing", True):
             raise PolicyError(
                 f"{folder}: {type(module).__name__} cannot recompute its activations",
@@ -192,6 +205,11 @@ class CausalLM:
             getattr(module, name)({"use_reentrant": False})
             self._module.train()
         self._bound: FlatParams | None = None
+
+    @cached_property
+    def identity(self) -> Mapping[str, str]:
+        """What a run was trained on besides weights and data: the tokenizer and its rules."""
+        return {"tokenizer": self.speller.digest[:16]}
 
     def initial(self) -> Tensor:
         """Return a new (P,) vector: the folder's weights."""
@@ -215,31 +233,35 @@ class CausalLM:
         length limit. A cache is used only if it reproduces the bits of the first batch here: other
         machines round otherwise, and rewards must start at exactly 0.
 
-        Raises ``PolicyError`` if the tokenizer's ids do not fit the model, ``DataError`` if a pair
-        has no text.
+        Raises ``PolicyError`` if the tokenizer's ids do not fit the model, or the tokenizer or its
+        template cannot take a pair, ``DataError`` if a pair has no text.
         """
         require_text(
             shard,
             "a language model",
             'set policy.kind = "loglinear" and policy.features = "columns"',
         )
+        where = f"agent {shard.agent}: "
+        self._pace.begin("making tokens")
         with hub.quiet():
             tokens = tokenize(
                 shard.pairs(np.arange(shard.num_pairs)),
-                self.tokenizer,
+                self.speller,
                 shard.prompt_format,
                 self.max_length,
                 self.max_prompt_length,
+                source_rows=[shard.places[row] for row in range(shard.num_pairs)],
+                where=where,
+                progress=self._pace.step,
             )
         if len(tokens.ids) and tokens.ids.max() >= self._vocabulary:
             raise PolicyError(
-                f"agent {shard.agent}: the tokenizer gives id {tokens.ids.max()},"
+                f"{where}the tokenizer gives id {tokens.ids.max()},"
                 f" but the model has {self._vocabulary} tokens",
                 "use the tokenizer the model was trained with",
             )
-        notes = (f"agent {shard.agent}: {tokens.truncation}",) if tokens.truncation else ()
         data = TokenShard(
-            **shard_columns(shard, torch.float32, self.device, notes),
+            **shard_columns(shard, torch.float32, self.device, tokens.alike, tokens.tallies),
             tokens=tokens,
             lengths=torch.from_numpy(tokens.lengths).to(self.device, torch.float32),
             reference=None,
@@ -302,13 +324,19 @@ class CausalLM:
             with torch.no_grad():
                 return self.pair_logps(module, data, rows).cpu().double().numpy().T
 
+        self._pace.begin("reference log-probabilities")
         batches = np.split(
             np.arange(data.num_pairs), range(REFERENCE_BATCH, data.num_pairs, REFERENCE_BATCH)
         )
         key = f"{self._reference_key}:{data.tokens.digest}"
         values, first = shard.reference(key), compute(batches[0])
         if values is None or not np.array_equal(values[: len(first)], first):
-            values = np.concatenate([first, *map(compute, batches[1:])])
+            self._pace.step(len(first))
+            found = [first]
+            for rows in batches[1:]:
+                found.append(compute(rows))
+                self._pace.step(len(rows))
+            values = np.concatenate(found)
             try:
                 shard.save_reference(key, values)
             except EnvironmentFault as fault:
@@ -326,3 +354,21 @@ class CausalLM:
         for values in (self._initial, *self._module.buffers()):
             sha.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return f"causal_lm:{sha.hexdigest()}:{self.layout.digest}:{self.max_length}"
+
+
+def length_limit(
+    asked: int, context: int | None, folder: str | os.PathLike[str]
+) -> tuple[int, tuple[str, ...]]:
+    """Return the limit in tokens, and notes; ``asked`` 0 is the usual one, or the context if less.
+
+    Raises ``PolicyError`` if more is asked for than the model was made for.
+    """
+    if context is not None and asked > context:
+        raise PolicyError(
+            f"max_length = {asked}, but {folder} was made for {context} tokens",
+            f"set max_length = {context} or less, or leave it out",
+        )
+    if context is not None and not asked and context < MAX_LENGTH:
+        note = f"max_length = {context}, not {MAX_LENGTH}: {folder} was made for {context} tokens"
+        return context, (note,)
+    return asked or MAX_LENGTH, ()

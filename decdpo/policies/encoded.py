@@ -1,5 +1,6 @@
 """What every encoded shard carries besides its features or tokens."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,30 @@ from decdpo.policies.arrays import first_too_large
 
 
 @dataclass(frozen=True)
+class Tally:
+    """How often something happened that the user should know of, while shards were encoded.
+
+    count : of ``total`` pairs, prompts or answers. what : completes the sentence, "answers are ...".
+    """
+
+    count: int
+    total: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.count:,} of {self.total:,} {self.what}"
+
+
+def summed(tallies: Iterable[Tally]) -> list[Tally]:
+    """Add up the tallies of several shards that say the same, in order of first mention."""
+    found: dict[str, Tally] = {}
+    for one in tallies:
+        before = found.get(one.what, Tally(0, 0, one.what))
+        found[one.what] = Tally(before.count + one.count, before.total + one.total, one.what)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
 class EncodedShard:
     """The columns of one agent's N pairs that the objective reads, whatever the policy.
 
@@ -22,7 +47,9 @@ class EncodedShard:
         if all count alike.
     score_gap : (N,) score of the chosen minus the rejected answer, or None.
     source_rows : (N,) where each pair came from, in words.
-    notes : what the user should know about the encoding, such as what was cut.
+    alike : (N,) whether a pair's answers are equal to the policy, so that it teaches nothing.
+    tallies : what the user should know about the encoding, such as how many answers were cut.
+    notes : what else, of this agent alone.
     """
 
     agent: int
@@ -31,6 +58,8 @@ class EncodedShard:
     weight: np.ndarray | None
     score_gap: Tensor | None
     source_rows: SourceRows
+    alike: np.ndarray
+    tallies: tuple[Tally, ...]
     notes: tuple[str, ...]
 
     @property
@@ -50,12 +79,17 @@ class EncodedShard:
 
 
 def shard_columns(
-    shard: PreferenceShard, dtype: torch.dtype, device: torch.device, notes: tuple[str, ...] = ()
+    shard: PreferenceShard,
+    dtype: torch.dtype,
+    device: torch.device,
+    alike: np.ndarray | None = None,
+    tallies: tuple[Tally, ...] = (),
 ) -> dict[str, Any]:
     """Return the fields of ``EncodedShard``, as keyword arguments of a subclass.
 
     Scaled to mean one, weights keep the gradient of a batch an unbiased estimate of the gradient of
-    the shard's weighted mean loss, and keep learning rates comparable between shards.
+    the shard's weighted mean loss, and keep learning rates comparable between shards. ``alike`` is
+    False everywhere by default.
 
     Raises ``DataError`` if the weights of the training pairs are not finite, negative, all zero or
     too large to be summed, or if ``dtype`` cannot hold a difference of scores.
@@ -90,7 +124,9 @@ def shard_columns(
         "weight": weight,
         "score_gap": gap,
         "source_rows": shard.places,
-        "notes": notes,
+        "alike": np.zeros(shard.num_pairs, dtype=bool) if alike is None else alike,
+        "tallies": tallies,
+        "notes": (),
     }
 
 

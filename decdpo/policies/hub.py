@@ -12,6 +12,7 @@ import torch
 
 from decdpo.data.storage import sync
 from decdpo.errors import EnvironmentFault, PolicyError
+from decdpo.policies.foreign import foreign
 
 
 @contextmanager
@@ -35,17 +36,84 @@ def load(
 ) -> tuple[Any, Any, Any]:
     """Load a causal language model; returns the module, its tokenizer and its configuration.
 
-    Dropout and jitter are off in the module, so that a log-probability depends on nothing but
-    parameters and tokens; the configuration returned is the folder's own. Only safetensors are
-    read, nothing is unpickled, and no code of the folder is run.
+    Weights are stored as ``dtype``, whatever the folder's type. Dropout and jitter are off in the
+    module, so that a log-probability depends on nothing but parameters and tokens; the
+    configuration returned is the folder's own. Only safetensors are read, nothing is unpickled, and
+    no code of the folder is run.
 
     Raises ``EnvironmentFault`` without transformers, ``PolicyError`` for a folder that is missing,
-    incomplete or not a causal language model.
+    incomplete, quantised or not a causal language model.
     """
+    name, where = _find(folder, allow_hub)
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        original = load_config(folder, allow_hub)
+        if getattr(original, "quantization_config", None) is not None:
+            raise PolicyError(
+                f"the model {name!r} is quantised: steps as small as those of training are lost in "
+                "its weights",
+                "give the folder of the model before it was quantised",
+            )
+        config = copy.deepcopy(original)
+        _without_noise(config)
+        with _readable(name):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                **where,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        tokenizer = load_tokenizer(folder, allow_hub)
+    module, info = loaded
+    if info["missing_keys"]:
+        raise PolicyError(
+            f"the model {name!r} lacks weights, first {sorted(info['missing_keys'])[0]!r}",
+            "complete its *.safetensors",
+        )
+    for part in module.modules():
+        # Whatever its configuration calls it.
+        if isinstance(part, torch.nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+    return module, tokenizer, original
+
+
+def load_tokenizer(folder: str | os.PathLike[str], allow_hub: bool) -> Any:
+    """Load a model folder's tokenizer; raises as ``load`` does."""
+    name, where = _find(folder, allow_hub)
+    from transformers import AutoTokenizer
+
+    with quiet(), _readable(name):
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, **where)
+    inner = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(inner, "dropout", None):
+        inner.dropout = None  # Tokens are not drawn.
+    return tokenizer
+
+
+def load_config(folder: str | os.PathLike[str], allow_hub: bool) -> Any:
+    """Load a model folder's configuration; raises as ``load`` does."""
+    name, where = _find(folder, allow_hub)
+    from transformers import AutoConfig
+
+    with quiet(), _readable(name):
+        return AutoConfig.from_pretrained(name, **where)
+
+
+def context(config: Any) -> int | None:
+    """Return the most tokens that a model was made for, None if its configuration does not say."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if found is None else int(found)
+
+
+def _find(folder: str | os.PathLike[str], allow_hub: bool) -> tuple[str, dict[str, Any]]:
+    """Return a model's name and how transformers shall load it."""
     # One thread a process: ranks share the cores of a node.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        import transformers  # noqa: F401
     except ImportError as error:
         raise EnvironmentFault(
             f"a causal language model needs transformers: {error}",
@@ -58,42 +126,24 @@ def load(
             f"the model folder {name!r} {missing}",
             "set policy.model to a Hugging Face folder on disk, or allow_hub to download it",
         )
-    where: Any = {"local_files_only": local, "trust_remote_code": False}
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(name, **where)
-            original = copy.deepcopy(config)
-            _without_noise(config)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name,
-                config=config,
-                dtype=dtype,
-                **where,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(name, **where)
-        # Whatever a foreign folder breaks: transformers raises a dozen kinds of exception.
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise PolicyError(
-                f"the model {name!r} cannot be loaded: {lines[0]}",
-                "check that the folder holds config.json, *.safetensors and the tokenizer's files",
-            ) from error
-    module, info = loaded
-    if info["missing_keys"]:
-        raise PolicyError(
-            f"the model {name!r} lacks weights, first {sorted(info['missing_keys'])[0]!r}",
-            "complete its *.safetensors",
-        )
-    return module, tokenizer, original
+    return name, {"local_files_only": local, "trust_remote_code": False}
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn what a broken folder makes transformers raise, of a dozen kinds, into one error."""
+    remedy = "check that the folder holds config.json, *.safetensors and the tokenizer's files"
+    with foreign(f"the model {name!r} cannot be loaded", remedy):
+        yield
 
 
 def _without_noise(config: Any) -> None:
-    """Set every rate of dropout or jitter of a configuration to zero."""
+    """Set every rate of dropout or jitter of a configuration, and of those inside it, to zero."""
     for name, value in vars(config).items():
         if isinstance(value, float) and ("drop" in name or "jitter" in name):
             setattr(config, name, 0.0)
+        elif hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            _without_noise(value)
 
 
 def save(module: Any, tokenizer: Any, config: Any, out: str | os.PathLike[str]) -> Path:

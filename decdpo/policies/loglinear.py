@@ -10,6 +10,7 @@ grad L = -beta E[sigma(-beta (m - m_ref)) dphi], and the Hessian is at most
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,8 @@ class LogLinear:
     """
 
     concurrent = True
+    identity: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
     device = CPU
 
     def __init__(

@@ -10,6 +10,7 @@ Optimization", Section 6.1. Whether the source used a table or a network it does
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -93,6 +94,8 @@ class Tabular:
     """
 
     concurrent = True
+    identity: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
     device = CPU
 
     def __init__(

@@ -1,9 +1,7 @@
-"""From pairs of texts to token ids: chat templates, the prompt's boundary, truncation."""
+"""From pairs of texts to token ids: the prompt's boundary, the answer's end, truncation."""
 
 import hashlib
-import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from decdpo.data.shard import Pair
-from decdpo.errors import PolicyError
+from decdpo.policies.chat import write
+from decdpo.policies.encoded import Tally
+from decdpo.policies.speller import Findings, Speller
 
-Messages = list[dict[str, str]]
-
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 _BATCH = 256
 
 
@@ -50,12 +46,13 @@ class TokenizedPairs:
 
     ids : (T,) int32, pair after pair: prompt, chosen answer, rejected answer.
     edges : (N, 4) where each pair's prompt, chosen and rejected answer begin, and where it ends.
-    truncation : what the length limit cut.
+    truncation : what the length limit cut. tallies : what else the user should know of.
     """
 
     ids: np.ndarray
     edges: np.ndarray
     truncation: Truncation
+    tallies: tuple[Tally, ...] = ()
 
     def parts(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the ids of pair ``row``: prompt, chosen answer, rejected answer."""
@@ -66,6 +63,12 @@ class TokenizedPairs:
     def lengths(self) -> np.ndarray:
         """(2, N) number of tokens of the chosen and the rejected answers."""
         return np.diff(self.edges, axis=1).T[1:]
+
+    @property
+    def alike(self) -> np.ndarray:
+        """(N,) whether both answers of a pair have the same tokens."""
+        parts = (self.parts(row) for row in range(len(self.edges)))
+        return np.array([np.array_equal(one, other) for _, one, other in parts], dtype=bool)
 
     @property
     def digest(self) -> str:
@@ -81,6 +84,10 @@ def tokenize(
     prompt_format: str,
     max_length: int,
     max_prompt_length: int | None = None,
+    *,
+    source_rows: Sequence[Any] | None = None,
+    where: str = "",
+    progress: Callable[[int], None] = lambda pairs: None,
 ) -> TokenizedPairs:
     """Tokenize pairs, once per shard.
 
@@ -88,130 +95,121 @@ def tokenize(
     otherwise prompt and answer are joined as they are, with a line break only where two words would
     run into one. Prompt and answer are tokenized together, so that merges are those of running
     text; where the prompt's tokens are then no prefix, apart. Every answer ends with the
-    end-of-sequence token.
+    end-of-sequence token, or as ``TextRules`` say.
 
     Parameters
     ----------
+    tokenizer : of transformers, or a ``Speller``, which brings other rules than the usual ones.
     prompt_format : "plain", "hh" (a transcript that ends with "Assistant:") or "messages" (JSON).
     max_length : most tokens of a prompt and an answer together. What is too long loses the start of
         its prompt, down to ``max_prompt_length`` tokens (default: half of it), then the end of its
         answers. The beginning-of-sequence token stays.
+    source_rows : (N,) rows to name in errors; counted from 1 by default. where : begins an error.
+    progress : is called with the number of pairs done since the last call.
 
-    Raises ``PolicyError`` for a tokenizer without an end-of-sequence token.
+    Raises ``PolicyError`` for a tokenizer without an end-of-sequence token, and for a template or
+    tokenizer that cannot take a pair; ``DataError`` for messages that are none.
     """
-    if tokenizer.eos_token_id is None:
-        raise PolicyError(
-            "the tokenizer has no end-of-sequence token, so answers cannot end",
-            "set eos_token in the model folder's tokenizer_config.json",
-        )
+    speller = tokenizer if isinstance(tokenizer, Speller) else Speller(tokenizer)
     least = max_length // 2 if max_prompt_length is None else max_prompt_length
+    listed = list(pairs)
+    rows = range(1, len(listed) + 1) if source_rows is None else source_rows
+    findings = Findings()
     ids: list[np.ndarray] = [np.zeros(0, np.int32)]
     lengths: list[list[int]] = []
-    cut_prompts = cut_answers = dropped = 0
-    for prompt, *answers in _token_lists(iter(pairs), tokenizer, prompt_format):
+    cut_prompts = cut_answers = dropped = alike = 0
+    for prompt, *answers in _token_lists(
+        listed, speller, prompt_format, rows, where, findings, progress
+    ):
         before = len(prompt) + sum(map(len, answers))
         room = max_length - max(map(len, answers))
         keep = max(min(len(prompt), least), room)
         if keep < len(prompt):
             cut_prompts += 1
-            first = prompt[:1] if prompt[0] == tokenizer.bos_token_id else []
+            first = prompt[:1] if prompt[0] == speller.tokenizer.bos_token_id else []
             prompt = first + prompt[len(prompt) - keep + len(first) :]
         cut_answers += sum(len(answer) > max_length - len(prompt) for answer in answers)
         parts = [prompt, *(answer[: max_length - len(prompt)] for answer in answers)]
+        alike += parts[1] == parts[2]
         lengths.append([len(part) for part in parts])
         dropped += before - sum(lengths[-1])
         ids.append(np.array([token for part in parts for token in part], dtype=np.int32))
     ends = np.cumsum(np.array(lengths, dtype=np.int64).reshape(-1, 3)).reshape(-1, 3)
     starts = ends[:, :1] - np.array(lengths, dtype=np.int64).reshape(-1, 3)[:, :1]
     truncation = Truncation(len(lengths), max_length, cut_prompts, cut_answers, dropped)
-    return TokenizedPairs(np.concatenate(ids), np.hstack((starts, ends)), truncation)
+    tallies = [*_cut(truncation), *speller.tallies(findings, len(lengths))]
+    if alike:
+        same = "pairs have answers with equal tokens: they teach nothing"
+        tallies.append(Tally(alike, len(lengths), same))
+    return TokenizedPairs(
+        np.concatenate(ids), np.hstack((starts, ends)), truncation, tuple(tallies)
+    )
+
+
+def _cut(truncation: Truncation) -> Iterator[Tally]:
+    limit, pairs = f"max_length = {truncation.limit}", truncation.pairs
+    if truncation.prompts:
+        yield Tally(truncation.prompts, pairs, f"prompts were cut at their start by {limit}")
+    if truncation.answers:
+        yield Tally(truncation.answers, 2 * pairs, f"answers were cut at their end by {limit}")
 
 
 def _token_lists(
-    pairs: Iterator[Pair], tokenizer: Any, prompt_format: str
+    pairs: Sequence[Pair],
+    speller: Speller,
+    prompt_format: str,
+    rows: Sequence[Any] | np.ndarray,
+    where: str,
+    findings: Findings,
+    progress: Callable[[int], None],
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Yield prompt, chosen and rejected ids, untruncated; the tokenizer sees batches of texts."""
-    templated = bool(tokenizer.chat_template)
-    eos = tokenizer.eos_token_id
-    start = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    # The template writes the special tokens itself.
+    special = speller.template is None
+    texts = write(pairs, speller.writer(prompt_format), list(rows), where)
+    done = 0
+    while batch := list(islice(texts, _BATCH)):
+        named = rows[done : done + len(batch)]
+        done += len(batch)
 
-    def ids(texts: list[str], special: bool) -> list[list[int]]:
-        # The template writes the special tokens itself.
-        found: list[list[int]] = tokenizer(texts, add_special_tokens=special).input_ids
-        return [one[:-1] if one[-1:] == [eos] and special else one for one in found]
+        def ids(part: list[str], special: bool) -> list[list[int]]:
+            return speller.spell(part, special, named, where)
 
-    while batch := list(islice(pairs, _BATCH)):
-        render = _render_chat if templated else _render_plain
-        texts = [render(pair, tokenizer, prompt_format) for pair in batch]
-        prompts = ids([prompt for prompt, _, _ in texts], not templated)
+        raw = ids([text.prompt for text in batch], special)
+        prompts = [speller.started(prompt) for prompt in raw]
+        findings.double_starts += sum(len(a) != len(b) for a, b in zip(raw, prompts))
         answers = []
-        for side in (1, 2):
-            wholes = ids([text[0] + text[side] for text in texts], not templated)
-            aparts = ids([text[side] for text in texts], False)
+        for side in (0, 1):
+            replies = [(text.chosen, text.rejected)[side] for text in batch]
+            wholes = ids([text.prompt + reply for text, reply in zip(batch, replies)], special)
+            aparts = ids(replies, False)
             answers.append(
                 [
-                    _ended(whole[len(prompt) :] if whole[: len(prompt)] == prompt else apart, eos)
-                    for prompt, whole, apart in zip(prompts, wholes, aparts)
+                    _answer(
+                        speller, prompt, speller.started(whole), apart, text.closed[side], findings
+                    )
+                    for text, prompt, whole, apart in zip(batch, prompts, wholes, aparts)
                 ]
             )
+        for text in batch:
+            findings.glued += text.glued
+            findings.rewritten += text.rewritten
+            findings.marked += text.marked
+        progress(len(batch))
         for prompt, chosen, rejected in zip(prompts, *answers):
             # The first token of an answer needs something before it to be predicted from.
-            yield prompt or [start], chosen, rejected
+            yield prompt or [speller.start], chosen, rejected
 
 
-def _ended(answer: list[int], eos: int) -> list[int]:
-    """Cut an answer after its end-of-sequence token, or append that token."""
-    return answer[: answer.index(eos)] + [eos] if eos in answer else answer + [eos]
-
-
-def _render_plain(pair: Pair, tokenizer: Any, prompt_format: str) -> tuple[str, str, str]:
-    prompt = pair.prompt
-    if prompt_format == "messages":
-        turns = [f"{turn['role']}: {turn['content']}" for turn in json.loads(prompt)]
-        prompt = "\n\n".join([*turns, "assistant:"])
-
-    def joined(answer: str) -> str:
-        if prompt_format == "messages":
-            return " " + answer.strip()
-        glued = prompt and answer and not (prompt[-1].isspace() or answer[0].isspace())
-        return "\n" + answer if glued else answer
-
-    return prompt, joined(pair.chosen), joined(pair.rejected)
-
-
-def _render_chat(pair: Pair, tokenizer: Any, prompt_format: str) -> tuple[str, str, str]:
-    messages = as_messages(pair.prompt, prompt_format)
-    prompt: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True
-    )
-
-    def answered(answer: str) -> str:
-        reply = {"role": "assistant", "content": answer.strip()}
-        whole: str = tokenizer.apply_chat_template([*messages, reply], tokenize=False)
-        # Some templates rewrite earlier turns once a reply follows; then the bare text must do.
-        return whole[len(prompt) :] if whole.startswith(prompt) else reply["content"]
-
-    return prompt, answered(pair.chosen), answered(pair.rejected)
-
-
-def as_messages(prompt: str, prompt_format: str) -> Messages:
-    """Return a prompt as chat messages, {role, content}.
-
-    Turns of one role that follow each other become one: templates insist on alternation.
-    """
-    if prompt_format == "messages":
-        messages: Messages = json.loads(prompt)
-        return messages
-    if prompt_format == "plain":
-        return [{"role": "user", "content": prompt}]
-    before, *turns = _TURN.split(prompt)
-    said = [("user", before), *((_ROLES[r], text) for r, text in zip(turns[::2], turns[1::2]))]
-    merged: Messages = []
-    for role, text in said:
-        if not text.strip():
-            continue
-        if merged and merged[-1]["role"] == role:
-            merged[-1]["content"] += "\n\n" + text.strip()
-        else:
-            merged.append({"role": role, "content": text.strip()})
-    return merged
+def _answer(
+    speller: Speller,
+    prompt: list[int],
+    whole: list[int],
+    apart: list[int],
+    closed: bool,
+    findings: Findings,
+) -> list[int]:
+    """Return the ids of one answer, from the text as a ``whole`` if the prompt's are its prefix."""
+    prefix = whole[: len(prompt)] == prompt
+    findings.no_prefix += not prefix
+    return speller.ended(whole[len(prompt) :] if prefix else apart, closed, findings)

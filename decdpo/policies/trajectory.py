@@ -18,6 +18,7 @@ References: Jiang, "Distributed Direct Preference Optimization", 2026, Appendix 
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +155,8 @@ class Trajectory:
     """
 
     concurrent = True
+    identity: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
     device = CPU
 
     def __init__(
