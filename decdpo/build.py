@@ -61,6 +61,8 @@ from decdpo.params.optim import (
 from decdpo.policies.base import Policy
 from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Objective, check_start
+from decdpo.policies.pace import Pace
+from decdpo.policies.speller import TextRules
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
 from decdpo.progress import Progress
@@ -195,12 +197,19 @@ def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
     return schedule
 
 
-def make_policy(config: Config, shard: PreferenceShard | None, device: str) -> Policy:
-    """Return the policy of the section ``[policy]``; ``shard`` tells the number of columns."""
+def make_policy(
+    config: Config, shard: PreferenceShard | None, device: str, pace: Pace | None = None
+) -> Policy:
+    """Return the policy of the section ``[policy]``; ``shard`` tells the number of columns.
+
+    pace : what is told how far a long preparation is.
+    """
     section = config.policy
     if section.kind == "causal_lm":
         from decdpo.policies.causal_lm import CausalLM
 
+        if not section.model:
+            raise ConfigError("policy.model is empty", "name the Hugging Face folder of the model")
         return CausalLM(
             section.model,
             dtype=section.dtype,
@@ -209,6 +218,8 @@ def make_policy(config: Config, shard: PreferenceShard | None, device: str) -> P
             gradient_checkpointing=section.activation_checkpointing,
             cache_reference=section.cache_reference,
             allow_hub=section.allow_hub,
+            rules=TextRules(section.chat_template, section.eos, section.line_break),
+            pace=pace,
         )
     if section.kind == "trajectory":
         path = section.feature_map or Path(config.data.shards) / FEATURES_FILE
@@ -294,16 +305,25 @@ def make_agents(
     index: ShardIndex,
     device: str,
     encode: Callable[[Policy, PreferenceShard], Any] = encode,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[Objective, Algorithm, list[Agent]]:
     """Load the local agents' shards and make their models and states.
 
-    encode : what encodes a shard; runs that share their data may remember it.
+    encode : what encodes a shard; runs that share their data may remember it. say : prints a line
+    every ten seconds while the model is loaded and shards are encoded.
 
     Opens no other agent's shard. Raises a ``DecdpoError`` naming what does not fit.
     """
     shards = {i: index.open(i) for i in world.local_agents}
     _check_columns(config, shards)
-    policy = make_policy(config, next(iter(shards.values())), device)
+    with Pace(say, sum(shard.num_pairs for shard in shards.values())) as pace:
+        policy = make_policy(config, next(iter(shards.values())), device, pace)
+        encoded = {}
+        for i, shard in shards.items():
+            pace.begin("encoding shards")
+            encoded[i] = encode(policy, shard)
+            # A policy may have told of its own, finer works meanwhile.
+            pace.step(shard.num_pairs, "encoding shards")
     objective = Objective(policy, make_loss(config.loss))
     optimizer = make_optimizer(config.optim)
     algorithm = make_algorithm(config.algorithm, optimizer, policy.layout, config.run.seed)
@@ -315,8 +335,7 @@ def make_agents(
     start = policy.initial()
     grad = torch.zeros_like(start)
     agents = []
-    for i, shard in shards.items():
-        data = encode(policy, shard)
+    for i, data in encoded.items():
         state = algorithm.init(start.clone())
         params = FlatParams(policy.layout, state.x, grad)
         sampler = EpochSampler(config.run.seed, i, data.num_train)

@@ -6,8 +6,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
@@ -21,10 +21,12 @@ from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
 from decdpo.data.storage import replacing
-from decdpo.errors import DecdpoError
+from decdpo.errors import DataError, DecdpoError
 from decdpo.folder import naming, record_start, versions
 from decdpo.launch import Job
 from decdpo.metrics import RECORDS, Metrics
+from decdpo.policies.base import Policy
+from decdpo.policies.encoded import Tally, summed
 from decdpo.records import Mark, keep_until
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
@@ -38,6 +40,7 @@ FREE_KEYS = {
     "run.diverged_above",
     "data.shards",
     "policy.model",
+    "policy.chat_template",
     "policy.feature_map",
     "policy.activation_checkpointing",
     "policy.cache_reference",
@@ -47,7 +50,7 @@ FREE_KEYS = {
 }
 """Keys that a resumed run may change freely; what they point to is compared by digest."""
 
-LEARNT = ("agents", "model", "data")
+LEARNT = ("agents", "model", "tokenizer", "data")
 """What a checkpoint is read with, however it was trained and is measured."""
 
 FREE_SECTIONS = {"agents", "checkpoint", "log", "device", "comm"}
@@ -110,12 +113,13 @@ def prepare(
     schedule = job.together(lambda: build.make_topology(config, pairs))
     # Shards differ in size, and a language model's reference scores every pair of its own.
     objective, algorithm, agents = job.together(
-        lambda: build.make_agents(config, world, index, device),
+        lambda: build.make_agents(config, world, index, device, say=job.say),
         work="read their model and shards",
     )
-    notes = world.collect({agent.id: list(agent.data.notes) for agent in agents})
-    for line in (line for lines in notes.values() for line in lines):
+    for line in notes(world, objective.policy, agents):
         job.say(line)
+    if training:
+        require_teaching(world, agents)
     layout = objective.policy.layout
     start = sha256(objective.policy.initial().float().cpu().numpy().tobytes()).hexdigest()
     names = {
@@ -123,6 +127,7 @@ def prepare(
         "model": f"{layout.digest[:16]} at {start[:16]}",
         "data": sha256("".join(e.digest for e in index.agents[:count]).encode()).hexdigest()[:16],
         "topology": schedule.digest[:16],
+        **objective.policy.identity,
         **identity(config),
     }
     if training and config.staleness.kind == "replay" and config.staleness.run:
@@ -137,7 +142,8 @@ def prepare(
         world=world,
         keep=config.checkpoint.keep,
         keep_every=config.checkpoint.keep_every,
-        identity=names if training else {key: names[key] for key in LEARNT},
+        identity=names if training else {key: names[key] for key in LEARNT if key in names},
+        lately=[*objective.policy.identity, *at_default(config)],
         config=config.to_toml(),
         versions=versions(),
         warn=job.say,
@@ -181,6 +187,41 @@ def identity(config: Config) -> dict[str, str]:
             ):
                 names[name] = str(item)
     return names
+
+
+def at_default(config: Config) -> list[str]:
+    """Return the names of ``identity`` whose value is the default, which earlier versions had."""
+    names = []
+    for section in fields(config):
+        value = getattr(config, section.name)
+        for field in () if value is None else fields(value):
+            if getattr(value, field.name) == field.default and field.name != "kind":
+                names.append(f"{section.name}.{field.name}")
+    return names
+
+
+def notes(world: World, policy: Policy, agents: Sequence[Agent]) -> list[str]:
+    """Return what the user should know of model and data, one line a kind. Collective."""
+    mine = {a.id: [[astuple(t) for t in a.data.tallies], list(a.data.notes)] for a in agents}
+    found = world.collect(mine)
+    tallies = summed(Tally(*fields) for one, _ in found.values() for fields in one)
+    lines = [line for _, of_agent in found.values() for line in of_agent]
+    return [*policy.notes, *map(str, tallies), *lines]
+
+
+def require_teaching(world: World, agents: Sequence[Agent]) -> None:
+    """Raise ``DataError`` if no training pair of any agent can teach anything. Collective."""
+    mine = {a.id: [int(a.data.alike[a.data.train_rows].sum()), a.data.num_train] for a in agents}
+    found = world.collect(mine).values()
+    alike, pairs = (sum(counts) for counts in zip(*found))
+    fault = None
+    if pairs and alike == pairs:
+        fault = DataError(
+            f"the answers of all {pairs} training pairs are equal to the policy: there is nothing "
+            "to learn",
+            "check which columns were taken as the two answers, and what policy.max_length cuts",
+        )
+    world.require(fault)
 
 
 class Checkpoints:

@@ -44,6 +44,9 @@ class CheckpointStore:
     identity : what must be the same on resuming, in words or digests by key; the same on every
         process. Keys may have parts (``data.3``), allowed together by the first (``data``).
         One who only reads is held to the keys given, whatever else the checkpoint was saved with.
+    lately : keys that an earlier version did not save. Where a checkpoint lacks one, it is not
+        compared; ``warn`` is told, but not of a key of the configuration (``section.key``), which
+        is only given here at the value that the earlier version had.
     config : the text of the effective configuration, kept for the reader.
     versions : of the libraries, kept for the reader.
     warn : is told one line for every checkpoint that is rejected.
@@ -64,6 +67,7 @@ class CheckpointStore:
         keep: int = 2,
         keep_every: int = 0,
         identity: Mapping[str, str],
+        lately: Collection[str] = (),
         config: str = "",
         versions: Mapping[str, str] | None = None,
         warn: Callable[[str], None] = _to_stderr,
@@ -81,6 +85,7 @@ class CheckpointStore:
         self._keep = keep
         self._keep_every = keep_every
         self._identity = dict(identity)
+        self._lately = set(lately)
         self._config = config
         self._versions = dict(versions or {})
         self._warn: Callable[[str], None] = warn if world.is_root else lambda line: None
@@ -265,8 +270,9 @@ class CheckpointStore:
                 f"  agents: saved {manifest.agents}, now {self._world.num_agents}",
                 "take as many agents as were saved",
             )
-        keys = sorted(now if self._read_only else {*saved, *now})
-        known = sorted({*keys, *(key.split(".")[0] for key in keys)})
+        new = {key for key in self._lately if key in now and key not in saved}
+        keys = sorted((set(now) if self._read_only else {*saved, *now}) - new)
+        known = sorted({*keys, *new, *(key.split(".")[0] for key in (*keys, *new))})
         for key in allow:
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1)
@@ -274,6 +280,9 @@ class CheckpointStore:
                 raise ConfigError(f"--allow {key}: unknown key{hint}", f"use {', '.join(known)}")
         different = [key for key in keys if saved.get(key) != now.get(key)]
         refused = [k for k in different if k not in allow and k.split(".")[0] not in allow]
+        unsaid = ", ".join(sorted(key for key in new if "." not in key))
+        if unsaid and not refused:
+            self._warn(f"{folder} was saved before runs kept their {unsaid}, which is not compared")
         if refused:
             lines = [
                 f"  {key}: saved {saved.get(key, 'nothing')}, now {now.get(key, 'nothing')}"

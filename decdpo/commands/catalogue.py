@@ -63,6 +63,14 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "Before training": (
         Command(
+            "tokens",
+            "show how pairs become tokens, and what is cut or scored",
+            (
+                "decdpo tokens shards/demo --model path/to/model --show 3",
+                "decdpo tokens shards/demo --model path/to/model --max-length 1024 --json",
+            ),
+        ),
+        Command(
             "config",
             "print every key of a configuration with its meaning and default",
             (

@@ -60,7 +60,7 @@ def read_run(folder: Path) -> "RunFacts":
     from decdpo.report.compare import RunFacts
     from decdpo.report.curves import read_metrics
 
-    config = read_config(folder, [])
+    config = read_config(folder, [], reading=True)
     path = folder / "metrics.jsonl"
     records = read_metrics(path) if path.exists() else []
     if not records:

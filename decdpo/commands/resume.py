@@ -75,8 +75,10 @@ def require_left(folder: Path, config: Config, done: int) -> None:
         )
 
 
-def read_config(folder: Path, overrides: list[str]) -> Config:
+def read_config(folder: Path, overrides: list[str], *, reading: bool = False) -> Config:
     """Return the configuration of a run folder with ``overrides`` applied.
+
+    reading : for a run that is not trained any more, see ``config.load``.
 
     Raises ``CheckpointError`` if it is not a run folder.
     """
@@ -84,7 +86,7 @@ def read_config(folder: Path, overrides: list[str]) -> Config:
     if not path.is_file():
         what = "it has no config.toml" if folder.is_dir() else f"there is no {folder.absolute()}"
         raise CheckpointError(f"{folder} is not a run folder: {what}", _other_runs(folder))
-    return load(path, overrides)
+    return load(path, overrides, reading=reading)
 
 
 def _other_runs(folder: Path) -> str:
@@ -109,5 +111,5 @@ def read_run(
 
     Raises ``CheckpointError`` if it is not a run folder, ``ConfigError`` if a path leads nowhere.
     """
-    config = read_config(folder, overrides)
+    config = read_config(folder, overrides, reading=not training)
     return find_paths(config, folder / "config.toml", say, training=training)

@@ -17,7 +17,7 @@ from decdpo.topology.names import DIRECTED, RANDOM, TIME_VARYING, options_used, 
 
 __all__ = ["Config", "load", "parse", "parse_override"]
 
-PRECISE = ("gradient_tracking", "exact_diffusion", "push_sum", "choco")
+LOW_PRECISION = ("bfloat16", "float16", "bf16", "fp16", "half", "float8")
 """Algorithms that need float32 or better."""
 
 ONE_WAY = (*DIRECTED, "one_peer_exponential")
@@ -65,8 +65,13 @@ class Config:
         return hashlib.sha256(self.to_toml().encode()).hexdigest()
 
 
-def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+def load(
+    path: str | Path | None, overrides: Iterable[str] = (), *, reading: bool = False
+) -> Config:
     """Read a TOML file (None: all defaults), apply ``section.key=value`` overrides, check it all.
+
+    reading : for a run that is measured or exported, and not trained any more: what earlier
+    versions trained with is taken then.
 
     Raises ``ConfigError`` naming the key, the value, the remedy and the nearest valid key.
     """
@@ -81,7 +86,8 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
             ) from None
         except UnicodeDecodeError:
             raise ConfigError(f"{path} is not a text file", "give a TOML file") from None
-    return parse(text, overrides, origin="--set" if path is None else str(path))
+    origin = "--set" if path is None else str(path)
+    return parse(text, overrides, origin, reading=reading)
 
 
 def _other_files(path: Path) -> str:
@@ -95,7 +101,13 @@ def _other_files(path: Path) -> str:
     return f"give a TOML file{close}: {listing(folder, names, 'TOML file')}"
 
 
-def parse(text: str, overrides: Iterable[str] = (), origin: str = "the configuration") -> Config:
+def parse(
+    text: str,
+    overrides: Iterable[str] = (),
+    origin: str = "the configuration",
+    *,
+    reading: bool = False,
+) -> Config:
     """Check TOML ``text`` with ``overrides`` applied; see ``load``."""
     try:
         tree = tomllib.loads(text)
@@ -122,7 +134,7 @@ def parse(text: str, overrides: Iterable[str] = (), origin: str = "the configura
             )
         built["topology"] = None
     config = Config(**built)
-    _check_combinations(config)
+    _check_combinations(config, reading)
     _check_algorithm(config)
     if config.staleness.kind != "none":
         _check_staleness(config)
@@ -188,11 +200,11 @@ def _unknown_key(
     )
 
 
-def _check_combinations(config: Config) -> None:
+def _check_combinations(config: Config, reading: bool) -> None:
     """Refuse combinations of values that cannot mean anything."""
     policy, optim = config.policy, config.optim
-    if policy.kind == "causal_lm" and not policy.model:
-        raise ConfigError("policy.model is empty", "name the Hugging Face folder of the model")
+    if policy.kind == "causal_lm":
+        _check_language_model(policy, reading)
     if policy.kind == "loglinear" and policy.features == "columns":
         default = next(f.default for f in fields(policy) if f.name == "dimension")
         if policy.dimension != default:
@@ -225,6 +237,26 @@ def _check_combinations(config: Config) -> None:
                           "remove it, or use device.kind = 'cuda'")
     if config.device.staging == "device":
         _check_staging(config)
+
+
+def _check_language_model(policy: Any, reading: bool) -> None:
+    """Refuse weights that would lose what training adds to them, and limits that mean nothing."""
+    if policy.dtype in LOW_PRECISION and not (reading and policy.dtype == "bfloat16"):
+        raise ConfigError(
+            f"policy.dtype = {policy.dtype!r} would keep weights and moments in a type that loses "
+            "small steps: steps of 1e-5 change hardly any bfloat16 weight at all",
+            "use policy.dtype = 'float32'; a folder saved in another type is trained in float32",
+        )
+    if policy.dtype != "float32" and not reading:
+        raise ConfigError(
+            f"policy.dtype = {policy.dtype!r} is not known{nearest(policy.dtype, ['float32'])}",
+            "use policy.dtype = 'float32'",
+        )
+    if 0 < policy.max_length < 8:
+        raise ConfigError(
+            f"policy.max_length = {policy.max_length} is too small",
+            "give 8 or more, or 0 for the default",
+        )
 
 
 def _check_staging(config: Config) -> None:
@@ -298,12 +330,6 @@ def _check_algorithm(config: Config) -> None:
         raise ConfigError(
             "algorithm.nesterov = true is ignored when algorithm.outer_momentum = 0",
             "set algorithm.outer_momentum, or algorithm.nesterov = false",
-        )
-    if kind in PRECISE and config.policy.dtype == "bfloat16":
-        raise ConfigError(
-            f"{name} carries sums of small differences from round to round, which "
-            "policy.dtype = 'bfloat16' would round away",
-            "use policy.dtype = 'float32'",
         )
     if kind == "choco":
         _check_choco(config.algorithm, topology)

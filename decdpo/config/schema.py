@@ -85,9 +85,23 @@ class CausalLM:
     """A causal language model in a Hugging Face folder."""
 
     kind: str = option("causal_lm", "which policy")
-    model: str = option("", "folder with config, weights and tokenizer")
-    dtype: str = option("float32", "weights and arithmetic", choices=("float32", "bfloat16"))
-    max_length: int = option(512, "tokens of prompt and answer together; longer is cut", low=8)
+    model: str = option("", "folder with config, weights and tokenizer; training needs one")
+    dtype: str = option("float32", "weights and arithmetic; lower precision would lose small steps")
+    max_length: int = option(
+        0,
+        "tokens of prompt and answer together, longer is cut; 0 is 512, or the model's context if "
+        "that is less",
+        low=0,
+    )
+    chat_template: str = option(
+        "", "how a chat is written: empty is the tokenizer's template, else `none`, a name, a file"
+    )
+    eos: str = option(
+        "", "token that ends an answer: empty is the tokenizer's, `template` the template's own end"
+    )
+    line_break: bool = option(
+        True, "put a line break between a plain prompt and an answer that begins like a word"
+    )
     cache_reference: bool = option(
         True, "compute reference log-probabilities once and keep them in the shard"
     )

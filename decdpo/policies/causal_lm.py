@@ -144,7 +144,7 @@ class CausalLM:
         memory does not grow with the batch.
     rules : how pairs become text, and where answers end. pace : what is told how far encoding is.
 
-    notes : what the user should know about the model. The reference is the folder's model, and where every agent begins. Dropout is off.
+    The reference is the folder's model, and where every agent begins. Dropout is off.
 
     Raises ``PolicyError`` for a model or an argument that cannot be used, ``EnvironmentFault``
     without transformers.

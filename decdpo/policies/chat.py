@@ -189,11 +189,11 @@ def write(
             text = writer(pair)
         except DataError as fault:
             raise DataError(f"{where}source row {row}: {fault.what}", fault.remedy) from None
-        except BaseException as error:
-            if not is_foreign(error):
+        except BaseException as caught:
+            if not is_foreign(caught):
                 raise
             refused += 1
-            first = first or (row, pair, error)
+            first = first or (row, pair, caught)
         else:
             # After a refusal the rest is only counted.
             if first is None:

@@ -17,7 +17,7 @@ from decdpo.policies.arrays import first_too_large
 class Tally:
     """How often something happened that the user should know of, while shards were encoded.
 
-    count : of ``total`` pairs, prompts or answers. what : completes the sentence, "answers are ...".
+    count : of ``total`` pairs, prompts or answers. what : the rest of the sentence.
     """
 
     count: int

@@ -87,7 +87,7 @@ def load_tokenizer(folder: str | os.PathLike[str], allow_hub: bool) -> Any:
 
     with quiet(), _readable(name):
         tokenizer: Any = AutoTokenizer.from_pretrained(name, **where)
-    inner = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    inner: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(inner, "dropout", None):
         inner.dropout = None  # Tokens are not drawn.
     return tokenizer

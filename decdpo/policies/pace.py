@@ -38,8 +38,10 @@ class Pace:
         """Turn to a work; the time from now on is spent on it."""
         self._last, self._work = self._clock(), work
 
-    def step(self, pairs: int) -> None:
-        """Count so many more pairs as done in the present work."""
+    def step(self, pairs: int, work: str = "") -> None:
+        """Count so many more pairs as done in the present work, if that is ``work``."""
+        if work and work != self._work:
+            return
         now = self._clock()
         self._seconds[self._work] = self._seconds.get(self._work, 0.0) + now - self._last
         self._done[self._work] = self._done.get(self._work, 0) + pairs

@@ -78,7 +78,7 @@ class Speller:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that the tokens of a text depend on: files, template and rules.
+        """SHA-256 of what the tokens of a text depend on besides the rules: files and template.
 
         What does not change tokens, such as the name of the folder or how padding is done, is not
         in it.
@@ -93,7 +93,7 @@ class Speller:
         specials = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token]
         # A template may write any named special token.
         named = tokenizer.special_tokens_map if self.template else {}
-        parts = [vocabulary, specials, named, self.template, self.end, self.rules.line_break]
+        parts = [vocabulary, specials, named, self.template]
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -181,7 +181,7 @@ class Speller:
     def tallies(self, findings: Findings, pairs: int) -> Iterator[Tally]:
         """Yield what of the ``findings`` in so many pairs a user should know."""
         tokenizer = self.tokenizer
-        end = "the template's end" if self.end is None else repr(self._text(self.end))
+        end = self.end_text
         answers = {
             "no_prefix": "were tokenized apart from their prompt, whose tokens are no prefix of "
             "those of both together",
@@ -208,5 +208,9 @@ class Speller:
             elif count:
                 yield Tally(count, pairs, other[field.name])
 
-    def _text(self, token: int) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(token))
+    @property
+    def end_text(self) -> str:
+        """What ends an answer, in words."""
+        if self.end is None:
+            return "the template's end"
+        return repr(str(self.tokenizer.convert_ids_to_tokens(self.end)))

@@ -113,7 +113,7 @@ def tokenize(
     speller = tokenizer if isinstance(tokenizer, Speller) else Speller(tokenizer)
     least = max_length // 2 if max_prompt_length is None else max_prompt_length
     listed = list(pairs)
-    rows = range(1, len(listed) + 1) if source_rows is None else source_rows
+    rows = list(range(1, len(listed) + 1) if source_rows is None else source_rows)
     findings = Findings()
     ids: list[np.ndarray] = [np.zeros(0, np.int32)]
     lengths: list[list[int]] = []
@@ -158,7 +158,7 @@ def _token_lists(
     pairs: Sequence[Pair],
     speller: Speller,
     prompt_format: str,
-    rows: Sequence[Any] | np.ndarray,
+    rows: Sequence[Any],
     where: str,
     findings: Findings,
     progress: Callable[[int], None],
@@ -166,7 +166,7 @@ def _token_lists(
     """Yield prompt, chosen and rejected ids, untruncated; the tokenizer sees batches of texts."""
     # The template writes the special tokens itself.
     special = speller.template is None
-    texts = write(pairs, speller.writer(prompt_format), list(rows), where)
+    texts = write(pairs, speller.writer(prompt_format), rows, where)
     done = 0
     while batch := list(islice(texts, _BATCH)):
         named = rows[done : done + len(batch)]

@@ -7,7 +7,8 @@ import pytest
 
 from decdpo.data.shard import Pair
 from decdpo.errors import PolicyError
-from decdpo.policies.tokens import as_messages, tokenize
+from decdpo.policies.chat import as_messages
+from decdpo.policies.tokens import tokenize
 
 pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
 
