@@ -43,10 +43,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"decdpo: {line}", file=sys.stderr, flush=True)
 
     index, agents = _agents(args)
-    total = sum(index.agents[i].num_pairs for i in agents)
+    total = sum(index.agents[i].num_train + index.agents[i].num_heldout for i in agents)
     with Pace(say, total) as pace:
         result = _measure(args, index, agents, pace)
-    print(json.dumps(result, indent=1) if args.json else _page(result))
+    if not args.json:
+        print(_page(result))
+        return 0
+    for pair in result["shown"]:
+        del pair["lines"]
+    print(json.dumps(result, indent=1))
     return 0
 
 
@@ -92,7 +97,7 @@ def _measure(args: argparse.Namespace, index: Any, agents: list[int], pace: Any)
                 speller,
                 shard.prompt_format,
                 limit,
-                source_rows=shard.source_row,
+                source_rows=[shard.places[row] for row in range(shard.num_pairs)],
                 where=f"agent {i}: ",
                 progress=pace.step,
             )
@@ -134,16 +139,15 @@ def _percentiles(values: Any) -> dict[str, int]:
 
 
 def _pair(shard: Any, row: int, parts: Any, tokenizer: Any) -> dict[str, Any]:
-    """Return one pair as read and as tokens."""
-    pair = shard.pair(row)
-    read = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    """Return one pair as read and as tokens; ``lines`` are the former for people."""
+    from decdpo.data.show import of_shard, pair_lines
+
+    read = of_shard(shard, row)
     ids = dict(zip(("prompt", "chosen", "rejected"), (part.tolist() for part in parts)))
     return {
-        "agent": shard.agent,
         "row": row,
-        "source_row": int(shard.source_row[row]),
-        "heldout": row >= shard.num_train,
-        "read": read,
+        "read": read.as_json(),
+        "lines": list(pair_lines(read)),
         "ids": ids,
         "tokens": {name: [tokenizer.decode([i]) for i in part] for name, part in ids.items()},
     }
@@ -175,14 +179,12 @@ def _page(result: dict[str, Any]) -> str:
 
 def _shown(pair: dict[str, Any]) -> list[str]:
     """Return the lines of one pair; only its rows "scored" enter the loss."""
-    kind = "held out" if pair["heldout"] else "training"
-    lines = [f"agent {pair['agent']}, pair {pair['row']} (source row {pair['source_row']}, {kind})"]
-    lines += [f"  read    {name:<9}{text!r}" for name, text in pair["read"].items()]
+    lines = [f"pair {pair['row']}, as read", *pair["lines"], "  as tokens"]
     for name, tokens in pair["tokens"].items():
         mark = "given" if name == "prompt" else "scored"
         shown = [repr(token) for token in tokens]
         if len(shown) > SHOWN:
             left = len(shown) - SHOWN
             shown = [*shown[: SHOWN // 2], f"... {left} more ...", *shown[-SHOWN // 2 :]]
-        lines.append(f"  {mark:<7} {name:<9}{len(tokens)} tokens: {' '.join(shown)}")
+        lines.append(f"  {name:<9} {mark:<7}{len(tokens):>5}: {' '.join(shown)}")
     return lines

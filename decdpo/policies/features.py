@@ -83,6 +83,13 @@ class FeatureDifferences:
         shape = (len(self.starts) - 1, self.dimension)
         return csr_array((self.values, self.columns, self.starts), shape=shape)
 
+    @property
+    def alike(self) -> np.ndarray:
+        """(N,) whether both answers of a pair have the same features."""
+        if len(self.starts) == 1:
+            return np.zeros(0, dtype=bool)
+        return ~np.logical_or.reduceat(self.values != 0, self.starts[:-1])
+
     def batch(self, rows: np.ndarray) -> "FeatureDifferences":
         """Return the rows (B,) as a new, smaller set of differences."""
         first = self.starts.take(rows)

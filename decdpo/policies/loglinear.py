@@ -23,7 +23,13 @@ from decdpo.errors import PolicyError
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.arrays import CPU, parameter_dtype, reference_vector, write_npz
-from decdpo.policies.encoded import EncodedShard, require_held, require_text, shard_columns
+from decdpo.policies.encoded import (
+    EncodedShard,
+    Tally,
+    require_held,
+    require_text,
+    shard_columns,
+)
 from decdpo.policies.features import (
     FeatureDifferences,
     Hashing,
@@ -161,8 +167,11 @@ class LogLinear:
             require_held(shard, "the difference of feature", gaps, self.layout.dtype)
             differences = column_differences(chosen, rejected, self._dtype)
         ref_chosen, ref_rejected = _choice(differences.margins(self._reference))
+        alike = differences.alike
+        same = "pairs have answers with equal features: they teach nothing"
+        tallies = (Tally(int(alike.sum()), len(alike), same),) if alike.any() else ()
         return FeatureShard(
-            **shard_columns(shard, self.layout.dtype, CPU),
+            **shard_columns(shard, self.layout.dtype, CPU, alike, tallies),
             differences=differences,
             ref_chosen=ref_chosen.numpy(),
             ref_rejected=ref_rejected.numpy(),

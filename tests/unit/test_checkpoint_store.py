@@ -600,3 +600,16 @@ def test_one_round_can_be_asked_for(tmp_path):
         faults = run(TWO, lambda world: body(world, round))
         assert [type(fault) for fault in faults] == [CheckpointError] * 2
         assert says in faults[1].what
+
+
+def test_keys_that_an_earlier_version_did_not_save_are_not_compared(tmp_path):
+    earlier = {key: value for key, value in IDENTITY.items() if key != "lr"}
+    save(tmp_path, ONE, [3], identity=earlier)
+    found, warnings = load(tmp_path, ONE, required=True, lately=["lr"])
+    assert found == 3
+    assert any("saved before runs kept their lr, which is not compared" in w for w in warnings)
+    found, _ = load(tmp_path, ONE, required=True)
+    assert isinstance(found, CheckpointError) and "lr: saved nothing, now 0.1" in str(found)
+    save(tmp_path / "new", ONE, [3], identity={**IDENTITY, "lr": "0.2"})
+    found, _ = load(tmp_path / "new", ONE, required=True, lately=["lr"])
+    assert isinstance(found, CheckpointError) and "lr: saved 0.2, now 0.1" in str(found)

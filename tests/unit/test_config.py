@@ -31,8 +31,6 @@ def test_toml_out_is_toml_in():
 def test_every_section_survives_the_round_trip_in_every_kind():
     for name, schema in SECTIONS.items():
         for kind in schema if isinstance(schema, dict) else ():
-            if kind == "causal_lm":
-                continue
             # The log-linear policy has no lengths for the length-regularised loss.
             others = ["policy.kind=trajectory"] if kind == "rdpo_length" else []
             config = parse(f'[{name}]\nkind = "{kind}"', others)
@@ -71,7 +69,11 @@ def test_overrides_win_and_are_typed():
         ('[optim]\nkind = "adamw"\nbetas = [0.9]', ["optim.betas", "two"]),
         ('[optim]\nkind = "adamw"\nbetas = 0.9', ["optim.betas", "a list"]),
         ("[optim]\nnesterov = true", ["nesterov", "momentum"]),
-        ('[policy]\nkind = "causal_lm"', ["policy.model", "folder"]),
+        ('[policy]\nkind = "causal_lm"\nmodel = "m"\ndtype = "bfloat16"',
+         ["policy.dtype = 'bfloat16'", "loses small steps", "'float32'"]),
+        ('[policy]\nkind = "causal_lm"\ndtype = "float16"', ["float16", "loses small steps"]),
+        ('[policy]\nkind = "causal_lm"\ndtype = "float23"', ["did you mean 'float32'"]),
+        ('[policy]\nkind = "causal_lm"\nmax_length = 7', ["policy.max_length = 7", "8 or more"]),
         ('[policy]\nkind = "loglinear"\nmodel = "x"', ["policy.model", "causal_lm"]),
         ('[policy]\nfeatures = "columns"\ndimension = 10', ["policy.dimension", "remove"]),
         ('[algorithm]\nkind = "local"\noverlap = true', ["algorithm.overlap", "dsgd"]),
@@ -95,8 +97,6 @@ def test_overrides_win_and_are_typed():
         ('[algorithm]\nkind = "quasi_global_momentum"\n[optim]\nkind = "adamw"',
          ["own momentum", "sgd"]),
         ('[algorithm]\nkind = "outer_momentum"\nouter_momentum = 0', ["nesterov", "ignored"]),
-        ('[algorithm]\nkind = "push_sum"\n[policy]\nkind = "causal_lm"\nmodel = "m"\n'
-         'dtype = "bfloat16"', ["bfloat16", "float32"]),
         ('[algorithm]\nkind = "choco"\ncodec = "int8"\nratio = 0.1', ["ratio", "int8", "topk"]),
         ('[algorithm]\nkind = "choco"\n[topology]\ngraph = "random_matching"',
          ["random_matching", "weights change", "dsgd"]),
@@ -190,3 +190,17 @@ def test_the_command_line_starts_without_heavy_imports():
 def test_a_section_that_only_an_override_names_is_not_blamed_on_a_file():
     with pytest.raises(ConfigError, match=r"\[foo\] in --set is not a section"):
         load(None, ["foo.bar=1"])
+
+
+def test_a_run_in_bfloat16_can_still_be_read():
+    text = '[policy]\nkind = "causal_lm"\nmodel = "m"\ndtype = "bfloat16"'
+    assert parse(text, reading=True).policy.dtype == "bfloat16"
+
+
+def test_the_keys_of_a_language_model_are_shown_before_one_is_named(capsys):
+    from decdpo.cli import main
+
+    assert main(["config", "--set", "policy.kind=causal_lm"]) == 0
+    shown = capsys.readouterr().out
+    for key in ("model", "max_length", "chat_template", "eos", "line_break"):
+        assert f"\n{key} = " in shown

@@ -396,9 +396,9 @@ def test_an_empty_shard_is_encoded(policy):
 def test_truncation_is_reported(policy):
     long = Pair("word " * 100, " yes", " no")
     data = policy.encode(shard([long, PAIRS[0]]))
-    assert data.notes[0].startswith("agent 2: max_length = 64 cut 1 of 2 prompts")
+    assert str(data.tallies[0]) == "1 of 2 prompts were cut at their start by max_length = 64"
     assert np.diff(data.tokens.edges[0])[:2].sum() <= 64
-    assert policy.encode(shard()).notes == ()
+    assert policy.encode(shard(PAIRS[:2])).tallies == ()
 
 
 @pytest.mark.parametrize(
