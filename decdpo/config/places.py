@@ -12,9 +12,13 @@ from pathlib import Path
 from decdpo.config import Config
 from decdpo.errors import ConfigError
 
+CHAT_TEMPLATE = "chat_template"
+"""A key whose value may also be the name of one of the tokenizer's templates."""
+
 KEYS = (
     ("data", "shards", "make them with `decdpo shard SOURCE --out FOLDER`"),
     ("policy", "model", "download the model, or let policy.allow_hub = true do so"),
+    ("policy", CHAT_TEMPLATE, ""),
     ("policy", "feature_map", ""),
     ("topology", "file", ""),
     ("staleness", "run", ""),
@@ -40,6 +44,8 @@ def find_paths(
             continue
         places = {} if Path(value).is_absolute() else dict(_places(source))
         folder = next((folder for folder in places if (folder / value).exists()), None)
+        if folder is None and key == CHAT_TEMPLATE:
+            continue
         if folder is None:
             raise _nowhere(f"{section}.{key}", value, places, otherwise)
         say(f"{section}.{key} = {value!r} is {folder / value}, {places[folder]}")
