@@ -204,7 +204,7 @@ def test_log_probabilities_are_those_of_plain_transformers(make_model):
     pairs = [Pair("Is it? ", "yes", "no, no"), Pair("", "a", "b c")]
     data = policy.encode(PreferenceShard.from_pairs(pairs))
     params = FlatParams(policy.layout, policy.initial())
-    found = policy.forward(params, data, np.arange(2), need_grad=False).logps
+    found = policy.forward(params, data, np.arange(2), need_grad=False).scores
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
 
     def logp(prompt, answer):
@@ -244,7 +244,7 @@ def test_dropout_of_a_configuration_inside_another_is_off(tmp_path, make_model):
     assert policy.max_length == 128 and "made for 128 tokens" in policy.notes[0]
     data = policy.encode(PreferenceShard.from_pairs([Pair("hi", " yes", " no")]))
     params, row = FlatParams(policy.layout, policy.initial()), np.arange(1)
-    logps = policy.forward(params, data, row, need_grad=False).logps
+    logps = policy.forward(params, data, row, need_grad=False).scores
     assert torch.equal(logps.chosen, logps.ref_chosen)
     assert policy._config.text_config.attention_dropout == 0.5
 
