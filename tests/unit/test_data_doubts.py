@@ -8,6 +8,7 @@ import pytest
 from decdpo.cli import main
 from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.numbers import LARGEST
+from decdpo.data.ingest.survey import MARKERS
 from decdpo.data.sharding import Plan, make_shards
 from decdpo.errors import DataError
 
@@ -195,6 +196,11 @@ def test_features_without_texts_name_the_policy_that_sees_them(tmp_path, capsys)
     said = capsys.readouterr().out
     assert 'no texts: train with policy.features = "columns"' in said
     assert "1 of 40 pairs have answers with equal features" in said
+
+
+def test_every_marker_of_a_template_is_found(tmp_path):
+    rows = [{**plain(k), "prompt": f"{k} {marker} and {marker}"} for k, marker in enumerate(MARKERS)]
+    assert shard(tmp_path, rows)["markers"] == dict.fromkeys(MARKERS, 1)
 
 
 # Leaks

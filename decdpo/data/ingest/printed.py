@@ -49,9 +49,9 @@ def _understood(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     texts = report["texts"]
     if texts:
         yield "texts", (
-            f"{texts['distinct_prompts']:,} different prompts, {texts['distinct_answers']:,} "
-            f"different answers; the longer answer is preferred in "
-            f"{report['longer_preferred']['pooled']:.1%} of pairs"
+            f"{counted(texts['distinct_prompts'], 'different prompt')}, "
+            f"{counted(texts['distinct_answers'], 'different answer')}; the longer answer is "
+            f"preferred in {report['longer_preferred']['pooled']:.1%} of pairs"
         )
     if report["features"]:
         yield "features", f"{report['features']:,} columns of each answer" + (
@@ -184,6 +184,11 @@ def _rows(drop: Mapping[str, Any]) -> str:
     files = drop.get("files") or [""] * len(drop["rows"])
     rows = ", ".join(row_of(row, file) for row, file in zip(drop["rows"][:8], files))
     return rows + (", ..." if len(drop["rows"]) > 8 else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 pair" or "2,000 pairs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _label(label: str) -> str:

@@ -1,6 +1,7 @@
 """One look at every text that was read: what recurs in the pairs, and what no text should hold."""
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -34,9 +35,6 @@ MARKERS = (
 )
 """What templates of language models write around texts; in a text it would be there twice."""
 
-_SIGNS = b"<|", b"INST]", b"### ", b"<<SYS>>", b"_of_turn>"
-_WORDS = b"<s>", b"</s>", b"<bos>", b"<eos>", b"<pad>", b"<unk>"
-
 SHORT = 3
 """Bytes below which an answer counts as almost empty."""
 
@@ -46,6 +44,8 @@ _GARBLED = (b"\xc3\x83\xc2", b"\xc3\x82\xc2", b"\xc3\xa2\xe2\x82\xac", b"\xef\xb
 _ENTITIES = (b"&amp;", b"&lt;", b"&gt;", b"&quot;", b"&#39;", b"&nbsp;")
 _TURNS = (b"\n\nHuman:", b"\n\nAssistant:")
 _STRUCTURES = (b'[{"', b"[{'", b'{"role"', b"{'role'", b'{"content"', b"{'content'")
+_SPACE = b" \t\n\r\v\f"
+_LOWER = bytes(range(256)).lower()
 
 KINDS = (
     "same_words",
@@ -86,70 +86,79 @@ def survey(store: PairStore) -> Survey:
     for part in store.text(np.arange(len(store))):
         base = edges[first, 0]
         last = int(np.searchsorted(edges[:, 3], base + len(part), side="right"))
-        suspects = _Suspects(part)
-        for row, (a, b, c, d) in enumerate((edges[first:last] - base).tolist(), first):
-            texts = part[a:b], part[b:c], part[c:d]
-            for text in texts:
+        places = edges[first:last] - base
+        for row, (a, b, c, d) in enumerate(places.tolist(), first):
+            prompt, chosen, rejected = part[a:b], part[b:c], part[c:d]
+            for text in (prompt, chosen, rejected):
                 digests += blake2b(text.strip(), digest_size=8).digest()
-            for kind in suspects.of(*texts):
+            for kind in _kinds(prompt, chosen, rejected):
                 found[kind].append(row)
-            for marker in suspects.markers:
-                if marker.encode() in part[a:d]:
-                    markers[marker] = markers.get(marker, 0) + 1
+        for kind, marked in _signs(part, places[:, 0], first).items():
+            if kind in found:
+                found[kind].extend(sorted(marked))
+            else:
+                markers[kind] = markers.get(kind, 0) + len(marked)
         first = last
     codes = np.frombuffer(digests, dtype="<u8").reshape(-1, 3)
     return Survey(codes[:, 0], codes[:, 1], codes[:, 2], found, markers)
 
 
-class _Suspects:
-    """What to look for in each pair of one part, because it occurs somewhere in the part."""
+def _signs(part: bytes, starts: np.ndarray, first: int) -> dict[str, set[int]]:
+    """Return the pairs in which a sign stands, by the sign's kind; of markers also by marker.
 
-    def __init__(self, part: bytes) -> None:
-        marked = any(sign in part for sign in (*_SIGNS, *_WORDS))
-        self.markers = [m for m in MARKERS if marked and m.encode() in part]
-        self._marked = [marker.encode() for marker in self.markers]
-        self._control = _has_control(part)
-        self._garbled = [sign for sign in _GARBLED if sign in part]
-        self._entities = [sign for sign in _ENTITIES if sign in part]
-        self._turns = [sign for sign in _TURNS if sign in part]
-
-    def of(self, prompt: bytes, chosen: bytes, rejected: bytes) -> list[str]:
-        """Return the kinds of ``KINDS`` that a pair is of."""
-        if not chosen and not rejected:
-            return ["blank"]
-        kinds = []
-        if _same_words(chosen, rejected):
-            kinds.append("same_words")
-        if prompt and chosen.startswith(prompt) and rejected.startswith(prompt):
-            kinds.append("repeated_prompt")
-        if len(chosen.strip()) < SHORT or len(rejected.strip()) < SHORT:
-            kinds.append("short_answer")
-        if chosen.lstrip().startswith(_STRUCTURES):
-            kinds.append("structure")
-        for kind, signs in (
-            ("garbled", self._garbled),
-            ("entities", self._entities),
-            ("marked", self._marked),
-        ):
-            if any(s in prompt or s in chosen or s in rejected for s in signs):
-                kinds.append(kind)
-        if any(turn in chosen or turn in rejected for turn in self._turns):
-            kinds.append("next_turn")
-        if self._control and _has_control(prompt + chosen + rejected):
-            kinds.append("control")
-        return kinds
+    starts : (m,) where each pair begins in ``part``, one part of the texts. first : number of its
+    first pair.
+    """
+    found: dict[str, set[int]] = {}
+    values = np.frombuffer(part, np.uint8)
+    # Most bytes begin no sign, most pairs of bytes neither: few places are left to look at.
+    places = np.flatnonzero(_FIRST[values])
+    following = values[np.minimum(places + 1, len(values) - 1)]
+    places = places[_FIRST_TWO[values[places], following]]
+    rows = np.searchsorted(starts, places, side="right") - 1 + first
+    for place, row in zip(places.tolist(), rows.tolist()):
+        for sign, kinds in _KINDS_OF[part[place]]:
+            if part.startswith(sign, place):
+                for kind in kinds:
+                    found.setdefault(kind, set()).add(row)
+    return found
 
 
-def _has_control(text: bytes) -> bool:
-    return len(text.translate(None, _CONTROL)) < len(text)
+def _tables() -> tuple[np.ndarray, np.ndarray, dict[int, list[tuple[bytes, tuple[str, ...]]]]]:
+    """Return which bytes, and which two, begin a sign, and the signs that begin with a byte."""
+    signs: dict[bytes, tuple[str, ...]] = {m.encode(): ("marked", m) for m in MARKERS}
+    for kind, those in (("garbled", _GARBLED), ("entities", _ENTITIES)):
+        signs.update((sign, (kind,)) for sign in those)
+    signs.update((bytes([value]), ("control",)) for value in _CONTROL)
+    first, first_two = np.zeros(256, bool), np.zeros((256, 256), bool)
+    kinds: dict[int, list[tuple[bytes, tuple[str, ...]]]] = {}
+    for sign, names in signs.items():
+        first[sign[0]] = True
+        first_two[sign[0], sign[1] if len(sign) > 1 else slice(None)] = True
+        kinds.setdefault(sign[0], []).append((sign, names))
+    return first, first_two, kinds
 
 
-def _same_words(one: bytes, other: bytes) -> bool:
-    """Say whether two answers differ in white space and case only."""
-    ends = (one.strip(), other.strip())
-    if ends[0][:1].lower() != ends[1][:1].lower() or ends[0][-1:].lower() != ends[1][-1:].lower():
-        return False
-    return ends[0].decode().lower().split() == ends[1].decode().lower().split()
+def _kinds(prompt: bytes, chosen: bytes, rejected: bytes) -> Iterator[str]:
+    """Yield the kinds of a pair that its three texts tell by themselves."""
+    if not chosen and not rejected:
+        yield "blank"
+        return
+    if _folded(chosen) == _folded(rejected):
+        yield "same_words"
+    if prompt and chosen.startswith(prompt) and rejected.startswith(prompt):
+        yield "repeated_prompt"
+    if len(chosen.strip()) < SHORT or len(rejected.strip()) < SHORT:
+        yield "short_answer"
+    if chosen.lstrip().startswith(_STRUCTURES):
+        yield "structure"
+    if any(turn in chosen or turn in rejected for turn in _TURNS):
+        yield "next_turn"
+
+
+def _folded(text: bytes) -> bytes:
+    """Return a text without white space, in lower case as far as ASCII goes."""
+    return text.translate(_LOWER, _SPACE)
 
 
 def distinct(digests: np.ndarray) -> int:
@@ -163,3 +172,6 @@ def groups_of(digests: np.ndarray) -> np.ndarray:
     order = np.empty(len(first), np.int64)
     order[np.argsort(first)] = np.arange(len(first))
     return order[inverse]
+
+
+_FIRST, _FIRST_TWO, _KINDS_OF = _tables()
