@@ -17,7 +17,7 @@ from decdpo.data.folder import commit, require_room, staging
 from decdpo.data.index import ShardEntry, ShardIndex
 from decdpo.data.ingest import report as reporting
 from decdpo.data.ingest.columns import Columns
-from decdpo.data.ingest.doubts import doubts
+from decdpo.data.ingest.doubts import INCOMPLETE, doubts
 from decdpo.data.ingest.leaks import leaks
 from decdpo.data.ingest.numbers import require_held
 from decdpo.data.ingest.reading import read_sources
@@ -233,29 +233,29 @@ def _topics(store: PairStore, rows: np.ndarray, seed: int) -> np.ndarray:
 
 def _require_no_doubt(report: dict[str, Any]) -> None:
     """Raise ``DataError`` if something was not used, or is odd enough for a warning."""
-    _require_all_used(report)
-    warnings = [doubt for doubt in report["doubts"] if doubt["warning"]]
-    if warnings:
+    odd = [d for d in report["doubts"] if d["warning"] and d["kind"] != INCOMPLETE]
+    unused = _unused(report)
+    faults = [f"not everything could be used: {unused}"] if unused else []
+    faults += [doubt["what"] for doubt in odd]
+    if faults:
+        remedies = dict.fromkeys(doubt["remedy"] for doubt in odd if doubt["remedy"])
         raise DataError(
-            "--strict: " + "; ".join(doubt["what"] for doubt in warnings),
-            "; ".join(dict.fromkeys(doubt["remedy"] for doubt in warnings if doubt["remedy"]))
-            or "mend the source, or leave --strict out to have this reported",
+            f"--strict: {'; '.join(faults)}",
+            "; ".join([*remedies, "or leave --strict out to have this reported only"])
+            if remedies
+            else "mend the source, or leave --strict out to have this reported only",
         )
 
 
-def _require_all_used(report: dict[str, Any]) -> None:
+def _unused(report: dict[str, Any]) -> str:
+    """Return in words what could not be used, "" if everything was."""
     unused = [f"{drop['count']} {reason}" for reason, drop in report["dropped"].items()]
     unused += [f"{count} without {name}" for name, count in report["incomplete_columns"].items()]
     if report["left_out"]["pairs"]:
         unused.append(f"{report['left_out']['pairs']} of values without an agent")
-    if unused:
-        places = {place for drop in report["dropped"].values() for place in _places(drop)}
-        rows = ", ".join(row_of(row, file) for file, row in sorted(places)[:10])
-        where = f" (source rows {rows})" if rows else ""
-        raise DataError(
-            f"--strict: not everything could be used: {'; '.join(unused)}{where}",
-            "mend the source, or leave --strict out to drop these and have them reported",
-        )
+    places = {place for drop in report["dropped"].values() for place in _places(drop)}
+    rows = ", ".join(row_of(row, file) for file, row in sorted(places)[:10])
+    return "; ".join(unused) + (f" (source rows {rows})" if rows else "")
 
 
 def _places(drop: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

@@ -300,8 +300,8 @@ def _choose(rng: np.random.Generator, probabilities: np.ndarray) -> np.ndarray:
 
 
 def _require_length(key: str, value: float) -> None:
-    # Far below the largest float: sums of scores stay finite.
-    _require(key, value, 0 <= value <= 1e100, "a number in [0, 1e100]")
+    # Far below the largest number of float32: sums and differences of scores stay finite.
+    _require(key, value, 0 <= value <= 1e30, "a number in [0, 1e30]")
 
 
 def _require(key: str, value: object, good: bool, wanted: str) -> None:

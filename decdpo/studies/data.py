@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -88,13 +89,16 @@ class Sources:
         return f"{names}: {plan.agents or 'all'} agents, {rule}"
 
     def shards(self, seed: int, room: Path) -> ShardIndex:
-        """Return the shards of ``seed``."""
+        """Return the shards of ``seed``; when they are made, say on stderr what is odd in them."""
         plan = replace(self.plan, seed=seed)
         about = [[str(f.absolute()), f.stat().st_size] for f in self.files]
         name = hashlib.sha256(json.dumps([about, asdict(plan)], default=str).encode()).hexdigest()
         folder = room / f"{self.files[0].name.split('.')[0]}-{name[:16]}"
         if not (folder / FILE_NAME).exists():
-            make_shards(self.files, folder, plan)
+            index = make_shards(self.files, folder, plan)
+            for doubt in index.report["doubts"]:
+                if doubt["warning"]:
+                    print(f"decdpo: seed {seed}: {doubt['what']}", file=sys.stderr, flush=True)
         return ShardIndex.load(folder)
 
 

@@ -199,7 +199,7 @@ def test_features_without_texts_name_the_policy_that_sees_them(tmp_path, capsys)
 
 
 def test_every_marker_of_a_template_is_found(tmp_path):
-    rows = [{**plain(k), "prompt": f"{k} {marker} and {marker}"} for k, marker in enumerate(MARKERS)]
+    rows = [{**plain(k), "prompt": f"{k} {m} and {m}"} for k, m in enumerate(MARKERS)]
     assert shard(tmp_path, rows)["markers"] == dict.fromkeys(MARKERS, 1)
 
 

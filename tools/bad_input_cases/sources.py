@@ -62,6 +62,24 @@ CASES = [
          ("File name too long",)),
     Case("users too large for memory", "synthesize choices --dimension 100000000000000 --out s",
          ("memory",)),
+    Case("one prompt for all under --strict", "shard odd.jsonl --agents 1 --strict --out s",
+         ("all 4 pairs have the same prompt",),
+         prepare=lambda: write("odd.jsonl", rows(*({**PAIR, "chosen": f"good {k}"}
+                                                   for k in range(4))))),
+    Case("a weight that decides alone under --strict",
+         "shard odd.jsonl --agents 1 --holdout 0 --strict --out s", ("weights from 1 to 10000",),
+         prepare=lambda: write("odd.jsonl", rows(
+             {**PAIR, "weight": 1}, {**PAIR, "prompt": "other", "weight": 10_000}))),
+    Case("a weight beyond float32", "shard odd.jsonl --agents 1 --out s",
+         ("weight is 1e+300 in source row 2", "float32"),
+         prepare=lambda: write("odd.jsonl", rows(
+             {**PAIR, "weight": 1}, {**PAIR, "prompt": "other", "weight": 1e300}))),
+    Case("a feature beyond float32", "shard odd.jsonl --agents 1 --out s",
+         ("chosen_features[1] is 1e+308 in source row 1",),
+         prepare=lambda: write("odd.jsonl", rows(
+             {"chosen_features": [1, 1e308], "rejected_features": [1, 2]}))),
+    Case("fewer than no pairs to show", "shard plain.jsonl --agents 2 --show -1 --out s",
+         ("--show -1",)),
     Case("a distance beyond all numbers", "synthesize choices --kappa 1e300 --out s", ("kappa",)),
     Case("shards that exist", "shard data.jsonl.gz --agents 2 --out shards", ("shards",)),
 ]

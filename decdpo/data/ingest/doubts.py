@@ -11,6 +11,8 @@ SHARE = 0.01
 """Share of the pairs from which an oddity is a warning, and an error under ``--strict``."""
 LEAK = 0.05
 """The same for held-out pairs whose prompt or answers are trained on."""
+INCOMPLETE = "incomplete_column"
+"""Kind of the doubt about a column that some pairs lack."""
 FEW_PROMPTS, FEW_ANSWERS = 50, 20
 """Pairs of each different prompt, and different answers in all, that are remarkable."""
 FEW_TRAINING = 5
@@ -57,7 +59,7 @@ def _columns(report: Mapping[str, Any]) -> Iterator[Doubt]:
         )
     for name, missing in report["incomplete_columns"].items():
         yield Doubt(
-            "incomplete_column", f"column {name} was left out: {missing:,} pairs have none", ""
+            INCOMPLETE, f"column {name} was left out: {missing:,} pairs have none", ""
         )
 
 
@@ -264,8 +266,9 @@ def _leaks(report: Mapping[str, Any]) -> Iterator[Doubt]:
     held, by_prompt = leaks["held_out_pairs"], report["held_out_by"] == "prompt"
     asked, answered = leaks["pairs_with_prompt"], leaks["pairs_with_answer"]
     several = report["texts"]["distinct_prompts"] > 1
-    known_prompts = several and asked >= max(LEAK * held, 1)
-    known_answers = answered >= max(LEAK * held, 1) and not few_answers(report)
+    enough = max(LEAK * held, 1) if held >= ENOUGH else held + 1
+    known_prompts = several and asked >= enough
+    known_answers = answered >= enough and not few_answers(report)
     seen = [f"{asked:,} have a prompt"] * known_prompts
     seen += [f"{answered:,} have an answer"] * known_answers
     if seen:
