@@ -18,6 +18,9 @@ T = TypeVar("T")
 LARGEST = 1 << 30
 """Bytes of the largest file that is read as a whole."""
 
+_DEPTH = 64
+"""Lists and objects within one another in any JSON that this project writes."""
+
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -74,13 +77,27 @@ def parse_json(content: bytes | str) -> Any:
     Raises ``ValueError`` also for bytes that are not UTF-8, for nesting without end, and for half
     surrogates, which are text that nobody can write again.
     """
+    text = content.decode() if isinstance(content, bytes) else content
     try:
-        value = json.loads(content.decode() if isinstance(content, bytes) else content)
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        # Whoever writes the value again goes deeper than the parser, which is compiled.
+        if text.count("[") + text.count("{") > _DEPTH:
+            _require_depth(value, _DEPTH)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if (rb"\ud" if isinstance(content, bytes) else r"\ud") in content.lower():  # type: ignore
-        json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def _require_depth(value: Any, left: int) -> None:
+    """Raise ``RecursionError`` if lists and objects are nested more than ``left`` deep."""
+    if left == 0:
+        raise RecursionError
+    if isinstance(value, (dict, list)):
+        for child in value.values() if isinstance(value, dict) else value:
+            if isinstance(child, (dict, list)):
+                _require_depth(child, left - 1)
 
 
 def checked(value: Any, kind: type[T]) -> T:

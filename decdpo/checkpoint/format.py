@@ -19,16 +19,20 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from decdpo.errors import CheckpointError
+from decdpo.files import Malformed, checked, parse_json, read_bytes
 
 FORMAT = "decdpo-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 WRITING, OLD, REMOVING = ".writing-", ".old-", ".removing-"
 _ROUND = re.compile(r"round_(\d{6,})")
-_PART = re.compile(r"part_\d{4,}\.h5")
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Damaged(CheckpointError):
@@ -42,10 +46,10 @@ class Damaged(CheckpointError):
 class Part:
     """One file of a checkpoint: its name, size in bytes, CRC-32 in hex, and its agents' ids."""
 
-    file: str
-    bytes: int
-    crc32: str
-    agents: tuple[int, ...]
+    file: Annotated[str, Meta(pattern=r"^part_[0-9]{4,}\.h5$")]
+    bytes: Count
+    crc32: Annotated[str, Meta(pattern="^[0-9a-f]{8}$")]
+    agents: Annotated[tuple[Count, ...], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ class Manifest:
     extra : what else the run wants back, as JSON. created : UTC time.
     """
 
-    round: int
-    serial: int
-    agents: int
+    round: Count
+    serial: Count
+    agents: Count
     parts: tuple[Part, ...]
     identity: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
@@ -90,16 +94,16 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            content = path.read_bytes()
+            content = read_bytes(path)
         except FileNotFoundError:
             raise Damaged(f"{path} is missing: not a whole checkpoint") from None
         except OSError as fault:
             raise Damaged(f"{path} cannot be read: {fault.strerror}") from None
         try:
-            found = json.loads(content)
+            found = parse_json(content)
             named, version = found.pop("format"), found.pop("version")
             found.pop("sha256")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise Damaged(f"{path} is damaged: not the manifest of a checkpoint") from None
         if named != FORMAT or version != VERSION:
             raise Damaged(
@@ -109,13 +113,11 @@ class Manifest:
         if _seal({"format": FORMAT, "version": VERSION, **found}) != content:
             raise Damaged(f"{path} was changed: its own checksum does not fit")
         try:
-            parts = tuple(Part(**{**p, "agents": tuple(p["agents"])}) for p in found.pop("parts"))
-            manifest = cls(parts=parts, **found)
-            whole = sorted(a for p in parts for a in p.agents) == list(range(manifest.agents))
-            named_well = all(_PART.fullmatch(p.file) for p in parts)
-        except (TypeError, KeyError, ValueError):
-            raise Damaged(f"{path} is damaged: a field is missing or of a wrong type") from None
-        if not (whole and named_well):
+            manifest = checked(found, cls)
+        except Malformed as fault:
+            raise Damaged(f"{path} is damaged: {fault}") from None
+        held = sorted(agent for part in manifest.parts for agent in part.agents)
+        if len(held) != manifest.agents or held != list(range(len(held))):
             raise Damaged(f"{path} is damaged: its parts do not hold every agent once")
         return manifest
 

@@ -11,12 +11,14 @@
 
 import errno
 import io
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,6 +26,7 @@ import torch
 from h5py import h5a, h5d, h5p, h5s, h5t
 from torch import Tensor
 
+from decdpo import hdf5
 from decdpo.checkpoint.format import FORMAT, VERSION, Damaged
 from decdpo.checkpoint.state import (
     Record,
@@ -34,6 +37,7 @@ from decdpo.checkpoint.state import (
     restore,
 )
 from decdpo.errors import CheckpointError
+from decdpo.files import open_regular
 
 LARGE = 1 << 20
 _CHUNK = 4 << 20
@@ -51,7 +55,6 @@ _NATIVE: dict[torch.dtype, np.dtype] = {
 }
 _TORCH = {stored: kind for kind, stored in _NATIVE.items()}
 _BYTES = np.dtype("u1")
-_UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError)
 
 
 def write_part(
@@ -70,7 +73,7 @@ def write_part(
         sink = _Sink(file, pusher)
         try:
             large = _fill(sink, records, header, checker)
-        except _UNREADABLE:
+        except hdf5.UNSOUND:
             if sink.fault is None:
                 raise
         sink.finish()
@@ -205,7 +208,7 @@ def _crc_range(descriptor: int, start: int, end: int, crc: int) -> int:
 
 def file_crc(path: Path) -> int:
     """Return the CRC-32 of a whole file."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         descriptor = file.fileno()
         return _crc_range(descriptor, 0, os.fstat(descriptor).st_size, 0)
 
@@ -235,21 +238,24 @@ def _multiply(a: int, b: int) -> int:
 
 
 class PartReader:
-    """An open part. Everything it cannot make sense of is ``Damaged``."""
+    """An open part. What cannot be read of it is ``Damaged``; a fault of the caller is not."""
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
+    def __init__(self, path: Path, file: h5py.File, size: int) -> None:
         self.path = path
         self._file = file
+        self._size = size
 
     @property
     def round(self) -> int:
         """The round that the part says it belongs to."""
-        return int(self._file.attrs["round"])
+        with _reading(self.path):
+            return hdf5.whole(self._file, "round")
 
     @property
     def agents(self) -> tuple[int, ...]:
         """The agents in the part, ascending."""
-        return tuple(sorted(int(name) for name in self._file["agents"]))
+        with _reading(self.path):
+            return tuple(sorted(int(name) for name in hdf5.subgroup(self._file, "agents")))
 
     def restore(self, agent: int, state: object) -> None:
         """Fill ``state`` in place with what was saved of ``agent``.
@@ -285,7 +291,7 @@ class PartReader:
         """Read all of one agent, checking every checksum."""
         group = self._group(agent)
         tensors = {}
-        for name in group:
+        for name in self._names(group):
             blank = self._blank(group, name)
             assert blank is not None
             tensors[name] = torch.empty(blank.shape, dtype=blank.dtype)
@@ -305,59 +311,86 @@ class PartReader:
     def contents(self, agent: int) -> tuple[str, dict[str, str], dict[str, Scalar]]:
         """Return the structure of an agent's state, its tensors in words, and its numbers."""
         group = self._group(agent)
-        tensors = {name: self._blank(group, name) for name in group}
+        tensors = {name: self._blank(group, name) for name in self._names(group)}
         words = {name: describe(blank) for name, blank in tensors.items() if blank is not None}
         return (self._attributes(group)[0], words, self._attributes(group)[1])
 
     def _group(self, agent: int) -> h5py.Group:
-        return self._file[f"agents/{agent:06d}"]
+        with _reading(self.path):
+            return hdf5.subgroup(hdf5.subgroup(self._file, "agents"), f"{agent:06d}")
+
+    def _names(self, group: h5py.Group) -> list[str]:
+        with _reading(self.path):
+            return list(group)
 
     def _attributes(self, group: h5py.Group) -> tuple[str, dict[str, Scalar]]:
         scalars: dict[str, Scalar] = {}
-        for name, value in group.attrs.items():
-            if name == _STRUCTURE:
-                continue
-            if isinstance(value, h5py.Empty):
-                scalars[name] = None
-            else:
-                scalars[name] = value if isinstance(value, str) else value.item()
-        return str(group.attrs[_STRUCTURE]), scalars
+        with _reading(self.path):
+            for name in hdf5.attributes(group):
+                value = hdf5.attribute(group, name)
+                scalars[name] = value.item() if isinstance(value, np.generic) else value
+        structure = scalars.pop(_STRUCTURE, None)
+        if not isinstance(structure, str) or any(
+            isinstance(value, np.ndarray) for value in scalars.values()
+        ):
+            raise Damaged(f"{self.path}: {group.name} does not describe a state")
+        return structure, scalars
 
     def _blank(self, group: h5py.Group, name: str) -> Tensor | None:
         """Return a tensor without memory that has the saved dtype and shape."""
-        if name not in group:
-            return None
-        dataset = group[name]
-        stored = dataset.attrs.get("dtype")
-        if stored is not None:
-            dtype = getattr(torch, stored)
-        else:
-            dtype = _TORCH[dataset.dtype]
-        shape = dataset.attrs.get("shape")
-        if shape is None:
-            shape = [dataset.id.get_storage_size() // dtype.itemsize]
-        return torch.empty([int(size) for size in shape], dtype=dtype, device="meta")
+        with _reading(self.path):
+            dataset = hdf5.dataset(group, name, self._size)
+            if dataset is None:
+                return None
+            nbytes = dataset.id.get_storage_size()
+            dtype: Any = _TORCH.get(dataset.dtype)
+            shape: Any = None
+            for key in hdf5.attributes(dataset):
+                if key == "dtype":
+                    dtype = getattr(torch, hdf5.text(dataset, key), None)
+                elif key == "shape":
+                    shape = hdf5.attribute(dataset, key)
+            if not isinstance(dtype, torch.dtype):
+                raise Damaged(f"{self.path}: {dataset.name} is of an unknown type")
+            sizes = [nbytes // dtype.itemsize] if shape is None else [int(size) for size in shape]
+            if min(sizes, default=0) < 0 or math.prod(sizes) * dtype.itemsize != nbytes:
+                raise Damaged(f"{self.path}: {dataset.name} has not the bytes that its shape says")
+            return torch.empty(sizes, dtype=dtype, device="meta")
 
     def _read(self, group: h5py.Group, name: str, host: Tensor) -> None:
-        dataset = group[name]
+        """Read a dataset, whose size ``_blank`` has compared with that of ``host``."""
         raw = raw_bytes(host)
-        if dataset.size * dataset.dtype.itemsize != raw.nbytes:
-            raise Damaged(f"{self.path}: {dataset.name} has not the bytes that its shape says")
-        if raw.nbytes:
-            dataset.id.read(h5s.ALL, h5s.ALL, raw.view(dataset.dtype))
-        if zlib.crc32(raw.data) != int(dataset.attrs["crc32"]):
-            raise Damaged(f"{self.path}: {dataset.name} is damaged: its checksum does not fit")
+        with _reading(self.path):
+            dataset = group[name]
+            if raw.nbytes:
+                dataset.id.read(h5s.ALL, h5s.ALL, raw.view(dataset.dtype))
+            if zlib.crc32(raw.data) != hdf5.whole(dataset, "crc32"):
+                raise Damaged(f"{self.path}: {dataset.name} is damaged: its checksum does not fit")
 
 
 @contextmanager
 def open_part(path: Path) -> Iterator[PartReader]:
-    """Open a part for reading; any fault of the file inside the block is raised as ``Damaged``."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            if file.attrs["format"] != FORMAT or file.attrs["version"] != VERSION:
+    """Open a part for reading; raises ``Damaged`` if it is none.
+
+    What the block raises is passed on as it is: lack of memory is no fault of the file.
+    """
+    with ExitStack() as stack:
+        with _reading(path):
+            file, size = stack.enter_context(hdf5.opened(path))
+            found, version = hdf5.text(file, "format"), hdf5.whole(file, "version")
+            if found != FORMAT or version != VERSION:
                 raise Damaged(f"{path}: not a part of a {FORMAT} version {VERSION}")
-            yield PartReader(path, file)
-    except _UNREADABLE as fault:
+        yield PartReader(path, file, size)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what h5py raises for a damaged file into ``Damaged``; nothing else may stand inside."""
+    try:
+        yield
+    except hdf5.UNSOUND as fault:
+        if isinstance(fault, OSError) and fault.errno in hdf5.OF_THE_SYSTEM:
+            raise
         raise Damaged(f"{path} cannot be read: {fault}") from fault
 
 
@@ -372,4 +405,6 @@ def check_part(path: Path, size: int, crc32: str) -> None:
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None
     except OSError as fault:
+        if fault.errno in hdf5.OF_THE_SYSTEM:
+            raise
         raise Damaged(f"{path} cannot be read: {fault.strerror or fault}") from None

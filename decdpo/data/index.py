@@ -5,15 +5,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.storage import replacing
 from decdpo.errors import DataError
+from decdpo.files import Malformed, checked, parse_json, read_bytes
 
 FORMAT = "decdpo-shards"
 VERSION = 1
 FILE_NAME = "index.json"
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Meta(pattern=r"^[^/\0]+$", min_length=1, max_length=255)]
+"""A name in the folder of the shards, and no path out of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +33,13 @@ class ShardEntry:
     folder. digest : content digest. num_train, num_heldout : pairs. bytes : size of the texts.
     """
 
-    agent: int
+    agent: Count
     name: str
-    file: str
-    digest: str
-    num_train: int
-    num_heldout: int
-    bytes: int
+    file: FileName
+    digest: Digest
+    num_train: Count
+    num_heldout: Count
+    bytes: Count
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,10 @@ class ShardIndex:
     folder: Path
     sharding: str
     seed: int
-    holdout: float
+    holdout: Share
     partition: str
     prompt_format: str
-    agents: tuple[ShardEntry, ...]
+    agents: Annotated[tuple[ShardEntry, ...], Meta(min_length=1)]
     report: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -61,11 +70,13 @@ class ShardIndex:
         path = folder / FILE_NAME
         remedy = "make the shards with `decdpo shard SOURCE --out FOLDER`"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(read_bytes(path))
         except (FileNotFoundError, NotADirectoryError):
             missing = "no index.json in" if folder.is_dir() else "there is no folder"
             raise DataError(f"no shards: {missing} {folder}", remedy) from None
-        except (ValueError, RecursionError, OSError) as error:
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}", remedy) from error
+        except ValueError as error:
             raise DataError(f"{path} cannot be read: {error}", remedy) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise DataError(f"{path} is not an index of decdpo shards", remedy)
@@ -76,9 +87,13 @@ class ShardIndex:
             )
         if content.pop("checksum", None) != _checksum(content):
             raise DataError(f"{path} was edited: it does not match its checksum", remedy)
-        del content["format"], content["version"]
-        content["agents"] = tuple(ShardEntry(**entry) for entry in content["agents"])
-        return cls(folder=folder, **content)
+        try:
+            index = checked({**content, "folder": folder}, cls)
+        except Malformed as fault:
+            raise DataError(f"{path} is not an index of decdpo shards: {fault}", remedy) from None
+        if [entry.agent for entry in index.agents] != list(range(len(index.agents))):
+            raise DataError(f"{path} does not list the agents 0, 1, ... in order", remedy)
+        return index
 
     def save(self) -> None:
         """Write index.json into ``folder``, replacing it as a whole."""
@@ -111,9 +126,15 @@ class ShardIndex:
                 f"set agents.count to {self.num_agents} or less, or make more shards",
             )
         entry = self.agents[agent]
-        return PreferenceShard.open(
-            self.folder / entry.file, entry.digest, agent=agent, sharding=self.sharding
-        )
+        path = self.folder / entry.file
+        shard = PreferenceShard.open(path, entry.digest, agent=agent, sharding=self.sharding)
+        if (shard.num_train, shard.num_heldout) != (entry.num_train, entry.num_heldout):
+            raise DataError(
+                f"{path} holds {shard.num_train} training and {shard.num_heldout} held-out pairs, "
+                f"but {FILE_NAME} says {entry.num_train} and {entry.num_heldout}",
+                "make the shards again with `decdpo shard`",
+            )
+        return shard
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The preference pairs of one agent, as training sees them."""
 
+import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from decdpo.data.storage import (
     write_shard,
 )
 from decdpo.errors import DataError
+from decdpo.files import parse_json
+
+_PIECE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +342,47 @@ class PreferenceShard:
             raise DataError(
                 f"{where}features of shapes {features[0].shape} and {features[1].shape}", remedy
             )
+        for name, values in self._columns.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                row = int(np.flatnonzero(~np.isfinite(values).reshape(n, -1).all(axis=1))[0])
+                raise DataError(f"{where}{name} of pair {row} is not finite", remedy)
+        fault = _text_fault(self._text, spans) or self._user_fault()
+        if fault:
+            raise DataError(f"{where}{fault}", remedy)
+
+    def _user_fault(self) -> str:
+        """Say what is wrong with the users' names, nothing if all is well."""
+        if "user" not in self._columns:
+            return ""
+        try:
+            names = parse_json(self._columns["user_names"].tobytes())
+        except ValueError:
+            return "user_names is not JSON"
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return "user_names is not a list of names"
+        codes = self._columns["user"]
+        if codes.size and not 0 <= codes.min() <= codes.max() < len(names):
+            return f"user has codes outside the {len(names)} names"
+        return ""
+
+
+def _text_fault(text: bytes, spans: np.ndarray) -> str:
+    """Say whether a part of the UTF-8 ``text`` is none, nothing if all are well.
+
+    spans : (N, 4) edges of the parts within it.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(text), _PIECE):
+            decoder.decode(text[start : start + _PIECE])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return "its text is not UTF-8"
+    edges = spans[spans < len(text)]
+    # A byte 10xxxxxx goes on with a character that began before.
+    if (np.frombuffer(text, np.uint8)[edges] & 0xC0 == 0x80).any():
+        return "the spans do not fit the text: they cut a character"
+    return ""
 
 
 def encode_names(names: Sequence[str]) -> np.ndarray:

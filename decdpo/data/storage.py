@@ -1,5 +1,6 @@
 """The HDF5 file of one shard: its schema, its checksums, and writing that no kill can damage."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from decdpo import hdf5
 from decdpo.errors import DataError, EnvironmentFault
 
 FORMAT = "decdpo-shard"
@@ -41,7 +43,6 @@ REQUIRED = ("text", "spans", "source_row")
 # Large datasets start on a 1 MiB boundary; small shards (a thousand agents) must not be padded.
 _ALIGNMENT = {"alignment_threshold": 1 << 20, "alignment_interval": 1 << 20}
 _LEFTOVER_SECONDS = 3600
-_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError)
 _REMAKE = "make the shards again with `decdpo shard`, or restore the file from a copy"
 
 
@@ -163,41 +164,41 @@ def read_shard(path: Path) -> tuple[ShardHeader, dict[str, np.ndarray], str]:
     Raises ``DataError`` saying whether the file is missing, foreign, truncated, of another version
     or edited.
     """
-    with _opened(path) as file:
-        if file.attrs.get("format") != FORMAT:
+    with _opened(path) as (file, size):
+        if "format" not in file.attrs or hdf5.attribute(file, "format") != FORMAT:
             raise DataError(f"{path} is an HDF5 file but not a shard of decdpo", _REMAKE)
-        version = int(file.attrs["version"])
+        version = hdf5.whole(file, "version")
         if version != VERSION:
             raise DataError(
                 f"{path} has shard version {version}; this decdpo reads version {VERSION}",
                 "make the shards again with this version of decdpo",
             )
         header = ShardHeader(
-            sharding=str(file.attrs["sharding"]),
-            agent=int(file.attrs["agent"]),
-            num_train=int(file.attrs["num_train"]),
-            prompt_format=str(file.attrs["prompt_format"]),
+            sharding=hdf5.text(file, "sharding"),
+            agent=hdf5.whole(file, "agent"),
+            num_train=hdf5.whole(file, "num_train"),
+            prompt_format=hdf5.text(file, "prompt_format"),
         )
         columns: dict[str, np.ndarray] = {}
         digests: dict[str, tuple[str, Any, str]] = {}
         for name, (kind, ndim) in COLUMNS.items():
-            if name not in file:
+            dataset = hdf5.dataset(file, name, size)
+            if dataset is None:
                 if name in REQUIRED:
                     raise DataError(f"{path} is damaged: it has no dataset {name!r}", _REMAKE)
                 continue
-            dataset = file[name]
             if dataset.dtype != np.dtype(kind) or dataset.ndim != ndim:
                 raise DataError(
                     f"{path} is damaged: {name} is {dataset.dtype} {dataset.shape}", _REMAKE
                 )
             columns[name] = dataset[...]
             digests[name] = (kind, dataset.shape, checksum(columns[name]))
-            if digests[name][2] != dataset.attrs["sha256"]:
+            if digests[name][2] != hdf5.text(dataset, "sha256"):
                 raise DataError(
                     f"{path} is damaged or was edited: {name} does not match its checksum", _REMAKE
                 )
         digest = content_digest(header, digests)
-        if digest != file.attrs["digest"]:
+        if digest != hdf5.text(file, "digest"):
             raise DataError(
                 f"{path} is damaged or was edited: its attributes do not match its digest", _REMAKE
             )
@@ -209,12 +210,15 @@ def read_reference(path: Path, key: str) -> np.ndarray | None:
 
     Raises ``DataError`` if the cache does not match its checksum.
     """
-    with _opened(path) as file:
-        dataset = file.get(_reference_name(key))
-        if dataset is None or dataset.attrs["key"] != key:
+    with _opened(path) as (file, size):
+        group, _, name = _reference_name(key).partition("/")
+        if group not in file:
+            return None
+        dataset = hdf5.dataset(hdf5.subgroup(file, group), name, size)
+        if dataset is None or hdf5.text(dataset, "key") != key:
             return None
         values = np.asarray(dataset[...])
-        if checksum(values) != dataset.attrs["sha256"]:
+        if checksum(values) != hdf5.text(dataset, "sha256"):
             raise DataError(
                 f"{path} is damaged: the cached reference {key!r} does not match its checksum",
                 _REMAKE,
@@ -236,8 +240,9 @@ def add_reference(path: Path, key: str, logps: np.ndarray) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    if not path.is_file():
+def _opened(path: Path) -> Iterator[tuple[h5py.File, int]]:
+    """Open a shard and yield it with its size; what cannot be read inside is a ``DataError``."""
+    if not path.exists():
         raise DataError(
             f"there is no shard {path}",
             "make the shards with `decdpo shard`, or copy the missing file to this machine",
@@ -245,13 +250,16 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read by this user", "check the file's owner and mode")
     try:
-        with h5py.File(path, "r", libver="latest", locking=False) as file:
-            yield file
+        with hdf5.opened(path) as found:
+            yield found
     except DataError:
         raise
-    # A damaged HDF5 file can fail in any of these ways, wherever the damage is first met.
-    except _DAMAGE as error:
+    except (*hdf5.UNSOUND, IndexError) as error:
+        if isinstance(error, OSError) and error.errno in hdf5.OF_THE_SYSTEM:
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EISDIR):
+            raise DataError(f"{path} is no shard: {error.strerror}", _REMAKE) from error
         if "truncated" in reason or path.stat().st_size == 0:
             raise DataError(f"{path} is truncated", _REMAKE) from error
         if "signature not found" in reason:
