@@ -3,17 +3,22 @@
 Sums over agents go in ascending agent id, so that they have the same bits for any placement.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from decdpo.comm.world import World
+from decdpo.errors import DataError
 from decdpo.params.flat import FlatParams
+from decdpo.policies.objective import Objective
 from decdpo.policies.stats import Stats
 from decdpo.rng import Stream, generator
 from decdpo.run import Agent, Run
+
+FIRST_PAIRS = 8
+"""Training pairs of each agent that are looked at first for one that has a gradient."""
 
 
 def average_model(world: World, agents: list[Agent]) -> FlatParams:
@@ -55,6 +60,41 @@ def squared_gaps(agents: list[Agent], mean: FlatParams) -> dict[int, np.ndarray]
         norm = torch.linalg.vector_norm(gap, dtype=torch.float64)
         own[agent.id] = np.array([float(norm) ** 2])
     return own
+
+
+def require_gradient(world: World, objective: Objective, agents: list[Agent]) -> None:
+    """Raise ``DataError`` unless some training pair has a gradient at the start. Collective.
+
+    A loss may be flat for one pair, and pairs may cancel one another in a batch: so one pair after
+    another is looked at, until one has a gradient. A few of each agent are, as a rule, enough; all
+    are looked at only if none of these has one, before a run is refused.
+    """
+    for few in (FIRST_PAIRS, None):
+        found = any(
+            bool(agent.params.grad.any())
+            for agent in agents
+            for rows in _looks(agent.data.train_rows[:few])
+            for _ in objective.gradients([agent.batch(rows, agent.params)])
+        )
+        if any(world.collect({a.id: found for a in agents}).values()):
+            return
+    fault = DataError(
+        "at the start the gradient of every training pair of all agents is exactly 0: nothing "
+        "would be learnt",
+        "look whether chosen and rejected answers differ for the policy: after max_length, in the "
+        "hashed words or in the feature columns (policy.features); whether every weight is 0; "
+        "whether what would learn is frozen; and whether the loss is flat there, as with "
+        "label_smoothing = 0.5",
+    )
+    fault.collective = True
+    raise fault
+
+
+def _looks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield each of ``rows`` alone, then the first ones together, for a loss of whole batches."""
+    for place in range(rows.size):
+        yield rows[place : place + 1]
+    yield rows[:64]
 
 
 def gradient_norm(run: Run, mean: FlatParams, rows: Mapping[int, np.ndarray]) -> float:

@@ -22,6 +22,7 @@ from decdpo.config import Config
 from decdpo.data.index import ShardIndex
 from decdpo.data.storage import replacing
 from decdpo.errors import DataError, DecdpoError
+from decdpo.evaluation import require_gradient
 from decdpo.folder import naming, record_start, versions
 from decdpo.launch import Job
 from decdpo.metrics import RECORDS, Metrics
@@ -29,9 +30,11 @@ from decdpo.policies.base import Policy
 from decdpo.policies.encoded import Tally, summed
 from decdpo.records import Mark, keep_until
 from decdpo.report.curves import plot_run, read_metrics
+from decdpo.report.start import block, warnings
 from decdpo.report.summary import summarize
 from decdpo.resuming import why_rounds_matter
 from decdpo.run import Agent, Schedule
+from decdpo.starting import start_facts
 from decdpo.trace import ChromeTrace
 from decdpo.train import Ending, train
 
@@ -256,6 +259,8 @@ class Checkpoints:
 def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
     """Train from ``next_round`` on, and write the run's files. Collective."""
     config, world, out = experiment.config, experiment.world, experiment.out
+    if next_round == 0:
+        require_gradient(world, experiment.objective, experiment.agents)
     if next_round == 0 or experiment.store.changed:
         # From here on there is always a checkpoint to resume from, of this very configuration.
         experiment.store.save(next_round, experiment.states(), experiment.store.extra)
@@ -374,7 +379,21 @@ def write_page(out: Path, config: Config, agents: int, say: Callable[[str], None
 
 
 def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
-    """Write ``run.json``: versions, hosts, devices, seed, command, all starts. Collective."""
+    """Say what starts, and write ``run.json``: that, versions, command, all starts. Collective."""
+    start = start_facts(
+        experiment.world,
+        experiment.config,
+        experiment.objective.policy,
+        experiment.schedule,
+        experiment.exchange,
+        experiment.agents,
+        experiment.device,
+        experiment.out,
+        next_round,
+    )
+    job.say("\n  ".join(["start", *block(start)]))
+    for warning in warnings(start):
+        job.say(f"warning: {warning}")
     here = {"host": platform.node(), "device": experiment.device}
     places = experiment.world.collect({i: here for i in experiment.world.local_agents})
     if not experiment.world.is_root:
@@ -389,5 +408,6 @@ def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
         "agents": places,
         "versions": versions(),
         "names": dict(experiment.identity),
+        "start": start,
     }
     record_start(experiment.out, facts)

@@ -132,7 +132,8 @@ class Metrics:
                 {a.id: a.stats.values for a in run.agents},
                 squared_lengths(run.agents),
             )
-            self._note(done, Stats(train).means(), lengths, run.world.num_agents)
+            means = Stats(train, run.agents[0].stats.names).means()
+            self._note(done, means, lengths, run.world.num_agents)
         return not self._look(done, last)
 
     def working(self, what: str) -> Any:

@@ -108,6 +108,8 @@ class MpiExchange:
     ) -> None:
         self.counters = Counters()
         self.trace: Trace | None = None
+        self.transport = ""
+        self.doubts: tuple[str, ...] = ()
         self.message_bytes = format.size * format.dtype.itemsize
         self._format = format
         self._wiring = wiring

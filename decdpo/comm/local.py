@@ -22,6 +22,9 @@ class LocalExchange:
     size : M. dtype, device : of the vectors.
     """
 
+    transport = "within one process"
+    doubts: tuple[str, ...] = ()
+
     def __init__(self, agents: tuple[int, ...], size: int, dtype: torch.dtype, device: str) -> None:
         self.counters = Counters()
         self.trace: Trace | None = None

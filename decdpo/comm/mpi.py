@@ -33,6 +33,7 @@ from decdpo.comm.rollcall import RollCall
 from decdpo.comm.slots import Format
 from decdpo.comm.staging import Copies, StagedExchange
 from decdpo.comm.stop import StopAgreement
+from decdpo.comm.transport import Choice
 from decdpo.comm.waiting import Patience
 from decdpo.comm.window import Segment, Window, no_room
 from decdpo.comm.world import Arrays
@@ -174,6 +175,8 @@ class MpiWorld:
         self._rehearsed = False
         threads = self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE
         self._threads = threads
+        self._wanted_progress = progress
+        self._no_room: EnvironmentFault | None = None
         if progress == "thread" and threads and self._comm.Get_size() > 1:
             self._probed = self._duplicate(self._comm)
             self._progress = Progress(self._probed.Iprobe)
@@ -262,6 +265,12 @@ class MpiWorld:
         else:
             exchange = MpiExchange(format, wiring, patience, enter)
         exchange.on_close = partial(self._release, exchange, comm, window)
+        choice = Choice(
+            self._comm.Get_size(), len(on_node), window is not None, self._transport,
+            self._no_room if not staged and not max_age else None, device, format.apart,
+            max_age > 0, progress is not None, self._wanted_progress, self._threads, large,
+        )  # fmt: skip
+        exchange.transport, exchange.doubts = choice.transport, choice.doubts
         self._exchanges.append(exchange)
         return exchange
 
@@ -361,7 +370,7 @@ class MpiWorld:
                 for rank in self._node_ranks
             }
             needed = sum(sizes.values())
-            fault = no_room(needed)
+            fault = self._no_room = no_room(needed)
         if self._transport == "window":
             self.require(fault)
         # The ranks of a node decide alike: one that sees less room decides for all.

@@ -45,6 +45,16 @@ class ServerExchange:
         """Bytes of one message, up or down."""
         return self._up.message_bytes
 
+    @property
+    def transport(self) -> str:
+        """How messages travel."""
+        return self._up.transport
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the user would want otherwise of that."""
+        return self._up.doubts
+
     def sends(self, agent: int, row: Row) -> int:
         """Return how many messages ``agent`` sends: one up, or the mean to each other listener.
 

@@ -108,6 +108,16 @@ class StaleExchange:
         """Bytes of one message of the exchange within."""
         return self._inner.message_bytes
 
+    @property
+    def transport(self) -> str:
+        """How messages travel."""
+        return self._inner.transport
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the user would want otherwise of that."""
+        return self._inner.doubts
+
     def sends(self, agent: int, row: Row) -> int:
         """Return how many messages ``agent`` sends in a round with this ``row``."""
         return self._inner.sends(agent, row)
@@ -187,6 +197,16 @@ class AgeLog:
     def message_bytes(self) -> int:
         """Bytes of one message of the exchange within."""
         return self._inner.message_bytes
+
+    @property
+    def transport(self) -> str:
+        """How messages travel."""
+        return self._inner.transport
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the user would want otherwise of that."""
+        return self._inner.doubts
 
     def sends(self, agent: int, row: Row) -> int:
         """Return how many messages ``agent`` sends in a round with this ``row``."""

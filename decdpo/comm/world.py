@@ -25,8 +25,8 @@ class Counters:
     bytes_to_nodes : those of them that went to another node. wait_seconds : spent blocked in
     ``start`` and ``finish``. wait_by_neighbour : seconds waited for each remote source agent. How
     long a letter travelled while this process computed is not among them: nobody looks when it
-    arrives. ages : how many
-    letters were 0, 1, ... rounds old when they were mixed; empty where none can be late.
+    arrives. ages : how many letters were 0, 1, ... rounds old when they were mixed; empty where
+    none can be late.
     """
 
     messages_sent: int = 0
@@ -62,7 +62,8 @@ class Exchange(Protocol):
 
     Every local agent starts a round before the first one finishes it. counters : what it has cost
     so far. trace : called after every span, None for not at all. message_bytes : of one message as
-    it is encoded, without its header.
+    it is encoded, without its header. transport : how messages travel here and why, in words.
+    doubts : what the user would want otherwise of that.
     """
 
     counters: Counters
@@ -70,6 +71,12 @@ class Exchange(Protocol):
 
     @property
     def message_bytes(self) -> int: ...
+
+    @property
+    def transport(self) -> str: ...
+
+    @property
+    def doubts(self) -> tuple[str, ...]: ...
 
     def sends(self, agent: int, row: Row) -> int:
         """Return how many messages ``agent`` sends in a round in which ``row`` is its own.

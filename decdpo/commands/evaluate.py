@@ -43,15 +43,17 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.evaluation import average_model, pooled
     from decdpo.experiment import prepare
+    from decdpo.progress import Working
 
     job.boot.require_same("the run folder", str(args.folder))
     config = job.together(lambda: read_run(args.folder, args.set, job.say))
     experiment = prepare(job, config, args.folder, training=False)
     world, agents, objective = experiment.world, experiment.agents, experiment.objective
     done = experiment.store.load(experiment.states(), round=args.round, required=True)
-    mean = average_model(world, agents)
-    own = objective.evaluations([a.batch(a.data.heldout_rows) for a in agents])
-    average = objective.evaluations([a.batch(a.data.heldout_rows, mean) for a in agents])
+    with Working(job.say)(f"measuring the held-out pairs with the models of round {done}"):
+        mean = average_model(world, agents)
+        own = objective.evaluations([a.batch(a.data.heldout_rows) for a in agents])
+        average = objective.evaluations([a.batch(a.data.heldout_rows, mean) for a in agents])
     models = {
         model: {a.id: stats for a, stats in zip(agents, scored)}
         for model, scored in (("own", own), ("average", average))

@@ -105,6 +105,7 @@ def _options(args: argparse.Namespace, study: "Study") -> "Options":
 
 
 def _run(study: "Study", options: "Options", args: argparse.Namespace) -> int:
+    from decdpo.progress import Working
     from decdpo.studies import engine
 
     def say(line: str) -> None:
@@ -115,8 +116,11 @@ def _run(study: "Study", options: "Options", args: argparse.Namespace) -> int:
         broken = engine.run_cells(study.cells(options), args.out, say, (share, parts))
         return 1 if broken else 0
     arguments = _arguments(args)
+    working = Working(say)
     with engine.locked(args.out, say):
-        cells = study.cells(options)
+        with working("making the pairs and the list of cells"):
+            cells = study.cells(options)
+        say(f"{args.name}: {len(cells)} cells, those finished earlier are kept")
         if args.slurm:
             from decdpo.studies.slurm import write_array
 
@@ -126,9 +130,11 @@ def _run(study: "Study", options: "Options", args: argparse.Namespace) -> int:
             engine.run_parts(engine.command_of(arguments), args.jobs)
         else:
             engine.run_cells(cells, args.out, say, ranks=args.ranks)
-        result = engine.collect(study, cells, args.out)
+        with working("reading the cells and judging the claims"):
+            result = engine.collect(study, cells, args.out)
         command = " ".join(["decdpo", *map(str, arguments)])
-        engine.write_results(study, options, result, command, say)
+        with working("writing the table and drawing the figures"):
+            engine.write_results(study, options, result, command, say)
     for claim, verdict in result.verdicts:
         print(f"{verdict.word:<10}  {claim.text}\n            {verdict.numbers}")
     for cell, what in result.broken:

@@ -14,6 +14,7 @@ from decdpo.data.index import FILE_NAME as INDEX
 from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError, DecdpoError, EnvironmentFault
 from decdpo.locks import Lock
+from decdpo.progress import Working
 from decdpo.report.study_figures import draw
 from decdpo.studies.cells import Cell, Memory, Training
 from decdpo.studies.claims import Claim, Verdict
@@ -78,6 +79,7 @@ def run_cells(
     ``error.txt`` in its folder, and does not keep the others from their work.
     """
     memory, broken = Memory(), []
+    working = Working(say)
     share, parts = part
     for number, cell in enumerate(cells):
         folder = folder_of(out, cell)
@@ -88,18 +90,21 @@ def run_cells(
         error = folder / "error.txt"
         error.unlink(missing_ok=True)
         began = monotonic()
+        name = f"[{number + 1}/{len(cells)}] {cell.name}"
         try:
-            if ranks and type(cell.work) is Training:
-                train_cell(folder, ranks)
-            else:
-                cell.work.run(folder, memory)
+            with working(name):
+                if ranks and type(cell.work) is Training:
+                    train_cell(folder, ranks)
+                else:
+                    cell.work.run(folder, memory)
         except Exception as fault:  # one broken cell must not cost the others
             what = str(fault) if isinstance(fault, DecdpoError) else traceback.format_exc()
             error.write_text(what + "\n", encoding="utf-8")
             broken.append((cell, what))
-            say(f"[{number + 1}/{len(cells)}] {cell.name}: BROKEN, see {error}")
+            say(f"{name}: BROKEN, see {error}")
         else:
-            say(f"[{number + 1}/{len(cells)}] {cell.name}: {monotonic() - began:.1f} s")
+            say(f"{name}: {monotonic() - began:.1f} s")
+    working.close()
     return broken
 
 

@@ -1,0 +1,73 @@
+"""What is known of a run before its first round: gathered once, printed, and kept in run.json."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from decdpo.comm.machine import machine
+from decdpo.comm.world import Exchange, World
+from decdpo.config import Config
+from decdpo.policies.base import Policy
+from decdpo.report.start import distinct
+from decdpo.run import Agent, Schedule
+
+
+def start_facts(
+    world: World,
+    config: Config,
+    policy: Policy,
+    schedule: Schedule,
+    exchange: Exchange | None,
+    agents: Sequence[Agent],
+    device: str,
+    out: Path,
+    next_round: int,
+) -> dict[str, Any]:
+    """Return the facts that ``report.start`` makes lines of, the same on every process. Collective.
+
+    agents : those of this process. device : of this process. next_round : from which it trains.
+    """
+    pairs = world.collect({a.id: _pairs(a.data) for a in agents}).values()
+    mine = {
+        "machine": machine(device),
+        "transport": "nothing is sent" if exchange is None else exchange.transport,
+        "doubts": [] if exchange is None else list(exchange.doubts),
+    }
+    places = world.collect({a.id: mine if a is agents[0] else None for a in agents})
+    of_process = [place for place in places.values() if place]
+    steps = getattr(config.algorithm, "local_steps", 1)
+    training = [p["training"] for p in pairs]
+    saves = config.checkpoint.every
+    return {
+        "agents": world.num_agents,
+        "processes": [place["machine"] for place in of_process],
+        "wanted_device": config.device.kind,
+        "gpu_of_use": config.policy.kind == "causal_lm",
+        "policy": " ".join([config.policy.kind, getattr(config.policy, "model", "")]).strip(),
+        "precision": str(policy.layout.dtype).removeprefix("torch."),
+        "parameters": policy.layout.size,
+        "pairs": {
+            "training": sum(training),
+            "heldout": sum(p["heldout"] for p in pairs),
+            "fewest": min(training),
+            "most": max(training),
+            "equal": sum(p["equal"] for p in pairs),
+        },
+        "method": f"{config.algorithm.kind}, E = {steps}, loss {config.loss.kind}, "
+        f"{config.optim.kind} at lr {config.optim.lr:g}",
+        "graph": None if config.topology is None else config.topology.graph,
+        "rho": getattr(schedule, "rho", None),
+        "transport": distinct(place["transport"] for place in of_process),
+        "doubts": distinct(doubt for place in of_process for doubt in place["doubts"]),
+        "rounds": [next_round, config.run.rounds],
+        "folder": str(out),
+        "saves": f"a checkpoint every {saves:,}" if saves else "a checkpoint at the end",
+    }
+
+
+def _pairs(data: Any) -> dict[str, int]:
+    return {
+        "training": data.num_train,
+        "heldout": data.num_heldout,
+        "equal": int(data.alike[data.train_rows].sum()),
+    }

@@ -1,0 +1,63 @@
+"""What a run is measured by: here, whether anything can be learnt at its start."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from decdpo.comm.local import LocalWorld
+from decdpo.errors import DataError
+from decdpo.evaluation import require_gradient
+from decdpo.params.flat import FlatParams, Layout
+from decdpo.policies.stats import Stats
+from decdpo.run import Agent
+
+
+class Slope:
+    """An objective whose gradient is 1 where ``steep`` says so of an agent's rows, else 0."""
+
+    def __init__(self, steep):
+        self.steep = steep
+        self.looks = 0
+
+    def gradients(self, batches):
+        for batch in batches:
+            self.looks += 1
+            batch.params.grad.fill_(float(self.steep(batch.data.agent, list(batch.rows))))
+            yield Stats.zero()
+
+
+def agents(pairs=40):
+    found = []
+    for i in range(3):
+        params = FlatParams(Layout(("x",), ((2,),), 2), torch.zeros(2))
+        data = SimpleNamespace(agent=i, train_rows=np.arange(pairs))
+        found.append(Agent(i, params, None, data, None, Stats.zero()))
+    return found
+
+
+def test_a_start_without_any_gradient_is_refused_with_its_likely_causes():
+    with pytest.raises(DataError, match="gradient of every training pair of all agents") as caught:
+        require_gradient(LocalWorld(3), Slope(lambda agent, rows: False), agents())
+    assert caught.value.collective and "policy.features" in caught.value.remedy
+    with pytest.raises(DataError):
+        require_gradient(LocalWorld(3), Slope(lambda agent, rows: False), agents(pairs=0))
+
+
+@pytest.mark.parametrize(
+    "steep",
+    [
+        lambda agent, rows: agent == 2 and rows == [37],
+        lambda agent, rows: agent == 0 and rows == [0],
+        lambda agent, rows: agent == 1 and len(rows) > 1,
+    ],
+)
+def test_one_pair_of_one_agent_with_a_gradient_is_enough(steep):
+    require_gradient(LocalWorld(3), Slope(steep), agents())
+
+
+def test_as_a_rule_one_look_is_enough():
+    slope = Slope(lambda agent, rows: True)
+    require_gradient(LocalWorld(3), slope, agents())
+    assert slope.looks == 1
