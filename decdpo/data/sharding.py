@@ -197,7 +197,7 @@ def _describe(
     """Add texts, numbers, users, agents and their differences to the report, and what is odd."""
     used = np.flatnonzero(owner >= 0)
     report.update(reporting.of_pairs(store, texts, owner >= 0))
-    report["leaks"] = leaks(texts, owner, held_out) if report["texts"] else None
+    report["leaks"] = leaks(texts, store.edges, owner, held_out) if report["texts"] else None
     report["agents"] = reporting.per_agent(owner, held_out, store.edges, names)
     rule = parse_partition(plan.partition)
     if rule.kind == "dirichlet" and rule.column:

@@ -12,7 +12,7 @@ WIDTH = 100
 LONGEST = 600
 """Characters of a text that are shown by default; the rest is cut out of its middle."""
 
-_NAME = 10
+_NAME = 12
 _TAIL = 120
 
 
@@ -38,7 +38,7 @@ def of_shard(shard: PreferenceShard, row: int) -> ShownPair:
     """Return pair ``row`` of a shard with its source row, agent, user, scores and weight."""
     part = "training" if row < shard.num_train else "held out"
     about: dict[str, Any] = {
-        "source": f"row {shard.source_row[row]}",
+        "source": f"row {shard.places[row]}",
         "agent": f"{shard.agent}, {part}",
     }
     if shard.user is not None:

@@ -91,6 +91,7 @@ def test_an_oddity_is_a_warning_and_an_error_under_strict(tmp_path, kind):
 
 
 NOTES = {
+    "short_answer": changed(chosen=lambda k: f"{k}", rejected=lambda k: f"{k + 1}"),
     "few_prompts": [
         {**plain(k), "prompt": f"question {k % 2}"} for k in range(120)
     ],
@@ -208,7 +209,8 @@ def test_every_marker_of_a_template_is_found(tmp_path):
 
 def leaking(k):
     """Return rows in which every question is asked five times, with answers of its own."""
-    return {"prompt": f"question {k // 5}", "chosen": f"yes {k // 5}", "rejected": f"no {k}"}
+    chosen, rejected = f"yes, that is number {k // 5}", f"no, that is number {k}"
+    return {"prompt": f"question {k // 5}", "chosen": chosen, "rejected": rejected}
 
 
 def test_leaks_are_counted_and_whole_prompts_mend_them(tmp_path):
@@ -251,8 +253,12 @@ def test_whole_prompts_are_held_out_alike_in_every_process(tmp_path):
 
 def test_answers_under_several_prompts_need_another_column(tmp_path):
     rows = [
-        {"prompt": f"question {k}", "chosen": f"yes {k % 15}", "rejected": f"no {k % 15}",
-         "topic": f"{k % 15}"}
+        {
+            "prompt": f"question {k}",
+            "chosen": f"yes, number {k % 15} of all",
+            "rejected": f"no, {k % 15}",
+            "topic": f"{k % 15}",
+        }
         for k in range(200)
     ]
     report = shard(tmp_path, rows, Plan("iid", 2))
@@ -329,7 +335,7 @@ def test_messages_are_shown_one_by_one(tmp_path, capsys):
     source = write(tmp_path / "a", rows)
     assert main(["shard", str(source), "--agents", "2", "--out", str(tmp_path / "s")]) == 0
     said = capsys.readouterr().out
-    assert '   system   "Be\\nkind"\n   user     "hi"\n  chosen    "answer 0"' in said
+    assert '   system     "Be\\nkind"\n   user       "hi"\n  chosen      "answer 0"' in said
 
 
 def test_a_number_of_pairs_below_zero_is_refused(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """What in a sharding looks as if it had been read wrong, or will not train as its user thinks."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from decdpo.data.ingest.numbers import WIDE
@@ -107,9 +107,11 @@ def _answers(report: Mapping[str, Any]) -> Iterator[Doubt]:
         report, "equal_features", "have answers with equal features: they teach nothing", ""
     )
     if not few_answers(report):
-        yield from _common(
-            report, "short_answer", f"have an answer of fewer than {SHORT} bytes", ""
-        )
+        what = f"have an answer of fewer than {SHORT} bytes"
+        # Where most are, such as numbers, that is what answers are.
+        most = report["oddities"].get("short_answer", {"pairs": 0})["pairs"] * 2 > report["pairs"]
+        for doubt in _common(report, "short_answer", what, ""):
+            yield replace(doubt, warning=doubt.warning and not most)
     yield from _common(
         report,
         "next_turn",
@@ -163,7 +165,8 @@ def _judgments(report: Mapping[str, Any]) -> Iterator[Doubt]:
         report,
         "duplicate",
         "repeat a pair of another source row",
-        "drop the copies, or hold out whole prompts with --group prompt",
+        "drop the copies"
+        + (", or hold out whole prompts with --group prompt" if not _by_prompt(report) else ""),
     )
     yield from _common(
         report,
@@ -263,12 +266,12 @@ def _leaks(report: Mapping[str, Any]) -> Iterator[Doubt]:
     leaks = report["leaks"]
     if not leaks:
         return
-    held, by_prompt = leaks["held_out_pairs"], report["held_out_by"] == "prompt"
+    held, by_prompt = leaks["held_out_pairs"], _by_prompt(report)
     asked, answered = leaks["pairs_with_prompt"], leaks["pairs_with_answer"]
     several = report["texts"]["distinct_prompts"] > 1
     enough = max(LEAK * held, 1) if held >= ENOUGH else held + 1
     known_prompts = several and asked >= enough
-    known_answers = answered >= enough and not few_answers(report)
+    known_answers = answered >= enough
     seen = [f"{asked:,} have a prompt"] * known_prompts
     seen += [f"{answered:,} have an answer"] * known_answers
     if seen:
@@ -279,6 +282,10 @@ def _leaks(report: Mapping[str, Any]) -> Iterator[Doubt]:
             _leak_remedy(report, by_prompt, known_answers),
             warning=known_answers,
         )
+
+
+def _by_prompt(report: Mapping[str, Any]) -> bool:
+    return bool(report["held_out_by"] == "prompt")
 
 
 def _leak_remedy(report: Mapping[str, Any], by_prompt: bool, known_answers: bool) -> str:

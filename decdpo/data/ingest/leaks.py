@@ -6,6 +6,9 @@ import numpy as np
 
 from decdpo.data.ingest.survey import Survey, distinct
 
+TELLING = 20
+"""Bytes of an answer from which it does not recur by chance, as Yes, No and numbers do."""
+
 _ODD = tuple(np.uint64(k) for k in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9))
 
 
@@ -16,15 +19,18 @@ def pair_keys(texts: Survey) -> np.ndarray:
     return texts.prompts * _ODD[0] + low * _ODD[1] + high * _ODD[2]
 
 
-def leaks(texts: Survey, owner: np.ndarray, held_out: np.ndarray) -> dict[str, Any] | None:
+def leaks(
+    texts: Survey, edges: np.ndarray, owner: np.ndarray, held_out: np.ndarray
+) -> dict[str, Any] | None:
     """Return how much of what is held out is also trained on, by any agent; None without any.
 
-    owner : (n,) agent of each pair, -1 for none. held_out : (n,) bool.
+    edges : (n, 4) as in ``PairStore.edges``. owner : (n,) agent of each pair, -1 for none.
+    held_out : (n,) bool.
 
     pairs, prompts, answers : of each, how many different ones are ``held_out`` and how many of
     these are ``trained_on``. pairs_with_prompt, pairs_with_answer : held-out pairs whose prompt, or
-    one of whose answers, is trained on. several_prompts : share of the different answers that
-    stand under more than one prompt.
+    one of whose answers of at least ``TELLING`` bytes, is trained on. several_prompts : share of
+    the different answers that stand under more than one prompt.
     """
     held = (owner >= 0) & held_out
     trained = (owner >= 0) & ~held_out
@@ -33,6 +39,7 @@ def leaks(texts: Survey, owner: np.ndarray, held_out: np.ndarray) -> dict[str, A
     answers = np.stack([texts.chosen, texts.rejected], axis=1)
     prompt_seen = np.isin(texts.prompts[held], texts.prompts[trained])
     answer_seen = np.isin(answers[held], answers[trained])
+    telling = np.diff(edges[held], axis=1)[:, 1:] >= TELLING
     keys = pair_keys(texts)
     key_seen = np.isin(keys[held], keys[trained])
 
@@ -45,7 +52,7 @@ def leaks(texts: Survey, owner: np.ndarray, held_out: np.ndarray) -> dict[str, A
         "prompts": counted(texts.prompts[held], prompt_seen),
         "answers": counted(answers[held], answer_seen),
         "pairs_with_prompt": int(prompt_seen.sum()),
-        "pairs_with_answer": int(answer_seen.any(axis=1).sum()),
+        "pairs_with_answer": int((answer_seen & telling).any(axis=1).sum()),
         "several_prompts": round(_under_several(texts), 4),
     }
 
