@@ -23,7 +23,7 @@ from decdpo.data.index import ShardIndex
 from decdpo.data.storage import replacing
 from decdpo.errors import DataError, DecdpoError
 from decdpo.evaluation import require_gradient
-from decdpo.folder import naming, record_start, versions
+from decdpo.folder import naming, record_start, run_id, versions
 from decdpo.launch import Job
 from decdpo.metrics import RECORDS, Metrics
 from decdpo.policies.base import Policy
@@ -96,12 +96,14 @@ def prepare(
     config: Config,
     out: Path,
     *,
+    id: str | None = None,
     training: bool = True,
     trace: bool = False,
     progress: str = "auto",
 ) -> Experiment:
     """Make every object of an experiment, or fail on every process alike. Collective.
 
+    id : of a new run; None is that of the run in ``out``, whose checkpoints alone are taken.
     training : whether it shall train; otherwise its run folder is only read, no exchange is made,
     and a checkpoint need only be of the same agents, model and data. trace : whether to keep a
     timeline. progress : how it shows how far it is, of ``progress.MODES``.
@@ -143,6 +145,7 @@ def prepare(
     store = CheckpointStore(
         out / "checkpoints",
         world=world,
+        run=job.together(lambda: run_id(out)) if id is None else id,
         keep=config.checkpoint.keep,
         keep_every=config.checkpoint.keep_every,
         identity=names if training else {key: names[key] for key in LEARNT if key in names},
@@ -399,6 +402,7 @@ def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
     if not experiment.world.is_root:
         return
     facts = {
+        "id": experiment.store.run,
         "command": shlex.join(sys.argv),
         "folder": str(Path.cwd()),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

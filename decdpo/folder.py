@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -15,39 +16,47 @@ from decdpo import __version__
 from decdpo.checkpoint.writer import os_fault
 from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError, EnvironmentFault
+from decdpo.files import parse_json, read_bytes
 from decdpo.launch import Job
 from decdpo.locks import Lock
+from decdpo.room import require_room
 
 SHOWS = 10.0
 """Seconds after which a file written on one node is seen by all, on a file system that they share.
 """
 
 
-def new_folder(job: Job, out: Path) -> None:
-    """Make the run folder, or refuse one that already holds a run. Collective.
+def new_folder(job: Job, out: Path) -> str:
+    """Make the run folder and return the new run's id, the same on all processes. Collective.
 
-    A run has begun once its config.toml is there, which is written after the first checkpoint: what
-    an earlier start was killed too soon to finish is no run, and is written over.
+    Raises ``ConfigError`` on all if it holds a run, or what is not of one; see ``room``. What an
+    earlier start was killed too soon to finish is no run, and is written over.
     """
 
     def make() -> None:
-        if job.is_root:
-            if (out / "config.toml").exists():
-                raise ConfigError(
-                    f"{out} already holds a run",
-                    f"continue it with `decdpo resume {out}`, or give another folder with --out",
-                )
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                for name in ("metrics.jsonl", "run.json"):
-                    (out / name).unlink(missing_ok=True)
-            except OSError as fault:
-                raise ConfigError(
-                    f"cannot use the run folder {out}: {fault.strerror}",
-                    "give a folder that you may write to with --out",
-                ) from None
+        if not job.is_root:
+            return
+        try:
+            require_room(out)
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            raise ConfigError(
+                f"cannot use the run folder {out}: {fault.strerror}",
+                "give a folder that you may write to with --out",
+            ) from None
 
     job.together(make)
+    return str(job.boot.collect({job.rank: uuid4().hex})[0])
+
+
+def run_id(out: Path) -> str:
+    """Return the id of the run in ``out``; empty if it has none, being of an earlier version."""
+    with suppress(OSError, ValueError):
+        facts = parse_json(read_bytes(out / "run.json"))
+        found = facts.get("id") if isinstance(facts, dict) else None
+        if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found):
+            return found
+    return ""
 
 
 @contextmanager
@@ -139,9 +148,10 @@ def _start(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _earlier_starts(record: Path) -> list[dict[str, Any]]:
     """Return the starts in an earlier ``run.json``; none if there is none that can be read."""
     try:
-        facts = json.loads(record.read_text(encoding="utf-8"))
+        facts = parse_json(read_bytes(record))
         # Earlier versions told of the newest start alone.
-        return list(facts["starts"]) if "starts" in facts else [_start(facts)]
+        starts = list(facts["starts"]) if "starts" in facts else [_start(facts)]
+        return [start for start in starts if isinstance(start, dict)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 from pathlib import Path
 from typing import TextIO
 
@@ -9,6 +10,11 @@ from decdpo.errors import EnvironmentFault
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 """What flock says on a file system without locks, such as Lustre mounted so, or NFS."""
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for a reader, should the file be a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 class Lock:
@@ -24,7 +30,7 @@ class Lock:
     def __init__(self, folder: Path, busy: str) -> None:
         self.missing = ""
         # Opened to append: what the holder of the lock has written there stays.
-        self._file: TextIO = (folder / ".lock").open("a", encoding="utf-8")
+        self._file: TextIO = open(folder / ".lock", "a", encoding="utf-8", opener=_at_once)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

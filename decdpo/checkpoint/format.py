@@ -30,6 +30,7 @@ FORMAT = "decdpo-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 WRITING, OLD, REMOVING = ".writing-", ".old-", ".removing-"
+_PART = re.compile(r"part_\d{4,}\.h5")
 _ROUND = re.compile(r"round_(\d{6,})")
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -61,6 +62,7 @@ class Manifest:
     resuming, by key.
     config : the text of the effective configuration. versions : of the libraries that wrote it.
     extra : what else the run wants back, as JSON. created : UTC time.
+    run : id of the run, empty in checkpoints of earlier versions.
     """
 
     round: Count
@@ -72,6 +74,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
+    run: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -141,6 +144,13 @@ def round_of(folder: Path) -> int | None:
     """Return the round that a folder's name says, None if it is not a checkpoint's name."""
     match = _ROUND.fullmatch(folder.name)
     return int(match[1]) if match and round_name(int(match[1])) == folder.name else None
+
+
+def only_ours(folder: Path) -> bool:
+    """Say whether a folder holds nothing but the files of a checkpoint."""
+    return folder.is_dir() and all(
+        entry.name == MANIFEST or _PART.fullmatch(entry.name) for entry in folder.iterdir()
+    )
 
 
 def committed(folder: Path) -> dict[int, Path]:

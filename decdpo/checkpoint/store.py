@@ -15,6 +15,7 @@ from decdpo.checkpoint.format import (
     clean_up,
     committed,
     discard,
+    only_ours,
     round_name,
     round_of,
     sync_folder,
@@ -50,6 +51,8 @@ class CheckpointStore:
     config : the text of the effective configuration, kept for the reader.
     versions : of the libraries, kept for the reader.
     warn : is told one line for every checkpoint that is rejected.
+    run : id of the run, whose checkpoints alone are taken; empty takes those of any, and then only
+        those of the same one.
     read_only : to load, and never to save: nothing in ``folder`` is made or removed.
     reasons : by key, says why it may not differ, from the value saved and the rounds done.
 
@@ -71,6 +74,7 @@ class CheckpointStore:
         config: str = "",
         versions: Mapping[str, str] | None = None,
         warn: Callable[[str], None] = _to_stderr,
+        run: str = "",
         read_only: bool = False,
         reasons: Mapping[str, Callable[[str, int], str]] | None = None,
     ) -> None:
@@ -79,6 +83,7 @@ class CheckpointStore:
         self.folder = Path(folder)
         self.extra: Mapping[str, Any] = {}
         self.changed = False
+        self.run = run
         self._read_only = read_only
         self._reasons = dict(reasons or {})
         self._world = world
@@ -144,6 +149,7 @@ class CheckpointStore:
             config=self._config,
             versions=self._versions,
             extra=dict(extra or {}),
+            run=self.run,
         )
         self._serial += 1
         self._writer.start(Job(manifest, records))
@@ -235,12 +241,18 @@ class CheckpointStore:
         self.extra = manifest.extra
         self.changed = changed
         self._serial = manifest.serial
+        self.run = manifest.run
         return True
+
+    def _foreign(self, manifest: Manifest) -> bool:
+        return bool(self.run) and manifest.run != self.run
 
     def _check(self, folder: Path) -> tuple[Manifest | None, str | None]:
         """Read the manifest, and this process's share of all parts; return the damage found."""
         try:
             manifest = _read_manifest(folder)
+            if self._foreign(manifest):
+                return None, f"{folder} is of another run, {manifest.run or 'without an id'}"
             for part in manifest.parts[self._heads.index(self._head) :: len(self._heads)]:
                 check_part(folder / part.file, part.bytes, part.crc32)
         except Damaged as fault:
@@ -334,10 +346,11 @@ class CheckpointStore:
         """Remove what retention does not keep, counting back from the one just committed.
 
         Damaged ones do not count and go once they are passed; later ones, left from before a
-        resume, are not touched.
+        resume, are not touched, nor what is of another run or no checkpoint at all.
         """
         self._rejected.discard(newest.round)
-        found = {r: path for r, path in committed(self.folder).items() if r <= newest.round}
+        passed = {r: path for r, path in committed(self.folder).items() if r <= newest.round}
+        found = {round: path for round, path in passed.items() if self._may_go(path)}
         serials = {round: self._serial_if_good(round, path) for round, path in found.items()}
         good = [round for round, serial in serials.items() if serial is not None]
         kept = set(good[-self._keep :])
@@ -351,6 +364,15 @@ class CheckpointStore:
                 discard(path)
             except OSError as fault:
                 self._warn(f"an old checkpoint could not be removed: {path}: {fault.strerror}")
+
+    def _may_go(self, folder: Path) -> bool:
+        """Say whether a folder is a checkpoint of this run, as far as it can be read."""
+        try:
+            return only_ours(folder) and not self._foreign(_read_manifest(folder))
+        except Damaged:
+            return True
+        except OSError:
+            return False
 
     def _serial_if_good(self, round: int, folder: Path) -> int | None:
         """Return the serial number of a checkpoint, None if a quick look finds it damaged."""

@@ -63,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
             job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)
         job.boot.require_same("--out", str(args.out))
-        new_folder(job, args.out)
+        id = new_folder(job, args.out)
         with locked(job, args.out):
             experiment = prepare(
-                job, config, args.out, trace=args.trace, progress=args.progress
+                job, config, args.out, id=id, trace=args.trace, progress=args.progress
             )
             ending = execute(job, experiment, next_round=0)
             experiment.close()

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from decdpo.errors import EnvironmentFault
 
+_OF_ONE_PROCESS = ("metrics.jsonl", "start.json", "gradients.json")
+"""What a cell leaves behind that was killed while it was trained without ``mpirun``."""
+
 
 def find_mpirun() -> str:
     """Return the path of mpirun.
@@ -33,6 +36,8 @@ def train_cell(folder: Path, ranks: int) -> None:
     if (folder / "config.toml").exists():
         command += ["resume", str(folder)]
     else:
+        for name in _OF_ONE_PROCESS:
+            (folder / name).unlink(missing_ok=True)
         command += ["train", f"{folder}.toml", "--out", str(folder)]
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     settings["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
