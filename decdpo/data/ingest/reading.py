@@ -139,19 +139,19 @@ def _values(
     record: Record | str, user: str | None, stem: str, wanted: dict[str, str | None]
 ) -> list[str] | str:
     """Return the values of the partition's and the group's column; a string says what is wrong."""
-    found = []
+    found: list[str] = []
     for column in wanted.values():
-        value: Any = ""
+        value: str | None = ""
         if column is not None and isinstance(record, dict):
-            derived = {"user": user, "file": stem}.get(column)
-            value = record.get(column) if derived is None else derived
+            value = stem if column == "file" else user if column == "user" else None
             try:
-                value = name_of(value)
+                # A file may have a column of that name that nobody was read from.
+                value = value or name_of(record.get(column))
             except Unusable as error:
                 return f"{column} {error}"
             if value is None:
                 return f"no {column}"
-        found.append(str(value))
+        found.append(value)
     return found
 
 

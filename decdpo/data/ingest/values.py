@@ -22,13 +22,18 @@ def name_of(value: Any) -> str | None:
 
     Raises ``Unusable`` with the end of a sentence if the value is a list, an object or no text.
     """
-    if missing(value):
+    text: str | None
+    if isinstance(value, str):
+        text = value
+    elif missing(value):
         return None
-    if isinstance(value, (list, dict)):
+    elif isinstance(value, (list, dict)):
         raise Unusable("is not one value")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = decoded(value) if isinstance(value, bytes) else str(value)
+    elif isinstance(value, bytes):
+        text = decoded(value)
+    else:
+        whole = isinstance(value, float) and value.is_integer()
+        text = str(int(value) if whole else value)
     if text is None or not is_unicode(text):
         raise Unusable("is not valid Unicode")
     return text if text.strip() else None

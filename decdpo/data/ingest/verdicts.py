@@ -25,21 +25,28 @@ class Verdicts:
     answers : the columns of the two answers, which verdicts may name. values : what a verdict says
     for the first and for the second answer, or None. scale : the numbers that say most for the
     first and for the second answer, or None; between them the nearer one counts, and their middle
-    is a tie. met : the different verdicts seen so far.
+    is a tie. met : the different verdicts seen so far, and what they were taken for.
     """
 
     answers: tuple[str, str]
     values: tuple[str, str] | None = None
     scale: tuple[float, float] | None = None
-    met: dict[str, None] = field(default_factory=dict, compare=False)
+    met: dict[str, bool | str] = field(default_factory=dict, compare=False)
 
     def second(self, verdict: Any) -> bool | str:
         """Return whether a verdict prefers the second answer; a string says why it does neither."""
         if missing(verdict) or verdict == "":
             return "no label"
-        word = said(verdict)
-        if word not in self.met and len(self.met) < _MOST_MET:
-            self.met[word] = None
+        # Files repeat a few verdicts many times.
+        key = verdict if isinstance(verdict, str) else str(verdict)
+        if (found := self.met.get(key)) is not None:
+            return found
+        found = self._second(said(verdict))
+        if len(self.met) < _MOST_MET:
+            self.met[key] = found
+        return found
+
+    def _second(self, word: str) -> bool | str:
         if self.scale is not None:
             return _on_scale(word, self.scale)
         if self.values:
@@ -64,7 +71,7 @@ class Verdicts:
         """
         if self.values is not None or self.scale is not None:
             return
-        words = self.met.keys() - _NOTHING
+        words = {said(key) for key in self.met} - _NOTHING
         if words == {"0", "1"}:
             raise DataError(
                 f"{where} says 0 and 1, which may be the first and the second answer, or a tie and "
