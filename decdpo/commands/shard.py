@@ -11,7 +11,18 @@ LONGEST_SHOWN = 4000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``decdpo shard``."""
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files of preference data")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="files of preference data, or folders of them"
+    )
+    parser.add_argument(
+        "--split", metavar="NAME", help="split to read of a folder that holds several: train"
+    )
+    parser.add_argument(
+        "--hub",
+        action="store_true",
+        help="fetch a SOURCE that is no path, OWNER/NAME[/FOLDER][@REVISION], from the Hugging "
+        "Face hub",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--agents",
@@ -99,7 +110,15 @@ def run(args: argparse.Namespace) -> int:
         history=args.history,
     )
     plan = Plan(
-        args.partition, args.agents, args.holdout, args.seed, args.group, columns, args.strict
+        partition=args.partition,
+        agents=args.agents,
+        holdout=args.holdout,
+        seed=args.seed,
+        group=args.group,
+        columns=columns,
+        strict=args.strict,
+        split=args.split,
+        hub=args.hub,
     )
     pairs: list[ShownPair] = []
     index = make_shards(

@@ -18,8 +18,10 @@ from decdpo.data.index import ShardEntry, ShardIndex
 from decdpo.data.ingest import report as reporting
 from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.doubts import INCOMPLETE, doubts
+from decdpo.data.ingest.hub import fetch
 from decdpo.data.ingest.leaks import leaks
 from decdpo.data.ingest.numbers import require_held
+from decdpo.data.ingest.places import files_of
 from decdpo.data.ingest.reading import read_sources
 from decdpo.data.ingest.shown import shown_pairs
 from decdpo.data.ingest.spill import PairStore
@@ -46,7 +48,9 @@ class Plan:
     partition : see ``decdpo.data.partition.KINDS``. agents : number of shards; None only with
     "by:COLUMN". holdout : share of held-out pairs. group : column whose values are held out as a
     whole; "prompt" stands for the prompt as read. columns : names of the sources' columns.
-    strict : any unused judgment is an error, and any warning.
+    strict : any unused judgment is an error, and any warning. split : which split of folders is
+    read, such as "train"; None: they must hold no more than one. hub : whether names that are no
+    paths are fetched from the Hugging Face hub.
     """
 
     partition: str = "iid"
@@ -56,6 +60,8 @@ class Plan:
     group: str | None = None
     columns: Columns = field(default_factory=Columns)
     strict: bool = False
+    split: str | None = None
+    hub: bool = False
 
 
 def make_shards(
@@ -75,6 +81,7 @@ def make_shards(
 
     Parameters
     ----------
+    sources : files, folders of files, or names on the hub.
     force : replace shards that are already in ``out``; other files are never touched.
     progress : is told how far reading and writing are.
     show : number of pairs, from all over the sources, that ``shown`` is called with.
@@ -92,9 +99,9 @@ def make_shards(
         raise DataError(f"{plan.agents} agents", "use --agents 1 or more")
     if not 0 <= plan.seed < 2**63:
         raise DataError(f"seed {plan.seed} is not in [0, 2**63)", "use for example --seed 0")
-    paths = [Path(source) for source in sources]
-    _require_distinct(paths)
     require_room(out, force)
+    fetching = (lambda name: fetch(name, progress)) if plan.hub else None
+    paths = files_of(sources, plan.split, fetching, progress)
     with staging(out) as folder:
         store = PairStore(folder)
         try:
@@ -124,15 +131,6 @@ def make_shards(
         index.save()
         commit(folder, out)
     return ShardIndex.load(out)
-
-
-def _require_distinct(paths: Sequence[Path]) -> None:
-    """Refuse a source given twice: its pairs would be trained on and held out alike."""
-    seen: dict[str, Path] = {}
-    for path in paths:
-        first = seen.setdefault(os.path.realpath(path), path)
-        if first is not path:
-            raise DataError(f"{path} and {first} are the same file", "name each source once")
 
 
 def _deal(

@@ -149,8 +149,8 @@ def _values(
                 value = value or name_of(record.get(column))
             except Unusable as error:
                 return f"{column} {error}"
-            if value is None:
-                return f"no {column}"
+        if value is None:
+            return f"no {column}"
         found.append(value)
     return found
 

@@ -80,7 +80,8 @@ def records(path: Path) -> Iterator[Record | str]:
                     rows += 1
                     yield record
     except FileNotFoundError:
-        raise DataError(f"there is no file {path}", "check the path of the source") from None
+        remedy = "check the path of the source; a name on the Hugging Face hub needs --hub"
+        raise DataError(f"there is no file {path}", remedy) from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         after = f" after row {rows}" if rows else ""
         raise DataError(
