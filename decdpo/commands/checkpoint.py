@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from decdpo.commands.resume import other_runs
 from decdpo.errors import CheckpointError, ConfigError
 
 
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--state means nothing to {args.action}", "use it with decdpo checkpoint digest"
         )
+    if not args.path.exists():
+        raise CheckpointError(f"there is no {args.path.absolute()}", other_runs(args.path))
     folder = locate(args.path, args.round)
     return {"show": _show, "verify": _verify, "digest": _digest}[args.action](folder, args)
 

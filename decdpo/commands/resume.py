@@ -85,11 +85,11 @@ def read_config(folder: Path, overrides: list[str], *, reading: bool = False) ->
     path = folder / "config.toml"
     if not path.is_file():
         what = "it has no config.toml" if folder.is_dir() else f"there is no {folder.absolute()}"
-        raise CheckpointError(f"{folder} is not a run folder: {what}", _other_runs(folder))
+        raise CheckpointError(f"{folder} is not a run folder: {what}", other_runs(folder))
     return load(path, overrides, reading=reading)
 
 
-def _other_runs(folder: Path) -> str:
+def other_runs(folder: Path) -> str:
     """Return which runs there are where ``folder`` is not one."""
     inside = folder if folder.is_dir() else folder.parent
     try:

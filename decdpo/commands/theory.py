@@ -75,7 +75,8 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
 
     job.boot.require_same("the source", str(args.source))
     job.together(lambda: _check(args))
-    is_run = args.source.is_dir()
+    # A name that is neither is taken for what it looks like, so that the error tells of such.
+    is_run = args.source.is_dir() or not (args.source.exists() or args.source.suffix == ".toml")
     config = job.together(lambda: _config(args, is_run, job.say))
     experiment = prepare(job, config, args.source, training=False)
     world, agents = experiment.world, experiment.agents

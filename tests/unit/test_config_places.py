@@ -13,6 +13,7 @@ from decdpo.errors import ConfigError
 TEXTS = {
     "data.shards": '[data]\nshards = "it"',
     "policy.model": '[policy]\nkind = "causal_lm"\nmodel = "it"',
+    "policy.chat_template": '[policy]\nkind = "causal_lm"\nchat_template = "it"\nmodel = "/"',
     "policy.feature_map": '[policy]\nkind = "trajectory"\nfeature_map = "it"',
     "topology.file": '[topology]\ngraph = "file"\nfile = "it"',
     "staleness.run": '[staleness]\nkind = "replay"\nrun = "it"',
@@ -54,7 +55,12 @@ def test_a_path_beside_the_file_is_found_and_told(name, elsewhere):
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_a_template_that_is_no_path_is_left_to_be_a_name(elsewhere):
+    config = parse(TEXTS["policy.chat_template"])
+    assert find_paths(config, elsewhere / "run.toml", print) == config
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "policy.chat_template"])
 def test_a_path_that_leads_nowhere_is_told_with_every_place(name, elsewhere):
     run = elsewhere / "run"
     run.mkdir()
@@ -116,6 +122,9 @@ def test_what_is_no_run_or_configuration_is_told_what_there_is(elsewhere, monkey
          f"did you mean 'ring'?): the runs in {elsewhere / 'runs'} are ring, star"),
         ("resume runs", f"it has no config.toml|the runs in {elsewhere / 'runs'} are ring, star"),
         ("export here --out x", f"there is no {elsewhere / 'here'}|{elsewhere} has no run"),
+        ("checkpoint digest runs/rings", f"no {elsewhere / 'runs' / 'rings'}|did you mean 'ring'?"),
+        ("theory runs/rings", f"no {elsewhere / 'runs' / 'rings'}|did you mean 'ring'?"),
+        ("theory rum.toml", "did you mean 'run.toml'?"),
         ("train rum.toml --out x", f"did you mean 'run.toml'?): the TOML files in {elsewhere}"),
         ("config runs", f"give a TOML file: {elsewhere / 'runs'} has no TOML file"),
         ("study topolgy --out x", "no study 'topolgy' (did you mean 'topology'?)"),
