@@ -69,7 +69,7 @@ def records(path: Path) -> Iterator[Record | str]:
     Raises ``DataError`` with the place if the file is missing, empty, damaged, or of no known kind;
     ``EnvironmentFault`` if it needs pyarrow, which is not installed.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{path} is a folder", "give the files in it")
     rows = 0
     try:
