@@ -40,7 +40,8 @@ def locate(path: Path, round: int | None = None) -> Path:
     if round not in found:
         present = ", ".join(map(str, found))
         raise CheckpointError(
-            f"{path}: no checkpoint of round {round}", f"there are those of rounds {present}"
+            f"{path}: there is no checkpoint of round {round}; those of rounds {present} are kept",
+            "take one of these with --round, or the newest without it",
         )
     return found[round]
 

@@ -201,12 +201,12 @@ class CheckpointStore:
         if wanted or required or round is not None:
             kind = "checkpoint" if round is None else f"checkpoint of round {round}"
             what = f"no {kind} is whole" if wanted else f"there is no {kind}"
-            self._world.require(
-                CheckpointError(
-                    f"{self.folder}: {what}",
-                    "name a run folder with a whole checkpoint, or start anew in another one",
-                )
-            )
+            remedy = "name a run folder with a whole checkpoint, or start anew in another one"
+            if round is not None and rounds:
+                what += f"; those of rounds {', '.join(map(str, rounds))} are kept"
+                remedy = "take one of these, or the newest without a round; the next run keeps "
+                remedy += "more of them with checkpoint.keep or checkpoint.keep_every"
+            self._world.require(CheckpointError(f"{self.folder}: {what}", remedy))
         return None
 
     def _rounds(self) -> list[int] | str:

@@ -1,7 +1,9 @@
-"""Measure loss, accuracy and margins on the held-out pairs of every agent.
+"""Measure loss, accuracy and margins on the held-out pairs of every agent, or on other pairs.
 
 Each agent's own model and the average model are measured on the agent's held-out pairs; only
-parameters and sums are shared between the processes, never pairs.
+parameters and sums are shared between the processes, never pairs. With --data it is all pairs of
+other shards, such as a test set made by `decdpo shard` with the same kind of pairs: as many shards
+as agents are dealt out one to an agent, of any other number every agent gets all.
 
 The run need not be where it was trained: --set device.kind=cpu measures on a machine without a GPU,
 --set data.shards=FOLDER and --set policy.model=FOLDER name what has moved. Agents, model and data
@@ -13,18 +15,22 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decdpo.commands.resume import read_run
+from decdpo.commands.measuring import read_measured
+from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from decdpo.experiment import Experiment
     from decdpo.launch import Job
-
-NAMES = (("loss", "loss"), ("accuracy", "rewards/accuracies"), ("margin", "rewards/margins"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``decdpo evaluate``."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--round", type=int, help="checkpoint of this round; default: the newest")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", metavar="SHARDS",
+        help="folders of other shards, whose pairs are all measured; default: held-out pairs",
+    )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a key"
     )
@@ -41,60 +47,120 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(job: "Job", args: argparse.Namespace) -> int:
-    from decdpo.evaluation import average_model, pooled
     from decdpo.experiment import prepare
     from decdpo.progress import Working
+    from decdpo.report.heldout import heldout_table
 
     job.boot.require_same("the run folder", str(args.folder))
-    config = job.together(lambda: read_run(args.folder, args.set, job.say))
+    job.boot.require_same("--data", " ".join(map(str, args.data or ())))
+    config = job.together(lambda: read_measured(args.folder, args.set, job.say))
     experiment = prepare(job, config, args.folder, training=False)
-    world, agents, objective = experiment.world, experiment.agents, experiment.objective
     done = experiment.store.load(experiment.states(), round=args.round, required=True)
-    with Working(job.say)(f"measuring the held-out pairs with the models of round {done}"):
-        mean = average_model(world, agents)
-        own = objective.evaluations([a.batch(a.data.heldout_rows) for a in agents])
-        average = objective.evaluations([a.batch(a.data.heldout_rows, mean) for a in agents])
-    models = {
-        model: {a.id: stats for a, stats in zip(agents, scored)}
-        for model, scored in (("own", own), ("average", average))
-    }
-    mine = {
-        a.id: {"pairs": a.data.num_heldout, **{m: _pick(s[a.id]) for m, s in models.items()}}
-        for a in agents
-    }
-    every_agent = world.collect(mine)
-    total = {m: _pick(pooled(world, s)) for m, s in models.items()}
+    working = Working(job.say)
+    with working("reading the pairs to be measured"):
+        pairs, times = job.together(
+            lambda: _pairs(experiment, args.data), work="read the pairs to be measured"
+        )
+    with working(f"measuring pairs with the models of round {done}"):
+        every_agent, total = _measure(experiment, pairs, times)
     experiment.close()
     if not job.is_root:
         return 0
+    what = "held-out pairs" if not args.data else "pairs of " + ", ".join(map(str, args.data))
     rows = [
         {"agent": i, "name": experiment.index.agents[i].name, **every_agent[i]}
-        for i in range(world.num_agents)
+        for i in range(experiment.world.num_agents)
     ]
-    result = {"run": str(args.folder), "round": done, "agents": rows, **total}
-    print(json.dumps(result, indent=1) if args.json else _table(result))
+    result = {"run": str(args.folder), "round": done, "pairs_of": what, "agents": rows, **total}
+    print(json.dumps(result, indent=1) if args.json else heldout_table(result))
+    if not total["pairs"]:
+        job.say("no pair is held out: name other shards with --data")
     return 0
 
 
-def _pick(stats: Any) -> dict[str, float] | None:
-    means = stats.means()
-    return {name: means[key] for name, key in NAMES} if means else None
+def _measure(
+    experiment: "Experiment", pairs: dict[int, list[Any]], times: int
+) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
+    """Return what is measured for every agent, and for all pairs together. Collective.
+
+    pairs : (encoded shard, rows) of each local agent, as ``_pairs`` returns them. times : how many
+    agents are measured on each pair: together they are no more pairs by that.
+    """
+    import numpy as np
+
+    from decdpo.evaluation import average_model, pool
+    from decdpo.policies.stats import Stats
+    from decdpo.report.heldout import MODELS, measured
+
+    world, agents = experiment.world, experiment.agents
+    mean = average_model(world, agents)
+    columns: list[dict[int, np.ndarray]] = []
+    for model in (None, mean):
+        batches = [a.batch(r, model)._replace(data=d) for a in agents for d, r in pairs[a.id]]
+        scored = iter(experiment.objective.evaluations(batches))
+        columns.append(
+            {a.id: sum((next(scored) for _ in pairs[a.id]), Stats.zero()).values for a in agents}
+        )
+    sizes = {i: np.array([[len(r), _squared_weight(d, r)] for d, r in own]).sum(axis=0)
+             for i, own in pairs.items()}  # fmt: skip
+
+    def facts(size: np.ndarray, *values: np.ndarray) -> dict[str, Any]:
+        found = {m: measured(Stats(v), size[1]) for m, v in zip(MODELS, values, strict=True)}
+        return {"pairs": int(size[0]), **found}
+
+    every_agent = world.collect({i: facts(sizes[i], *(c[i] for c in columns)) for i in sizes})
+    size, *sums = pool(world, sizes, *columns)
+    return every_agent, facts(size * (1 / times, times), *sums)
 
 
-def _table(result: dict[str, Any]) -> str:
-    """Return the result as a table for people."""
-    head = f"{'agent':<16}{'pairs':>7}" + "".join(
-        f"{model + ' ' + name:>18}" for model in ("own", "average") for name, _ in NAMES
-    )
-    lines = [f"{result['run']} after round {result['round']}, held-out pairs", head]
-    everyone = {"pairs": sum(r["pairs"] for r in result["agents"]), **result}
-    for row, label in [
-        *((r, f"{r['agent']} {r['name']}".strip()) for r in result["agents"]),
-        (everyone, "all"),
-    ]:
-        cells = f"{label[:15]:<16}{row['pairs']:>7}"
-        for model in ("own", "average"):
-            for name, _ in NAMES:
-                cells += f"{row[model][name]:>18.4f}" if row[model] else f"{'-':>18}"
-        lines.append(cells)
-    return "\n".join(lines)
+def _pairs(
+    experiment: "Experiment", folders: list[Path] | None
+) -> tuple[dict[int, list[Any]], int]:
+    """Return (encoded shard, rows) of the pairs on which each local agent is measured.
+
+    Besides, on how many agents each pair is.
+    """
+    if not folders:
+        return {a.id: [(a.data, a.data.heldout_rows)] for a in experiment.agents}, 1
+    import numpy as np
+
+    from decdpo.data.index import ShardIndex
+    from decdpo.losses.names import LOSSES
+
+    loss = experiment.config.loss.kind
+    needs_score = LOSSES[loss].needs_score
+    places = [(index, i) for index in map(ShardIndex.load, folders)
+              for i in range(index.num_agents)]  # fmt: skip
+    trained = {entry.digest for entry in experiment.index.agents}
+    for index, i in places:
+        if index.agents[i].digest in trained:
+            raise ConfigError(
+                f"--data {index.folder}: the run was trained on {index.agents[i].file}",
+                "leave --data out to measure the pairs that were held out there",
+            )
+    n = experiment.world.num_agents
+    policy = experiment.objective.policy
+    read: dict[int, Any] = {}
+
+    def encoded(place: int) -> Any:
+        if place not in read:
+            index, i = places[place]
+            shard = policy.encode(index.open(i))
+            if needs_score and shard.score_gap is None:
+                raise ConfigError(
+                    f"--data {index.folder}: loss.kind = {loss!r} needs a score of each answer, "
+                    f"which {index.agents[i].file} does not have",
+                    "shard a source with scores, or measure with another --set loss.kind",
+                )
+            read[place] = (shard, np.arange(shard.num_pairs))
+        return read[place]
+
+    dealt = len(places) == n
+    chosen = {a.id: [a.id] if dealt else range(len(places)) for a in experiment.agents}
+    found = {agent: [encoded(place) for place in mine] for agent, mine in chosen.items()}
+    return found, 1 if dealt else n
+
+
+def _squared_weight(shard: Any, rows: Any) -> float:
+    """Return the sum of the squared weights of the ``rows`` of an encoded shard."""
+    return float(len(rows) if shard.weight is None else (shard.weight[rows] ** 2).sum())

@@ -1,7 +1,7 @@
 """Write the average model, or one agent's, for use elsewhere.
 
 A causal language model becomes a Hugging Face folder that transformers loads, any other policy the
-file policy.npz in the folder.
+file policy.npz in the folder. A card, README.md, says which run, round, agents and data it is of.
 
 The run need not be where it was trained: --set device.kind=cpu exports on a machine without a GPU,
 --set data.shards=FOLDER and --set policy.model=FOLDER name what has moved. Agents, model and data
@@ -9,14 +9,24 @@ must be those of the checkpoint; nothing is written into the run folder.
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decdpo.commands.resume import read_run
+from decdpo.commands.measuring import read_measured
 from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decdpo.experiment import Experiment
     from decdpo.launch import Job
+
+USE_LANGUAGE_MODEL = '''from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")'''
+USE_ARRAYS = '''import numpy as np
+arrays = np.load("policy.npz", allow_pickle=False)'''
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +51,7 @@ def _export(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.evaluation import average_model
     from decdpo.experiment import prepare
 
-    config = read_run(args.folder, args.set, job.say)
+    config = read_measured(args.folder, args.set, job.say, unused=("loss",))
     job.together(lambda: _require_room(args.out))
     experiment = prepare(job, config, args.folder, training=False)
     agents = experiment.agents
@@ -51,17 +61,60 @@ def _export(job: "Job", args: argparse.Namespace) -> int:
         )
     done = experiment.store.load(experiment.states(), round=args.round, required=True)
     if args.agent is None:
-        x, which = average_model(experiment.world, agents).data, "the average model"
+        x = average_model(experiment.world, agents).data
+        which = f"the average model of {len(agents)} agents"
     else:
         x, which = agents[args.agent].params.data, f"the model of agent {args.agent}"
     # A language model is a folder of several files.
     target = args.out if config.policy.kind == "causal_lm" else args.out / "policy.npz"
     job.together(lambda: target.parent.mkdir(parents=True, exist_ok=True))
     written = experiment.objective.policy.export(x, target)
-    job.say(f"{which} after round {done} is in {written}")
+    _write_card(experiment, args, x, which, done or 0)
+    _set_modes(args.out)
+    job.say(f"{which} after round {done} is in {written}, described by {args.out / 'README.md'}")
     return 0
 
 
+def _write_card(
+    experiment: "Experiment", args: argparse.Namespace, x: "Tensor", which: str, done: int
+) -> None:
+    """Write README.md beside the model."""
+    from decdpo import __version__
+    from decdpo.checkpoint.state import parameter_digest
+    from decdpo.data.storage import replacing
+    from decdpo.report.card import card
+
+    config, index = experiment.config, experiment.index
+    graph = f" on {config.topology.graph}" if config.topology is not None else ""
+    model = getattr(config.policy, "model", "")
+    facts = {
+        "model": which,
+        "run": str(args.folder.absolute()),
+        "round": f"{done} of {config.run.rounds}",
+        "agents": str(experiment.world.num_agents),
+        "trained by": f"{config.algorithm.kind}{graph}, loss {config.loss.kind}",
+        "policy": config.policy.kind + (f", from {model}" if model else ""),
+        "parameters": f"{x.numel():,} of {str(x.dtype).removeprefix('torch.')}",
+        "sha256 of the parameters": parameter_digest(x),
+        "data": f"{config.data.shards}, digest {index.digest[:16]}",
+        "decdpo": __version__,
+    }
+    use = USE_LANGUAGE_MODEL if config.policy.kind == "causal_lm" else USE_ARRAYS
+    with replacing(args.out / "README.md", mode=0o644) as partial:
+        partial.write_text(card(facts, index.report, config.to_toml(), use), encoding="utf-8")
+
+
+def _set_modes(out: Path) -> None:
+    """Give folder and files the modes that new ones have; libraries write some for the owner."""
+    umask = os.umask(0)
+    os.umask(umask)
+    out.chmod(0o777 & ~umask)
+    for path in out.iterdir():
+        path.chmod(0o666 & ~umask)
+
+
 def _require_room(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file", "give a new folder with --out")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty", "give a new folder with --out")

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 GRAPHS = ("ring", "torus", "exponential", "one_peer_exponential", "complete")
 
 
+METHODS = ("dsgd", "fedavg")
+"""What the advice is about: DecDPO on a graph, and FedDPO with a server."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``decdpo theory``."""
     parser.add_argument("source", type=Path, metavar="RUN_OR_CONFIG", help="run folder or TOML")
@@ -48,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--budget-seconds", type=float, metavar="T")
     budget.add_argument("--seconds-per-byte", type=float, default=0.0, help="of an agent's link")
     budget.add_argument("--seconds-per-gradient", type=float, default=0.0, help="of one batch")
+    budget.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=None, metavar="METHOD",
+        help=f"{', '.join(METHODS)}; with --graphs dsgd alone unless both are named (both)",
+    )  # fmt: skip
     budget.add_argument(
         "--graphs", nargs="+", default=None, metavar="GRAPH", help=f"({' '.join(GRAPHS)})"
     )
@@ -120,6 +128,11 @@ def _check(args: argparse.Namespace) -> None:
         given = getattr(args, key)
         if given is not None and given < low:
             raise ConfigError(f"--{key} {given} is too small", f"give {low} or more")
+    if args.graphs and args.methods and "dsgd" not in args.methods:
+        raise ConfigError(
+            f"--graphs {' '.join(args.graphs)} would be ignored: fedavg has a server and no graph",
+            "leave --graphs out, or name dsgd among --methods",
+        )
     if min(args.local_steps) < 1:
         raise ConfigError(f"--local-steps {min(args.local_steps)}", "give 1 or more")
     _budget(args, 1)
@@ -289,7 +302,10 @@ def _advise(
     from decdpo.topology.schedule import make_schedule
 
     n = problem.num_agents
-    if args.graphs:
+    methods = args.methods or (("dsgd",) if args.graphs else METHODS)
+    if "dsgd" not in methods:
+        topologies = []
+    elif args.graphs:
         topologies = [(graph, make_schedule(graph, "auto", n)) for graph in args.graphs]
     else:
         topologies = suitable(GRAPHS, n)
@@ -300,5 +316,6 @@ def _advise(
         topologies,
         message_bytes=layout.num_shared * layout.dtype.itemsize,
         local_steps=args.local_steps,
+        participants=None if "fedavg" in methods else (),
     )
     return [choice.to_json() for choice in choices]

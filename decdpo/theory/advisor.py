@@ -153,7 +153,8 @@ def advise(
     ----------
     topologies : (name, schedule) of the graphs for DecDPO, n agents each.
     message_bytes : of one message.
-    local_steps : values of E. participants : values of S for FedDPO; None: n, n/2, n/4, n/8.
+    local_steps : values of E. participants : values of S for FedDPO; None: n, n/2, n/4, n/8;
+    without any there is no FedDPO.
     """
     n = problem.num_agents
     if participants is None:

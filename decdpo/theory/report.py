@@ -95,26 +95,41 @@ def _measured(found: Mapping[str, float]) -> list[str]:
 
 
 def _advice(choices: list[Mapping[str, Any]], top: int) -> list[str]:
+    """Return the best choices, the best of every method and graph, and how to train it."""
     if not choices:
         return ["the budget does not pay for a single round of any choice"]
-    lines = [
-        "what the bounds prefer on the budget, best first:",
-        f"{'method':<8}{'graph':<22}{'E':>4}{'S':>6}{'eta':>11}{'rounds':>9}{'MB':>11}"
-        f"{'seconds':>10}{'bound':>12}  largest term",
-    ]
-    for choice in choices[:top]:
-        bound = choice["bound"]
-        largest = max(bound["terms"], key=bound["terms"].get)
-        lines.append(
-            f"{choice['method']:<8}{choice['graph'] or '-':<22}{choice['local_steps']:>4}"
-            f"{choice['participants']:>6}{_number(bound['step']):>11}{choice['rounds']:>9}"
-            f"{choice['bytes'] / 1e6:>11.4g}{choice['seconds']:>10.4g}"
-            f"{_number(bound['total']):>12}  {_TERMS[largest]}"
-        )
+    timed = any(choice["seconds"] for choice in choices)
+    best = list({(c["method"], c["graph"]): c for c in reversed(choices)}.values())[::-1]
+    lines = ["what the bounds prefer on the budget, best first:", _head(timed)]
+    lines += [_row(choice, timed) for choice in choices[:top]]
     if len(choices) > top:
         lines.append(f"... and {len(choices) - top} more (--top)")
-    lines.append("to train the first: --set " + " --set ".join(choices[0]["set"]))
+    if len(best) > 1:
+        lines += ["the best of each method and graph:", _head(timed)]
+        lines += [_row(choice, timed) for choice in best]
+    for method in dict.fromkeys(choice["method"] for choice in best):
+        first = next(choice for choice in best if choice["method"] == method)
+        lines.append(f"to train the first of {method}: --set " + " --set ".join(first["set"]))
     return lines
+
+
+def _head(timed: bool) -> str:
+    seconds = f"{'seconds':>10}" if timed else ""
+    return (
+        f"{'method':<8}{'graph':<21}{'E':>4}{'S':>6}{'eta':>10}{'rounds':>8}{'MB':>10}"
+        f"{seconds}{'bound':>11}  largest term"
+    )
+
+
+def _row(choice: Mapping[str, Any], timed: bool) -> str:
+    bound = choice["bound"]
+    largest = max(bound["terms"], key=bound["terms"].get)
+    seconds = f"{choice['seconds']:>10.4g}" if timed else ""
+    return (
+        f"{choice['method']:<8}{choice['graph'] or '-':<21}{choice['local_steps']:>4}"
+        f"{choice['participants']:>6}{_number(bound['step']):>10}{choice['rounds']:>8}"
+        f"{choice['bytes'] / 1e6:>10.4g}{seconds}{_number(bound['total']):>11}  {_TERMS[largest]}"
+    )
 
 
 def _number(value: float | None) -> str:
