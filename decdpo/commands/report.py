@@ -2,17 +2,19 @@
 
 A falling rewards/chosen is common with DPO, whose loss sees only the difference of both rewards.
 The last lines say for each run which way it went and why, from the drift of the chosen answers, the
-gradient imbalance and the share of saturated pairs.
+gradient imbalance and the share of saturated pairs, averaged over the last tenth of the rounds. A
+folder that cannot be read is named at the end, and the exit status is then not 0.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decdpo.commands.resume import read_config
-from decdpo.errors import ConfigError, DataError
+from decdpo.errors import ConfigError, DataError, DecdpoError, of_system
 
 if TYPE_CHECKING:
     from decdpo.report.compare import RunFacts
@@ -44,12 +46,26 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--plot {args.plot}: unknown kind of picture", "end it in .png or .svg")
     if args.plot is not None and not args.plot.name:
         raise ConfigError("--plot names no file", "end it in .png or .svg")
-    runs = [read_run(folder) for folder in args.runs]
+    runs, broken = [], []
+    for folder in args.runs:
+        try:
+            runs.append(read_run(folder))
+        except (DecdpoError, OSError) as fault:
+            broken.append(fault if isinstance(fault, DecdpoError) else of_system(fault))
+    if not runs:
+        return _name(broken)
     print(json.dumps([r.to_json() for r in runs], indent=1) if args.json else table(runs))
     if args.plot is not None:
         plot(runs, args.plot)
         print(f"drawn to {args.plot.with_suffix('.png')} and .svg", file=sys.stderr)
-    return 0
+    return _name(broken)
+
+
+def _name(broken: Sequence[DecdpoError]) -> int:
+    """Print what is wrong with the folders that are left out; return the status of the first."""
+    for fault in broken:
+        print(f"decdpo: error: {fault}", file=sys.stderr)
+    return broken[0].exit_code if broken else 0
 
 
 def read_run(folder: Path) -> "RunFacts":

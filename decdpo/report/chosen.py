@@ -1,6 +1,6 @@
 """What a falling reward of the chosen answers means: one sentence from what the run logged."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any
 
@@ -8,8 +8,29 @@ MANY = 0.5
 """Share of saturated pairs that is called most."""
 
 
+TENTH = 0.1
+"""Share of the rounds, the last ones, over which what training logs is averaged."""
+
+
+def last_tenth(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean of every number over the records of the last tenth of the rounds.
+
+    A record is of the batches of one round, and jumps from one to the next. ``round`` is the last
+    one, ``records`` how many the means are of.
+    """
+    last = records[-1]["round"]
+    kept = [r for r in records if r["round"] > (1 - TENTH) * last] or [records[-1]]
+    numbers = [
+        key
+        for key in records[-1]
+        if all(type(r.get(key)) in (int, float) for r in kept)
+    ]
+    means = {key: sum(float(r[key]) for r in kept) / len(kept) for key in numbers}
+    return {**means, "round": last, "records": len(kept)}
+
+
 def explain_chosen(last: Mapping[str, Any]) -> str:
-    """Explain ``rewards/chosen`` of a record, whose value at the start of every run is 0.
+    """Explain ``rewards/chosen`` of ``last_tenth``; at the start of every run it is 0.
 
     DPO's loss sees only the margin, so both rewards may fall together; which answer the gradient
     leans to is the imbalance of Balanced-DPO, eq. 2.

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decdpo.report.chosen import explain_chosen
+from decdpo.errors import DataError
+from decdpo.report.canvas import plain
+from decdpo.report.chosen import explain_chosen, last_tenth
 from decdpo.report.study_figures import Figure, Line, Panel, draw
 
 COLUMNS = (
@@ -19,6 +21,9 @@ COLUMNS = (
     ("saturated", "saturated"),
 )
 """Metrics of the last record and their titles in the table."""
+
+NOISY = ("loss", "rewards/chosen", "rewards/margins", "saturated")
+"""Those of them that are of one round's batches: the table has their means over the last tenth."""
 
 PANELS = (
     ("loss", "training loss", False),
@@ -41,8 +46,8 @@ class RunFacts:
     records: Sequence[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the run's last record with what it cost and means."""
-        last = self.records[-1]
+        """Return the run's last record, its means over the last tenth, what it cost and means."""
+        last, tenth = self.records[-1], last_tenth(self.records)
         return {
             "run": str(self.folder),
             "what": self.what,
@@ -53,21 +58,26 @@ class RunFacts:
             "imbalance/log_ratio": last.get("imbalance/log_ratio"),
             "bytes": last.get("bytes", 0),
             "seconds": round(sum(r["system"]["elapsed_seconds"] for r in self.records), 3),
-            "rewards": explain_chosen(last),
+            "last_tenth": {key: tenth.get(key) for key in (*NOISY, "records")},
+            "rewards": explain_chosen(tenth),
         }
 
 
 def table(runs: Sequence[RunFacts]) -> str:
-    """Return the last records as a text table, then one line on the rewards of each run."""
+    """Return the last records as a text table, then one line on the rewards of each run.
+
+    What is of one round's batches, ``NOISY``, is the mean over the last tenth of the rounds.
+    """
+    names = names_of(runs)
     head = ["run", "what", "agents", "round", *(title for _, title in COLUMNS), "MB", "seconds"]
     lines = [head]
-    for run in runs:
+    for run, name in zip(runs, names, strict=True):
         found = run.to_json()
-        values = [found[key] for key, _ in COLUMNS]
+        values = [(found["last_tenth"] if k in NOISY else found)[k] for k, _ in COLUMNS]
         cells = ["-" if v is None else f"{v:.4g}" for v in values]
         cost = [f"{found['bytes'] / 1e6:.1f}", f"{found['seconds']:.1f}"]
         lines.append(
-            [run.folder.name, run.what, str(run.agents), str(found["round"]), *cells, *cost]
+            [name, run.what, str(run.agents), str(found["round"]), *cells, *cost]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
@@ -77,9 +87,27 @@ def table(runs: Sequence[RunFacts]) -> str:
         ).rstrip()
         for line in lines
     ]
-    text.append("")
-    text += [f"{run.folder.name}: {explain_chosen(run.records[-1])}" for run in runs]
+    titles = ", ".join(title for key, title in COLUMNS if key in NOISY)
+    text += ["", f"{titles}: of the training batches, means over the last tenth of the rounds"]
+    text += [
+        f"{name}: {explain_chosen(last_tenth(run.records))}"
+        for run, name in zip(runs, names, strict=True)
+    ]
     return "\n".join(text)
+
+
+def names_of(runs: Sequence[RunFacts]) -> list[str]:
+    """Return a name for each run: its folder's, with as much of the path as tells all apart."""
+    paths = [run.folder.absolute().parts for run in runs]
+    found = []
+    for path in paths:
+        depth = 1
+        while depth < len(path) and any(
+            other != path and other[-depth:] == path[-depth:] for other in paths
+        ):
+            depth += 1
+        found.append("/".join(path[-depth:]))
+    return found
 
 
 def plot(runs: Sequence[RunFacts], path: Path) -> None:
@@ -90,7 +118,7 @@ def plot(runs: Sequence[RunFacts], path: Path) -> None:
     panels = []
     for key, title, log_y in PANELS:
         lines = []
-        for run in runs:
+        for run, name in zip(runs, names_of(runs), strict=True):
             points = [
                 (r["round"], [r[key]])
                 for r in run.records
@@ -98,7 +126,9 @@ def plot(runs: Sequence[RunFacts], path: Path) -> None:
                 if r.get(key) is not None and (r[key] > 0 or not log_y)
             ]
             if points:
-                lines.append(Line.of(run.folder.name, points))
+                lines.append(Line.of(plain(name), points))
         if lines:
             panels.append(Panel(title, "round", title, tuple(lines), log_y=log_y))
+    if not panels:
+        raise DataError("no run has recorded what could be drawn", "leave --plot out")
     draw(Figure(path.stem, tuple(panels)), path.parent)

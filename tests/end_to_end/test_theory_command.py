@@ -141,6 +141,27 @@ def test_fedavg_has_its_own_bound_and_budgets_count(shell, users):
     assert all(choice["bytes"] <= 1e5 for choice in found["advice"])
 
 
+def test_the_methods_of_the_advice_are_chosen_and_the_best_of_each_is_shown(shell, users):
+    def kinds(*words):
+        found = json.loads(shell("theory", users, "--json", "--iterations", 5, *words))["advice"]
+        return {(choice["method"], choice["graph"]) for choice in found}
+
+    assert kinds("--graphs", "ring") == {("dsgd", "ring")}
+    assert kinds("--methods", "fedavg") == {("fedavg", "")}
+    both = kinds("--graphs", "ring", "--methods", "dsgd", "fedavg")
+    assert both == {("dsgd", "ring"), ("fedavg", "")}
+    shell("theory", users, "--graphs", "ring", "--methods", "fedavg", status=2)
+    assert "--graphs ring would be ignored" in shell.said
+    page = shell("theory", users, "--iterations", 5, "--top", 1)
+    best = page.split("the best of each method and graph:")[1].splitlines()[2:]
+    assert {line.split()[1] for line in best if line[:6] in ("dsgd  ", "fedavg")} >= {"-", "ring"}
+    assert "first of dsgd: --set" in page and "first of fedavg: --set" in page
+    # Without a budget of seconds no choice costs any, and there is no column for them.
+    assert "seconds" not in page.split("best first:")[1]
+    timed = ("--budget-seconds", 10, "--seconds-per-gradient", 0.01)
+    assert "seconds" in shell("theory", users, *timed).split("best first:")[1]
+
+
 def test_advice_can_be_taken(shell, users):
     text = CONFIG.split("[topology]")[0]
     config = shell.write("plain.toml", text)

@@ -7,7 +7,8 @@ import pytest
 
 from decdpo.cli import main
 from decdpo.data.synthetic import Choices, synthesize
-from decdpo.report.chosen import explain_chosen
+from decdpo.report.chosen import explain_chosen, last_tenth
+from decdpo.report.summary import summarize
 
 RECORD = {
     "rewards/chosen": -0.5,
@@ -116,3 +117,48 @@ def test_a_folder_in_place_of_the_records_is_named(runs, capsys):
     (runs / "one" / "metrics.jsonl").mkdir()
     assert main(["report", "one"]) == 2
     assert "cannot be read: Is a directory" in capsys.readouterr().err
+
+
+def noisy(rounds=100):
+    """Records whose last one says the opposite of the nine before it."""
+    return [
+        {**RECORD, "round": t, "loss": 0.5, "system": {"elapsed_seconds": 0.0}}
+        | ({"rewards/chosen": 5.0, "drift/chosen": 50.0} if t == rounds else {})
+        for t in range(rounds + 1)
+    ]
+
+
+def test_rewards_are_explained_by_the_last_tenth_and_not_by_one_record():
+    tenth = last_tenth(noisy())
+    assert tenth["records"] == 10 and tenth["round"] == 100
+    assert tenth["rewards/chosen"] == pytest.approx((9 * -0.5 + 5.0) / 10)
+    # The very last batch alone would say that it rose by 5.
+    assert "rose to 0.05" in explain_chosen(tenth)
+    page = summarize(noisy(), {}, "a run")
+    assert "last tenth" in page and "rose to 0.05" in page
+    few = noisy(3)
+    assert last_tenth(few)["records"] == 1 and last_tenth(few[:1])["round"] == 0
+
+
+def test_a_broken_folder_is_named_and_the_others_are_shown(runs, capsys):
+    (runs / "two" / "metrics.jsonl").write_text("")
+    (runs / "notes.txt").write_text("not a run")
+    capsys.readouterr()
+    assert main(["report", "two", "one", "shards", "notes.txt", "nowhere"]) == 2
+    said = capsys.readouterr()
+    assert "one: rewards/chosen" in said.out
+    for words in ("no record yet", "shards is not a run", "notes.txt is not", "nowhere is not"):
+        assert words in said.err
+    assert main(["report", "shards", "one", "--json"]) == 3
+    assert [r["run"] for r in json.loads(capsys.readouterr().out)] == ["one"]
+
+
+def test_runs_of_equal_names_are_told_apart(runs, capsys):
+    for place in ("a", "b"):
+        (runs / place).mkdir()
+    (runs / "one").rename(runs / "a" / "run")
+    (runs / "two").rename(runs / "b" / "run")
+    capsys.readouterr()
+    assert main(["report", "a/run", "b/run", "a/run"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert names == ["a/run", "b/run", "a/run"]
