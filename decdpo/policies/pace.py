@@ -51,7 +51,8 @@ class Pace:
         """Return what is to be said now."""
         work, done = self._work, self._done.get(self._work, 0)
         if not done:
-            return f"{work}: 0 of {self._total:,} pairs" if work else ""
+            spent = duration(self._clock() - self._last)
+            return f"{work}, since {spent}" if work else ""
         left = self._seconds[work] / done * max(self._total - done, 0)
         return f"{work}: {done:,} of {self._total:,} pairs, about {duration(left)} left"
 
