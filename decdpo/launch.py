@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -20,11 +19,10 @@ from decdpo.comm.launch import launched_by_mpi
 from decdpo.comm.placement import Placement
 from decdpo.comm.world import World
 from decdpo.errors import DecdpoError, EnvironmentFault, of_system
+from decdpo.policies.pace import Pace
 
 T = TypeVar("T")
 
-NOTICE = 60.0
-"""Seconds of waiting without a limit after which the root process says for what."""
 GRACE = 3.0
 """Seconds that the root process has to tell what all have met, before another one tells it."""
 
@@ -140,14 +138,11 @@ class Job:
         """Raise a fault of any process on all, however long the last one takes. Collective."""
         boot: Any = self.boot
         limit = boot.set_timeout(math.inf)
-        line = f"waiting for other processes, which still {work} after {NOTICE:.0f} s"
-        notice = threading.Timer(NOTICE, self.say, (line,))
-        notice.daemon = True
-        notice.start()
         try:
-            boot.require(fault)
+            with Pace(self.say if self.is_root else None) as waiting:
+                waiting.begin(f"waiting for other processes, which still {work}")
+                boot.require(fault)
         finally:
-            notice.cancel()
             boot.set_timeout(limit)
 
     def say(self, line: str) -> None:

@@ -149,19 +149,28 @@ def _pair(shard: Any, row: int, parts: Any, tokenizer: Any) -> dict[str, Any]:
         "read": read.as_json(),
         "lines": list(pair_lines(read)),
         "ids": ids,
-        "tokens": {name: [tokenizer.decode([i]) for i in part] for name, part in ids.items()},
+        "tokens": {name: _texts(part, tokenizer) for name, part in ids.items()},
     }
+
+
+def _texts(ids: list[int], tokenizer: Any) -> list[str]:
+    """Return the text that every token adds to the one before it, its blanks included."""
+    before = [tokenizer.decode([i]) for i in ids]
+    both = [tokenizer.decode(two) for two in zip(ids, ids[1:])]
+    return [*before[:1], *(text[len(first) :] for text, first in zip(both, before))]
 
 
 def _page(result: dict[str, Any]) -> str:
     """Return the result as text for people."""
-    template = "the chat template" if result["chat_template"] else "no chat template"
-    begin = repr(result["begin"]) if result["begin"] else "nothing"
+    template = "by the chat template"
+    if not result["chat_template"]:
+        begin = repr(result["begin"]) if result["begin"] else "nothing"
+        template = f"no chat template, texts begin with {begin}"
     lines = [
         f"{result['pairs']:,} pairs of {result['agents']} agents in {result['shards']}, prompts"
         f" {result['prompt_format']!r}",
-        f"tokenizer of {result['model']} ({result['tokenizer']}): {template}, texts begin with"
-        f" {begin}, answers end with {result['end']}; max_length = {result['max_length']}",
+        f"tokenizer of {result['model']} ({result['tokenizer']}): {template},"
+        f" answers end with {result['end']}; max_length = {result['max_length']}",
         *result["notes"],
         "",
         f"{'tokens':<22}" + "".join(f"{name:>8}" for name in result["lengths"]["prompt"]),

@@ -29,12 +29,15 @@ class Tally:
 
 
 def summed(tallies: Iterable[Tally]) -> list[Tally]:
-    """Add up the tallies of several shards that say the same, in order of first mention."""
+    """Add up the tallies of several shards that say the same; leave out what counts nothing.
+
+    A shard that met something nowhere has a tally of 0 of it, so that totals are of all shards.
+    """
     found: dict[str, Tally] = {}
     for one in tallies:
         before = found.get(one.what, Tally(0, 0, one.what))
         found[one.what] = Tally(before.count + one.count, before.total + one.total, one.what)
-    return list(found.values())
+    return [one for one in found.values() if one.count]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class EncodedShard:
     score_gap : (N,) score of the chosen minus the rejected answer, or None.
     source_rows : (N,) where each pair came from, in words.
     alike : (N,) whether a pair's answers are equal to the policy, so that it teaches nothing.
-    tallies : what the user should know about the encoding, such as how many answers were cut.
+    tallies : what the user should know about the encoding, such as how many answers were cut;
+        those that count nothing included.
     notes : what else, of this agent alone.
     """
 

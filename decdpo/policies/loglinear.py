@@ -169,7 +169,7 @@ class LogLinear:
         ref_chosen, ref_rejected = _choice(differences.margins(self._reference))
         alike = differences.alike
         same = "pairs have answers with equal features: they teach nothing"
-        tallies = (Tally(int(alike.sum()), len(alike), same),) if alike.any() else ()
+        tallies = (Tally(int(alike.sum()), len(alike), same),)
         return FeatureShard(
             **shard_columns(shard, self.layout.dtype, CPU, alike, tallies),
             differences=differences,

@@ -179,7 +179,7 @@ class Speller:
         return [*answer, end]
 
     def tallies(self, findings: Findings, pairs: int) -> Iterator[Tally]:
-        """Yield what of the ``findings`` in so many pairs a user should know."""
+        """Yield each of the ``findings`` in so many pairs, in words."""
         tokenizer = self.tokenizer
         end = self.end_text
         answers = {
@@ -203,9 +203,9 @@ class Speller:
         }
         for field in fields(findings):
             count = getattr(findings, field.name)
-            if count and field.name in answers:
+            if field.name in answers:
                 yield Tally(count, 2 * pairs, f"answers {answers[field.name]}")
-            elif count:
+            else:
                 yield Tally(count, pairs, other[field.name])
 
     @property

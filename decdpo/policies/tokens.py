@@ -46,7 +46,7 @@ class TokenizedPairs:
 
     ids : (T,) int32, pair after pair: prompt, chosen answer, rejected answer.
     edges : (N, 4) where each pair's prompt, chosen and rejected answer begin, and where it ends.
-    truncation : what the length limit cut. tallies : what else the user should know of.
+    truncation : what the length limit cut. tallies : how often that and more happened.
     """
 
     ids: np.ndarray
@@ -137,21 +137,19 @@ def tokenize(
     ends = np.cumsum(np.array(lengths, dtype=np.int64).reshape(-1, 3)).reshape(-1, 3)
     starts = ends[:, :1] - np.array(lengths, dtype=np.int64).reshape(-1, 3)[:, :1]
     truncation = Truncation(len(lengths), max_length, cut_prompts, cut_answers, dropped)
-    tallies = [*_cut(truncation), *speller.tallies(findings, len(lengths))]
-    if alike:
-        same = "pairs have answers with equal tokens: they teach nothing"
-        tallies.append(Tally(alike, len(lengths), same))
-    return TokenizedPairs(
-        np.concatenate(ids), np.hstack((starts, ends)), truncation, tuple(tallies)
+    same = "pairs have answers with equal tokens: they teach nothing"
+    tallies = (
+        *_cut(truncation),
+        *speller.tallies(findings, len(lengths)),
+        Tally(alike, len(lengths), same),
     )
+    return TokenizedPairs(np.concatenate(ids), np.hstack((starts, ends)), truncation, tallies)
 
 
 def _cut(truncation: Truncation) -> Iterator[Tally]:
     limit, pairs = f"max_length = {truncation.limit}", truncation.pairs
-    if truncation.prompts:
-        yield Tally(truncation.prompts, pairs, f"prompts were cut at their start by {limit}")
-    if truncation.answers:
-        yield Tally(truncation.answers, 2 * pairs, f"answers were cut at their end by {limit}")
+    yield Tally(truncation.prompts, pairs, f"prompts were cut at their start by {limit}")
+    yield Tally(truncation.answers, 2 * pairs, f"answers were cut at their end by {limit}")
 
 
 def _token_lists(

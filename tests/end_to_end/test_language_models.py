@@ -275,3 +275,11 @@ def test_tokens_are_those_of_training(runs, make_model):
     for row, shown in enumerate(told["shown"]):
         parts = [part.tolist() for part in data.tokens.parts(row)]
         assert parts == [shown["ids"][name] for name in ("prompt", "chosen", "rejected")]
+
+
+def test_totals_are_of_all_agents_also_of_those_that_met_nothing(runs, make_model):
+    rows = plain((" a", " b"), (" a", " a</s> more"), (" a", " c"), (" a", " d"))
+    shards = runs.shard(rows, agents=2)
+    printed = runs("tokens", shards, "--model", make_model())
+    assert "  1 of 4 pairs have answers with equal tokens" in printed
+    assert "  1 of 8 answers go on after" in printed and " 0 of " not in printed

@@ -22,7 +22,7 @@ def read(folder, pairs, prompt_format="plain", max_length=256, **rules):
     speller = Speller(tokenizer, TextRules(**rules))
     tokens = tokenize(pairs, speller, prompt_format, max_length)
     texts = [tuple(tokenizer.decode(p) for p in tokens.parts(i)) for i in range(len(pairs))]
-    return texts, {tally.what: (tally.count, tally.total) for tally in tokens.tallies}
+    return texts, {tally.what: (tally.count, tally.total) for tally in summed(tokens.tallies)}
 
 
 def count(counts, words):
@@ -259,8 +259,8 @@ def test_the_tokens_are_those_of_plain_transformers(make_model):
 
 
 def test_tallies_of_agents_add_up():
-    found = summed([Tally(1, 4, "a"), Tally(2, 2, "b"), Tally(3, 5, "a")])
-    assert list(map(str, found)) == ["4 of 9 a", "2 of 2 b"]
+    found = summed([Tally(1, 4, "a"), Tally(2, 2, "b"), Tally(0, 5, "a"), Tally(0, 9, "c")])
+    assert list(map(str, found)) == ["1 of 9 a", "2 of 2 b"]
 
 
 def test_progress_counts_every_pair(make_model):
