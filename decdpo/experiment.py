@@ -381,9 +381,9 @@ def write_page(out: Path, config: Config, agents: int, say: Callable[[str], None
         say(f"no curves.png: {fault.what}")
 
 
-def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
-    """Say what starts, and write ``run.json``: that, versions, command, all starts. Collective."""
-    start = start_facts(
+def starting(experiment: Experiment, next_round: int) -> dict[str, Any]:
+    """Return what a start from ``next_round`` says of itself. Collective."""
+    return start_facts(
         experiment.world,
         experiment.config,
         experiment.objective.policy,
@@ -394,6 +394,11 @@ def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
         experiment.out,
         next_round,
     )
+
+
+def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
+    """Say what starts, and write ``run.json``: that, versions, command, all starts. Collective."""
+    start = starting(experiment, next_round)
     job.say("\n  ".join(["start", *block(start)]))
     for warning in warnings(start):
         job.say(f"warning: {warning}")

@@ -92,7 +92,7 @@ def _quota() -> float | None:
 
 
 def _name(device: str) -> str:
-    if device != "cpu":
+    if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")

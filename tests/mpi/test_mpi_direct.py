@@ -283,7 +283,8 @@ def test_doctor_tells_and_tries(
     monkeypatch.setattr(mpi, "Stream", LateStream)
     monkeypatch.setattr(cuda_aware, "cuda_support", lambda MPI: able)
     monkeypatch.setattr(Job, "device", lambda job, section: "cpu:0")
-    wanted = Namespace(json=True, device="auto", share_gpu=False, staging="device")
+    wanted = Namespace(json=True, device="auto", share_gpu=False, staging="device",
+                       config=None, set=[], threads=1)  # fmt: skip
     status = doctor.run(wanted)
     assert status == (0 if able else 2)
     rank = mpi.library().COMM_WORLD.Get_rank()

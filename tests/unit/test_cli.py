@@ -83,3 +83,24 @@ def test_what_starts_mpirun_is_not_started_by_it(name, monkeypatch):
     with pytest.raises(EnvironmentFault, match="started 3 times") as error:
         alone.by_one_process(name, lambda args: 0)(argparse.Namespace())
     assert "--ranks" in error.value.remedy
+
+
+def test_doctor_says_beforehand_what_a_start_would_say(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    users = ["--agents", "2", "--pairs", "8", "--out", "users"]
+    assert cli.main(["synthesize", "choices", *users]) == 0
+    (tmp_path / "run.toml").write_text(
+        '[data]\nshards = "users"\n[policy]\nfeatures = "columns"\n[run]\nrounds = 1\n'
+    )
+    capsys.readouterr()
+    assert cli.main(["doctor", "run.toml", "--json"]) == 0
+    beforehand = json.loads(capsys.readouterr().out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.toml", "users"]
+    assert cli.main(["train", "run.toml", "--out", "run", "--progress", "none"]) == 0
+    said = capsys.readouterr().err
+    for line in beforehand["start"][:-1]:
+        assert line in said
+    assert any(line.startswith("graph     ring") for line in beforehand["start"])
+    cores = len(os.sched_getaffinity(0))
+    assert cli.main(["doctor", "--threads", str(cores + 1)]) == 0
+    assert f"1 rank has {cores + 1} threads each" in capsys.readouterr().out
