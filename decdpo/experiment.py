@@ -21,6 +21,7 @@ from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
 from decdpo.data.storage import replacing
+from decdpo.divergence import Diverged
 from decdpo.errors import DataError, DecdpoError
 from decdpo.evaluation import require_gradient
 from decdpo.folder import naming, record_start, run_id, versions
@@ -299,12 +300,21 @@ def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
     with watch_for_stop(world, out):
         try:
             ending = train(run)
+        except Diverged:
+            # Its page shows how.
+            _leave_page(job, experiment)
+            raise
         finally:
             run.monitor.close()
-    if world.is_root:
-        with naming("cannot write the page of the run", out):
-            write_page(out, config, world.num_agents, job.say)
+    _leave_page(job, experiment)
     return ending
+
+
+def _leave_page(job: Job, experiment: Experiment) -> None:
+    if experiment.world.is_root:
+        with naming("cannot write the page of the run", experiment.out):
+            agents = experiment.world.num_agents
+            write_page(experiment.out, experiment.config, agents, job.say)
 
 
 def restore_records(job: Job, experiment: Experiment, done: int) -> None:

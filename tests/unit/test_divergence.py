@@ -92,6 +92,7 @@ def test_a_diverging_run_is_named_and_keeps_its_last_good_checkpoint(run, capsys
     bad = [t for t, loss in losses.items() if loss > 1000 * losses[0]]
     assert bad == [max(losses) - 1, max(losses)]
     assert saved(folder) == [t for t in (0, 4, 8, 12, 16) if t < bad[0]][-2:]
+    assert "training loss" in (folder / "summary.txt").read_text()
     # From there it goes on with a smaller step.
     words = ["--allow", "optim.lr", "--set", "optim.lr=0.001", "--progress", "none"]
     assert main(["resume", "run", *words]) == 0
