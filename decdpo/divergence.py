@@ -59,7 +59,7 @@ class Divergence:
         if doubt and (before or last):
             raise Diverged(
                 f"the run diverged: in round {done} {doubt}",
-                "lower optim.lr or set optim.clip_norm: the last checkpoint is of a round before, and "
+                "lower optim.lr or set optim.clip_norm: the last checkpoint is of before, and "
                 "`decdpo resume RUN --allow optim.lr --set optim.lr=...` goes on from there; "
                 f"run.diverged_above = {self._above:g} says what counts as diverged, 0 is nothing",
             )
