@@ -269,7 +269,7 @@ def test_mpirun_gives_the_numbers_of_one_process_and_resumes(tmp_path, shards):
     shutil.rmtree(max((folder / "checkpoints").iterdir()))
     (folder / "metrics.jsonl").write_text("")
     assert engine.run_cells(cells, out, silent, ranks=2) == [], "it is resumed, not begun again"
-    assert [r["round"] for r in read_metrics(folder / "metrics.jsonl")] == [2, 4]
+    assert [r["round"] for r in read_metrics(folder / "metrics.jsonl")] == [0, 2, 4]
 
 
 @pytest.mark.parametrize(
