@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import threading
+import tracemalloc
 
 import pytest
 
@@ -320,6 +321,34 @@ def test_arrow_types_become_python_values(tmp_path, kind):
             continue  # The stream inside is whole; only the footer, which is not read, is cut.
         with pytest.raises(DataError, match="cannot be read|cut off"):
             list(records(path))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_texts_of_arrow_that_are_not_utf8_are_named(tmp_path, kind):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    wrong = pyarrow.array([b"caf\xe9"]).view(pyarrow.string())
+    table, path = pyarrow.table({"prompt": wrong}), tmp_path / "data"
+    if kind == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(DataError, match="data cannot be read: .*(UTF|utf)"):
+        list(records(path))
+
+
+def test_a_stream_that_announces_more_than_there_is_takes_no_memory(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "data"
+    path.write_bytes(b"\xff\xff\xff\xff\xff\xff\xff\x7f" + b"x" * 1000)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="cannot be read"):
+        list(records(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 << 20
 
 
 def test_parquet_in_a_pipe_is_refused_by_name(tmp_path):

@@ -8,6 +8,9 @@ from typing import Any
 from decdpo.errors import DataError, EnvironmentFault
 
 _BATCH = 1024
+_PART = 1 << 24
+# What pyarrow raises beside its own errors: texts that are not UTF-8, sizes beyond all memory.
+_DAMAGE = (ValueError, LookupError, TypeError, MemoryError, OverflowError)
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -28,7 +31,7 @@ def parquet_records(path: Path) -> Iterator[dict[str, Any]]:
         with ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_BATCH):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, *_DAMAGE) as error:
         raise _damaged(path, error) from error
 
 
@@ -48,7 +51,7 @@ def arrow_records(path: Path, head: bytes, stream: io.BufferedReader) -> Iterato
                 batch.validate(full=True)
                 for start in range(0, batch.num_rows, _BATCH):
                     yield from batch.slice(start, _BATCH).to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, *_DAMAGE) as error:
         raise _damaged(path, error) from error
     if ending.last != _END:
         raise DataError(f"{path} is cut off: it has no end mark", "fetch the file again")
@@ -64,7 +67,12 @@ class _Ending:
         self.last = b""
 
     def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
+        parts, missing = [], size
+        # Room is made for what comes, not for what a damaged stream says will come.
+        while missing > 0 and (part := self._stream.read(min(missing, _PART))):
+            parts.append(part)
+            missing -= len(part)
+        data = b"".join(parts)
         self.last = (self.last + data[-len(_END) :])[-len(_END) :]
         return data
 
@@ -82,4 +90,5 @@ def _pyarrow(path: Path, what: str) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read: {error}", "fetch the file again")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(f"{path} cannot be read: {reason}", "fetch the file again")
