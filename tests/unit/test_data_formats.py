@@ -407,6 +407,20 @@ def test_odd_turns_before_the_question_are_named(change, reason):
     assert reason in found
 
 
+@pytest.mark.parametrize(
+    "filled, option", [({"system": "S"}, "system"), ({"history": [["a", "b"]]}, "history")]
+)
+def test_turns_that_the_first_rows_lack_are_not_lost(filled, option):
+    (found,) = read({**STRINGS, **filled}, like={**STRINGS, option: None})[2]
+    assert found == f"{option} is empty in the first rows and not here (name it: --{option})"
+    columns = Columns(**{option: option})
+    name, prompt_format, _ = read({**STRINGS, **filled}, columns, like={**STRINGS, option: None})
+    assert (name, prompt_format) == ("messages", "messages")
+    assert json.loads(recognise([{**STRINGS, option: None}], columns).read(STRINGS)[0].prompt) == [
+        user("Tea?")
+    ]
+
+
 def test_a_text_beside_a_prompt_is_no_history():
     record = {**STRINGS, "history": "we met"}
     assert read(record) == read(STRINGS)

@@ -32,7 +32,8 @@ class Prompt:
 
     columns : joined by ``joiner``; none if the answers hold it. system : column of the system's
     turn. history : column of the turns before the question. listed : whether prompts and answers
-    are read as messages; then so is the prompt of the shards.
+    are read as messages; then so is the prompt of the shards. unread : columns of system and
+    history that are empty in the first rows; a row that fills one is refused.
     """
 
     columns: tuple[str, ...]
@@ -40,6 +41,7 @@ class Prompt:
     system: str | None = None
     history: str | None = None
     listed: bool = False
+    unread: tuple[str, ...] = ()
 
     @property
     def format(self) -> str:
@@ -60,15 +62,17 @@ def find_prompt(sample: Sequence[Record], columns: Columns) -> Prompt:
     """Return where records keep their prompt; what only some rows have is found in ``sample``."""
     known = {name for record in sample for name in record}
     names, joiner = (columns.prompt, "\n") if columns.prompt else _usual(known)
-    system = _filled(sample, (columns.system,) if columns.system else _SYSTEMS, str)
-    history = _filled(sample, (columns.history or _HISTORY,), (list, str))
+    system = columns.system or _filled(sample, _SYSTEMS, str)
+    history = columns.history or _filled(sample, (_HISTORY,), (list, str))
     if history is not None and columns.history is None:
         # A history that is one text is a prompt of its own, or nothing that could be told apart.
         values = [record.get(history) for record in sample]
         if not any(isinstance(v, list) or looks_written(v) for v in values):
             history = None
     system, history = (None if name in names else name for name in (system, history))
-    return Prompt(names, joiner, system, history, listed=bool(system or history))
+    taken = {*names, system, history}
+    unread = tuple(name for name in (*_SYSTEMS, _HISTORY) if name not in taken)
+    return Prompt(names, joiner, system, history, bool(system or history), unread)
 
 
 def _usual(known: Collection[str]) -> tuple[tuple[str, ...], str]:
@@ -86,9 +90,26 @@ def _filled(sample: Sequence[Record], names: Sequence[str], kind: Any) -> str | 
 
 def reader(prompt: Prompt, answers: tuple[str, str]) -> Callable[[Record], Texts]:
     """Return the function that reads prompt and answers of a record, or raises ``Unusable``."""
-    if prompt.listed:
-        return lambda row: _read_messages(row, prompt, answers)
-    return lambda row: (_joined(row, prompt), text_of(row, answers[0]), text_of(row, answers[1]))
+    read = _read_messages if prompt.listed else _read_texts
+
+    def checked(row: Record) -> Texts:
+        for name in prompt.unread:
+            if name in row:
+                _require_empty(row[name], name)
+        return read(row, prompt, answers)
+
+    return checked
+
+
+def _require_empty(value: Any, name: str) -> None:
+    """Refuse a turn before the question that the format of the file has no place for."""
+    if value and isinstance(value, list if name == _HISTORY else str):
+        option = "history" if name == _HISTORY else "system"
+        raise Unusable(f"{name} is empty in the first rows and not here (name it: --{option})")
+
+
+def _read_texts(row: Record, prompt: Prompt, answers: tuple[str, str]) -> Texts:
+    return _joined(row, prompt), text_of(row, answers[0]), text_of(row, answers[1])
 
 
 def _joined(row: Record, prompt: Prompt) -> str:

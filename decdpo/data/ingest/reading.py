@@ -19,6 +19,7 @@ from decdpo.data.ingest.verdicts import in_words
 from decdpo.errors import DataError
 
 _PROGRESS_SECONDS = 2.0
+_SAMPLE = 100
 
 
 def read_sources(
@@ -43,77 +44,132 @@ def read_sources(
 
     Raises ``DataError`` if a source cannot be read, holds no pair, or differs in prompt format.
     """
-    drops, labels, files, formats = Drops(), Labels(), [], set()
-    row, kept_rows, kept_before, spoke = 0, 0, 0, time.monotonic()
-    wanted = {"partition": partition, "group": group}
-    known: dict[str, None] = {"file": None, "user": None}
+    reader = _Reader(store, columns, {"partition": partition, "group": group}, progress)
     for path, stem, name in zip(paths, stems(paths), short_names(paths)):
-        store.start_file(name, row)
-        name = name if len(paths) > 1 else ""
+        store.start_file(name, reader.rows)
+        reader.read(path, stem, name if len(paths) > 1 else "")
+    return reader.report(), reader.prompt_format()
+
+
+class _Reader:
+    """Reads one file after another, and counts what became of their rows."""
+
+    def __init__(
+        self,
+        store: PairStore,
+        columns: Columns,
+        wanted: dict[str, str | None],
+        progress: Callable[[str], None],
+    ) -> None:
+        self.rows = 0
+        self._store, self._columns, self._wanted = store, columns, wanted
+        self._progress, self._spoke = progress, time.monotonic()
+        self._drops, self._labels = Drops(), Labels()
+        self._kept_rows = 0
+        self._files: list[dict[str, Any]] = []
+        self._formats: set[str] = set()
+        self._known: dict[str, None] = {"file": None, "user": None}
+
+    def read(self, path: Path, stem: str, name: str) -> None:
+        """Read one file. stem : its value of the column ``file``. name : for messages, or ""."""
         stream = records(path)
-        head = list(itertools.islice(stream, 100))
+        head = list(itertools.islice(stream, _SAMPLE))
         sample = [record for record in head if not isinstance(record, str)]
         if not sample:
             why = f": what stands there is {head[0]}" if head else ""
             raise DataError(f"{path} holds no record{why}", "give a file with at least one record")
         with _naming(path):
-            form = recognise(head, columns)
-        form, cut = without_repeated_prompt(form, sample, columns), 0
-        known.update((name, None) for record in sample for name in record)
-        first, met = row + 1, dict.fromkeys(name for record in sample for name in record)
-        for record in itertools.chain(head, stream):
-            row += 1
+            form = recognise(head, self._columns)
+        form = without_repeated_prompt(form, sample, self._columns)
+        met = dict.fromkeys(name for record in sample for name in record)
+        cut, before = 0, self.rows
+        for row, record in enumerate(itertools.chain(head, stream), 1):
+            self.rows += 1
             if not isinstance(record, str) and not record.keys() <= met.keys():
                 met.update(dict.fromkeys(record))
-            found = [record] if isinstance(record, str) else judgments(form, record, columns)
-            if form.answers is not None and not isinstance(record, str):
-                labels.add(verdicts_of(record, form.answers), form.answers)
-            for item in found:
-                if isinstance(item, str):
-                    drops.add(item, row - first + 1, name)
-                    continue
-                values = _values(record, item.user, stem, wanted)
-                fault = values if isinstance(values, str) else store.add(item, row, *values)
-                if fault is not None:
-                    drops.add(fault, row - first + 1, name)
-                cut += fault is None and item.prompt_cut_off
-            kept_rows += len(store) > kept_before
-            kept_before = len(store)
-            if time.monotonic() - spoke > _PROGRESS_SECONDS:
-                spoke = time.monotonic()
-                progress(f"read {row:,} rows, kept {len(store):,} pairs")
+            cut += self._take(form, record, stem, (row, name))
+            self._say()
         if form.answers is not None:
             with _naming(path):
                 form.answers.require_clear()
-        files.append(
+        self._known.update(met)
+        self._formats.add(form.prompt_format)
+        self._files.append(
             {
                 "file": str(path),
                 "format": form.name,
-                "rows": row - first + 1,
-                **_columns(form, wanted, met),
+                "rows": self.rows - before,
+                **_roles(form, self._wanted, met),
                 "prompt_cut_off": cut,
             }
         )
-        formats.add(form.prompt_format)
-    if not len(store):
-        _explain_nothing(drops, labels, wanted, known)
-    if len(formats) > 1:
+
+    def _take(self, form: Format, record: Record | str, stem: str, place: tuple[int, str]) -> int:
+        """Store the pairs of a record. Return how many had their prompt cut off the answers."""
+        found = [record] if isinstance(record, str) else judgments(form, record, self._columns)
+        if form.answers is not None and not isinstance(record, str):
+            self._labels.add(verdicts_of(record, form.answers), form.answers)
+        kept, cut = len(self._store), 0
+        for item in found:
+            if isinstance(item, str):
+                self._drops.add(item, *place)
+                continue
+            values = _values(record, item.user, stem, self._wanted)
+            stored = not isinstance(values, str)
+            fault = self._store.add(item, self.rows, *values) if stored else values
+            if fault is not None:
+                self._drops.add(str(fault), *place)
+            cut += fault is None and item.prompt_cut_off
+        self._kept_rows += len(self._store) > kept
+        return cut
+
+    def _say(self) -> None:
+        if time.monotonic() - self._spoke > _PROGRESS_SECONDS:
+            self._spoke = time.monotonic()
+            self._progress(f"read {self.rows:,} rows, kept {len(self._store):,} pairs")
+
+    def prompt_format(self) -> str:
+        """Return the prompt format of all files. Raises ``DataError`` if they differ in it."""
+        if len(self._formats) > 1:
+            raise DataError(
+                "the sources write prompts in different ways: "
+                f"{', '.join(sorted(self._formats))}",
+                "make one sharding of each",
+            )
+        return next(iter(self._formats))
+
+    def report(self) -> dict[str, Any]:
+        """Return what became of the rows. Raises ``DataError`` if no pair is left of them."""
+        if not len(self._store):
+            self._explain_nothing()
+        return {
+            "sources": self._files,
+            "rows_read": self.rows,
+            "rows_kept": self._kept_rows,
+            "judgments": len(self._store) + self._drops.total,
+            "pairs": len(self._store),
+            "num_dropped": self._drops.total,
+            "dropped": self._drops.summary(),
+            "incomplete_columns": self._store.incomplete(),
+            "labels": self._labels.summary(),
+        }
+
+    def _explain_nothing(self) -> None:
+        for use, column in self._wanted.items():
+            if column is not None and column not in self._known:
+                raise DataError(
+                    f"the sources have no column {column!r} for the {use}",
+                    f"use one of: {', '.join(self._known)}",
+                )
+        drops = self._drops.summary()
+        reasons = "; ".join(f"{reason}: {drop['count']}" for reason, drop in drops.items())
+        met = [f"{label['label']!r} ({label['count']:,})" for label in self._labels.summary()]
+        said = f"; the labels met are {in_words(met)}" if met else ""
         raise DataError(
-            f"the sources write prompts in different ways: {', '.join(sorted(formats))}",
-            "make one sharding of each",
+            f"no pair is left of {self._drops.total} judgments ({reasons}){said}",
+            "check the columns, or name them with --prompt, --chosen, --rejected, --answers, "
+            "--label",
         )
-    report: dict[str, Any] = {
-        "sources": files,
-        "rows_read": row,
-        "rows_kept": kept_rows,
-        "judgments": len(store) + drops.total,
-        "pairs": len(store),
-        "num_dropped": drops.total,
-        "dropped": drops.summary(),
-        "incomplete_columns": store.incomplete(),
-        "labels": labels.summary(),
-    }
-    return report, formats.pop()
 
 
 @contextmanager
@@ -125,7 +181,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: {error.what}", error.remedy) from None
 
 
-def _columns(
+def _roles(
     form: Format, wanted: dict[str, str | None], met: dict[str, None]
 ) -> dict[str, Any]:
     """Return what the columns of one file were used for, and which were not used."""
@@ -153,21 +209,3 @@ def _values(
             return f"no {column}"
         found.append(value)
     return found
-
-
-def _explain_nothing(
-    drops: Drops, labels: Labels, wanted: dict[str, str | None], known: dict[str, None]
-) -> None:
-    for use, column in wanted.items():
-        if column is not None and column not in known:
-            raise DataError(
-                f"the sources have no column {column!r} for the {use}",
-                f"use one of: {', '.join(known)}",
-            )
-    reasons = "; ".join(f"{r}: {drop['count']}" for r, drop in drops.summary().items())
-    met = [f"{label['label']!r} ({label['count']:,})" for label in labels.summary()]
-    said = f"; the labels met are {in_words(met)}" if met else ""
-    raise DataError(
-        f"no pair is left of {drops.total} judgments ({reasons}){said}",
-        "check the columns, or name them with --prompt, --chosen, --rejected, --answers, --label",
-    )
