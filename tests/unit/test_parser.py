@@ -1,6 +1,7 @@
 """The parser: what it prints, what it suggests, and what a shell may complete."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from decdpo import cli, commands
 from decdpo.commands.catalogue import COMMANDS, listing
 from decdpo.parser import build_parser
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def call(*words, **environment):
@@ -54,6 +57,29 @@ def test_every_example_is_understood(line):
     while words[-2:-1] in ([">"], [">>"]):
         words = words[:-2]
     assert build_parser().parse_args(words).run is not None
+
+
+PAGES = ("README.md", "jobs/README.md", "data/README.md", "data/studies/README.md")
+
+
+def commands_of(page):
+    """Return the command lines of decdpo in the code blocks of a page."""
+    blocks = (REPOSITORY / page).read_text().split("```")[1::2]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    pattern = re.compile(r"(?:(?:mpirun|srun) .*?)?decdpo( .*)?$")
+    return [match[1] or "" for line in lines if (match := pattern.match(line.strip()))]
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), [(page, line) for page in PAGES for line in commands_of(page)]
+)
+def test_every_command_of_the_pages_is_understood(page, line):
+    words = shlex.split(line, comments=True)
+    assert not words or build_parser().parse_args(words).run is not None
+
+
+def test_the_pages_hold_commands():
+    assert len(commands_of("README.md")) > 12 and len(commands_of("jobs/README.md")) > 4
 
 
 @pytest.mark.parametrize("name", COMMANDS)
