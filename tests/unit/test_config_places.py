@@ -117,10 +117,12 @@ def test_what_is_no_run_or_configuration_is_told_what_there_is(elsewhere, monkey
         (elsewhere / "runs" / name).mkdir(parents=True)
         (elsewhere / "runs" / name / "config.toml").touch()
     (elsewhere / "run.toml").touch()
+    (elsewhere / "runs" / "empty").mkdir()
     for words, expected in (
         ("evaluate runs/rings",
          f"did you mean 'ring'?): the runs in {elsewhere / 'runs'} are ring, star"),
-        ("resume runs", f"it has no config.toml|the runs in {elsewhere / 'runs'} are ring, star"),
+        ("resume runs", "no config.toml (killed before its first checkpoint?)|are ring, star"),
+        ("resume runs/empty", f"the runs in {elsewhere / 'runs'} are ring, star"),
         ("export here --out x", f"there is no {elsewhere / 'here'}|{elsewhere} has no run"),
         ("checkpoint digest runs/rings", f"no {elsewhere / 'runs' / 'rings'}|did you mean 'ring'?"),
         ("theory runs/rings", f"no {elsewhere / 'runs' / 'rings'}|did you mean 'ring'?"),
