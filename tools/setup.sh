@@ -170,7 +170,7 @@ decdpo_install() { # environment
     [ "$MPI" = system ] || extras="mpi${extras:+,$extras}"
     echo "setup: making $venv with $("$base" --version), torch: $TORCH, MPI: $MPI, which takes a" \
         "few minutes once" >&2
-    if [ "$(decdpo_made_with "$venv" TORCH)" != "$TORCH" ] \
+    if [ "$(decdpo_made_with "$venv" TORCH) $(decdpo_made_with "$venv" MPI)" != "$TORCH $MPI" ] \
         || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
         rm -f "$venv/decdpo-mpi4py"
         "$base" -m venv --clear ${site[@]+"${site[@]}"} "$venv" >"${TMPDIR:-/tmp}/decdpo-venv.$$" 2>&1 || {
