@@ -223,7 +223,7 @@ def _end_all(message: str, code: int) -> None:
         sys.stdout.flush()
     with contextlib.suppress(OSError):
         # In one write if it may be, so that lines of several failing processes do not mix.
-        rest = (message.rstrip() + "\n").encode()
+        rest = (message.rstrip() + "\n").encode(errors="backslashreplace")
         while rest:
             rest = rest[os.write(2, rest) :]
     mpi.abort(code)

@@ -52,7 +52,8 @@ class Collectives:
 
     def texts(self, text: str) -> list[str]:
         """Return every rank's text, in rank order. Collective."""
-        data = np.frombuffer(text.encode(), dtype=np.uint8)
+        # A fault may name a path that is not UTF-8.
+        data = np.frombuffer(text.encode(errors="backslashreplace"), dtype=np.uint8)
         counts = self.flags(len(data))
         found = self._gather(data, counts)
         ends = np.cumsum(counts)

@@ -104,3 +104,15 @@ def test_doctor_says_beforehand_what_a_start_would_say(tmp_path, monkeypatch, ca
     cores = len(os.sched_getaffinity(0))
     assert cli.main(["doctor", "--threads", str(cores + 1)]) == 0
     assert f"1 rank has {cores + 1} threads each" in capsys.readouterr().out
+
+
+def test_a_path_that_is_not_utf8_is_sharded_and_escaped(tmp_path, capsys):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    rows = [{"prompt": f"p{k}", "chosen": f"yes {k}", "rejected": f"no {k}"} for k in range(4)]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["shard", str(folder / "a.jsonl"), "--agents", "2", "--out", str(folder / "s")]
+    assert cli.main(words) == 0
+    assert "\\xff/a.jsonl:" in capsys.readouterr().out
+    (source,) = json.loads((folder / "s" / "index.json").read_text())["report"]["sources"]
+    assert source["file"].endswith("\\xff/a.jsonl")

@@ -220,3 +220,9 @@ class TestUnderMpirun:
             ranks=2,
         )
         assert status == 1
+
+
+def test_a_fault_that_ends_all_may_name_a_path_that_is_not_utf8(monkeypatch, capfd):
+    monkeypatch.setattr("decdpo.comm.mpi.abort", lambda code: None)
+    module._end_all("decdpo: error: there is no \udcff", 2)
+    assert "there is no \\udcff" in capfd.readouterr().err

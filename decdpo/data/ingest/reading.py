@@ -12,7 +12,7 @@ from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.formats import Format, judgments, recognise
 from decdpo.data.ingest.repeated import without_repeated_prompt
 from decdpo.data.ingest.report import Drops, Labels
-from decdpo.data.ingest.sources import Record, records, short_names, stems
+from decdpo.data.ingest.sources import Record, records, short_names, stems, written
 from decdpo.data.ingest.spill import PairStore
 from decdpo.data.ingest.values import Unusable, name_of
 from decdpo.data.ingest.verdicts import in_words
@@ -96,7 +96,7 @@ class _Reader:
         self._formats.add(form.prompt_format)
         self._files.append(
             {
-                "file": str(path),
+                "file": written(path),
                 "format": form.name,
                 "rows": self.rows - before,
                 **_roles(form, self._wanted, met),

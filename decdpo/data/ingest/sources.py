@@ -46,7 +46,9 @@ def stems(paths: Sequence[Path]) -> list[str]:
     Files that would share a name are told apart by their whole path.
     """
     short = [path.name.split(".")[0] for path in paths]
-    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths)]
+    return [
+        written(name if short.count(name) == 1 else path) for name, path in zip(short, paths)
+    ]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -55,9 +57,14 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     The path from the common folder tells files of one name apart wherever the data are kept.
     """
     if len({path.name for path in paths}) == len(paths):
-        return [path.name for path in paths]
+        return [written(path.name) for path in paths]
     whole = [os.path.abspath(path) for path in paths]
-    return [os.path.relpath(path, os.path.commonpath(whole)) for path in whole]
+    return [written(os.path.relpath(path, os.path.commonpath(whole))) for path in whole]
+
+
+def written(path: Path | str) -> str:
+    """Return a path as it can be written in UTF-8: other bytes in it are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def records(path: Path) -> Iterator[Record | str]:
