@@ -18,6 +18,7 @@ T = TypeVar("T")
 LARGEST = 1 << 30
 """Bytes of the largest file that is read as a whole."""
 
+_HANDED_OVER = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 _DEPTH = 64
 """Lists and objects within one another in any JSON that this project writes."""
 
@@ -56,8 +57,13 @@ def open_regular(path: Path | str) -> BinaryIO:
 def read_bytes(path: Path | str, largest: int = LARGEST) -> bytes:
     """Return the content of a regular file of at most ``largest`` bytes.
 
+    What a shell hands over already open, as /dev/stdin or /dev/fd/63, may be a pipe.
+
     Raises ``OSError``, also if the file is larger.
     """
+    if str(path).startswith(_HANDED_OVER):
+        with open(path, "rb") as stream:
+            return stream.read(largest)
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > largest:

@@ -36,7 +36,7 @@ def require_room(out: Path) -> None:
     if not foreign:
         return
     rest = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-    if foreign == ["checkpoints"] and any((out / "checkpoints").glob(f"round_*/{MANIFEST}")):
+    if "checkpoints" in foreign and any((out / "checkpoints").glob(f"round_*/{MANIFEST}")):
         raise ConfigError(
             f"{out} holds checkpoints of an earlier run, but no config.toml",
             "give another folder with --out, or remove its checkpoints if nobody needs them",

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest
 from decdpo.config.schema import SECTIONS, SPARSE, STALE, WITHOUT_TOPOLOGY
 from decdpo.errors import ConfigError
+from decdpo.files import read_text
 from decdpo.topology.names import DIRECTED, RANDOM, TIME_VARYING, options_used, weights_allowed
 
 __all__ = ["Config", "load", "parse", "parse_override"]
@@ -78,7 +80,7 @@ def load(
     text = ""
     if path is not None:
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
+            text = read_text(path, "utf-8-sig")
         except OSError as fault:
             raise ConfigError(
                 f"cannot read the configuration {str(path)!r}: {fault.strerror}",
@@ -136,6 +138,8 @@ def parse(
     config = Config(**built)
     _check_combinations(config, reading)
     _check_algorithm(config)
+    if not reading:
+        check_numbers(config)
     if config.staleness.kind != "none":
         _check_staleness(config)
     if config.topology is not None:
@@ -221,8 +225,6 @@ def _check_combinations(config: Config, reading: bool) -> None:
         )
     if optim.kind == "adamw" and len(optim.betas) != 2:
         raise ConfigError(f"optim.betas = {list(optim.betas)} has not two values", "give two")
-    if optim.kind == "adamw" and max(optim.betas) >= 1:
-        raise ConfigError(f"optim.betas = {list(optim.betas)} reaches 1", "give values below 1")
     if optim.kind == "sgd" and optim.nesterov and not optim.momentum:
         raise ConfigError("optim.nesterov = true is ignored when optim.momentum = 0",
                           "set a momentum, or remove nesterov")

@@ -18,13 +18,14 @@ def option(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """Declare a field: its default, its one-line meaning, and the values it may take.
 
-    low, high : inclusive bounds; above : exclusive lower bound. Tuples are bounded element by
+    low, high : inclusive bounds; above, below : exclusive ones. Tuples are bounded element by
     element.
     """
-    limits = {"low": low, "above": above, "high": high}
+    limits = {"low": low, "above": above, "high": high, "below": below}
     return dataclasses.field(
         default=default, metadata={"doc": doc, "choices": tuple(choices), **limits}
     )
@@ -73,7 +74,20 @@ def _scalar(key: str, wanted: type, value: Any) -> Any:
         raise _wrong_type(key, value, _NAMES[wanted])
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key} = {value} is not finite", "give a finite number")
+    if isinstance(value, str) and not _writable(value):
+        raise ConfigError(
+            f"{key} = {value!r} holds what no file can", "give text without NUL, as UTF-8"
+        )
     return value
+
+
+def _writable(text: str) -> bool:
+    """Say whether ``text`` can be written as UTF-8, and be a path."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def _check(key: str, field: Field, value: Any) -> None:
@@ -90,6 +104,8 @@ def _check(key: str, field: Field, value: Any) -> None:
         raise ConfigError(f"{key} = {value} is too small", f"give more than {above}")
     if high is not None and value > high:
         raise ConfigError(f"{key} = {value} is too large", f"give {high} or less")
+    if meta["below"] is not None and value >= meta["below"]:
+        raise ConfigError(f"{key} = {value} is too large", f"give less than {meta['below']}")
 
 
 def nearest(word: str, known: Collection[str]) -> str:

@@ -41,7 +41,7 @@ class Data:
     """The preference pairs."""
 
     shards: str = option("", "folder of `decdpo shard`; sought where you are, then beside this")
-    batch_size: int = option(16, "pairs of one local step", low=1)
+    batch_size: int = option(16, "pairs of one local step", low=1, high=2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class LogLinear:
         "hashed word uni- and bigrams of the answers, or the shard's feature columns",
         choices=("hashed", "columns"),
     )
-    dimension: int = option(2**16, "number of hashed features; unused by columns", low=2)
+    dimension: int = option(
+        2**16, "number of hashed features; unused by columns", low=2, high=2**40
+    )
     dtype: str = option("float32", "parameter type", choices=("float32", "float64"))
 
 
@@ -74,9 +76,9 @@ class Tabular:
     """A logit for each state and action, or a small network, on trajectories."""
 
     kind: str = option("tabular", "which policy")
-    states: int = option(20, "number of states (prompts)", low=1)
-    actions: int = option(20, "number of actions (responses)", low=2)
-    hidden: int = option(0, "width of the network's hidden layer; 0 is a table", low=0)
+    states: int = option(20, "number of states (prompts)", low=1, high=2**20)
+    actions: int = option(20, "number of actions (responses)", low=2, high=2**20)
+    hidden: int = option(0, "width of the network's hidden layer; 0 is a table", low=0, high=2**20)
     dtype: str = option("float32", "parameter type", choices=("float32", "float64"))
 
 
@@ -144,7 +146,7 @@ class FedAvg:
         "equal", "a participant's weight: equal, or its number of pairs", choices=("equal", "pairs")
     )
     server_momentum: float = option(
-        0.0, "heavy-ball momentum of the server; 0 is none", low=0.0, high=1.0
+        0.0, "heavy-ball momentum of the server; 0 is none", low=0.0, below=1.0
     )
 
 
@@ -155,7 +157,7 @@ class OuterMomentum:
     kind: str = option("outer_momentum", "which algorithm")
     local_steps: int = option(10, "E, local steps of one round", low=1)
     outer_lr: float = option(0.7, "step size of the outer step", above=0.0)
-    outer_momentum: float = option(0.9, "momentum of the outer step", low=0.0, high=1.0)
+    outer_momentum: float = option(0.9, "momentum of the outer step", low=0.0, below=1.0)
     nesterov: bool = option(True, "Nesterov's outer step (DiLoCo); else heavy ball (SlowMo)")
 
 
@@ -180,8 +182,8 @@ class QuasiGlobalMomentum:
 
     kind: str = option("quasi_global_momentum", "which algorithm")
     local_steps: int = option(1, "E, local steps between two exchanges", low=1)
-    beta: float = option(0.9, "weight of the momentum in a step", low=0.0, high=1.0)
-    mu: float = option(0.9, "share of the momentum that a round keeps", low=0.0, high=1.0)
+    beta: float = option(0.9, "weight of the momentum in a step", low=0.0, below=1.0)
+    mu: float = option(0.9, "share of the momentum that a round keeps", low=0.0, below=1.0)
     overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
 
 
@@ -251,7 +253,7 @@ class Sgd(Schedule):
     """Stochastic gradient descent, with momentum if wanted."""
 
     kind: str = option("sgd", "which optimizer")
-    momentum: float = option(0.0, "share of the last velocity that is kept", low=0.0, high=1.0)
+    momentum: float = option(0.0, "share of the last velocity that is kept", low=0.0, below=1.0)
     nesterov: bool = option(False, "look ahead along the velocity")
 
 
@@ -261,7 +263,7 @@ class AdamW(Schedule):
 
     kind: str = option("adamw", "which optimizer")
     lr: float = option(1e-3, "step size eta", above=0.0)
-    betas: tuple[float, ...] = option((0.9, 0.999), "decay of both moments", low=0.0, high=1.0)
+    betas: tuple[float, ...] = option((0.9, 0.999), "decay of both moments", low=0.0, below=1.0)
     eps: float = option(1e-8, "added to the root of the second moment", above=0.0)
 
 
@@ -298,7 +300,7 @@ class Device:
         "a GPU's letters go through pinned host memory, or from the device by a CUDA-aware MPI",
         choices=("host", "device"),
     )
-    threads: int = option(1, "CPU threads of each rank", low=1)
+    threads: int = option(1, "CPU threads of each rank", low=1, high=4096)
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,7 @@ class SeededDelays:
     """Letters as late as a seeded schedule says; the same bits on any number of ranks."""
 
     kind: str = option("seeded", "whether letters may be late, and what decides")
-    max_age: int = option(2, "q, rounds that a letter may be old", low=0)
+    max_age: int = option(2, "q, rounds that a letter may be old", low=0, high=10**6)
     delay: str = option(
         "uniform", "drawn from 0 ... max_age, or always max_age", choices=("uniform", "fixed")
     )
@@ -324,7 +326,7 @@ class Arrival:
     """Letters as they come: wait only for what would be too old; ages are recorded in RUN/ages."""
 
     kind: str = option("arrival", "whether letters may be late, and what decides")
-    max_age: int = option(2, "q, rounds that a letter may be old", low=0)
+    max_age: int = option(2, "q, rounds that a letter may be old", low=0, high=10**6)
 
 
 @dataclass(frozen=True)
@@ -333,7 +335,7 @@ class Replay:
 
     kind: str = option("replay", "whether letters may be late, and what decides")
     run: str = option("", "run folder with ages")
-    max_age: int = option(2, "q, at least that of the recorded run", low=0)
+    max_age: int = option(2, "q, at least that of the recorded run", low=0, high=10**6)
 
 
 STALE = ("dsgd", "quasi_global_momentum")
@@ -354,7 +356,7 @@ class Comm:
     )
     chunk_mib: int = option(32, "size of the parts of a message, MiB", low=1, high=1024)
     timeout: float = option(600.0, "seconds without an answer before a neighbour counts as lost",
-                            above=0.0)
+                            above=0.0, high=1e8)
 
 
 def _loss_sections() -> dict[str, type]:

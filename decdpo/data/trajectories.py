@@ -19,6 +19,7 @@ import numpy as np
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.storage import replacing
 from decdpo.errors import DataError
+from decdpo.files import open_regular
 
 FEATURES_FILE = "features.npy"
 """Name of the feature map in a folder of shards."""
@@ -82,7 +83,7 @@ def load_features(path: Path) -> np.ndarray:
     Raises ``DataError`` if the file is missing, is no such array, or holds values not finite.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             features = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
         raise DataError(

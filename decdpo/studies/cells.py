@@ -25,6 +25,7 @@ from decdpo.data.storage import replacing
 from decdpo.divergence import excess
 from decdpo.errors import DataError
 from decdpo.evaluation import average_model, gradient_norm, pooled
+from decdpo.files import parse_json, read_bytes
 from decdpo.launch import Job
 from decdpo.metrics import Metrics
 from decdpo.policies.base import Policy
@@ -139,8 +140,19 @@ class Direct(Work):
 
     def records(self, folder: Path, memory: Memory) -> list[Row]:
         """Read the records."""
-        found: list[Row] = json.loads((folder / "records.json").read_text(encoding="utf-8"))
+        found: list[Row] = read_json(folder / "records.json")
         return found
+
+
+def read_json(path: Path) -> Any:
+    """Return what a cell has written. Raises ``DataError`` if it is damaged."""
+    try:
+        return parse_json(read_bytes(path))
+    except (OSError, ValueError) as fault:
+        raise DataError(
+            f"{path} cannot be read: {fault}",
+            f"remove the folder {path.parent}: its cell is then computed again",
+        ) from None
 
 
 class NoCheckpoints:
@@ -225,7 +237,7 @@ class Training(Work):
         if excess(start["loss"], records[-1].get("loss")) > DIVERGED:
             records[-1]["diverged"] = True
         if self.noted and (folder / GRADIENTS).exists():
-            records[-1] |= json.loads((folder / GRADIENTS).read_text(encoding="utf-8"))
+            records[-1] |= read_json(folder / GRADIENTS)
         return records
 
     @contextmanager

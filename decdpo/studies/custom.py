@@ -25,6 +25,7 @@ from typing import Any
 from decdpo.config import parse_override
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
+from decdpo.files import read_text
 from decdpo.report.canvas import plain
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
@@ -206,7 +207,7 @@ def _only(plan: Grid) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(read_text(path, "utf-8-sig"))
     except OSError as fault:
         raise ConfigError(
             f"cannot read {path}: {fault.strerror}", "give the path of a TOML file"

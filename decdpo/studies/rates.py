@@ -18,7 +18,7 @@ from decdpo.data.storage import replacing
 from decdpo.evaluation import average_model
 from decdpo.report.looks import subject
 from decdpo.report.study_figures import Figure, Line, Panel
-from decdpo.studies.cells import Cell, Memory, Training
+from decdpo.studies.cells import Cell, Memory, Training, read_json
 from decdpo.studies.claims import (
     OURS,
     Claim,
@@ -75,7 +75,7 @@ class MeasuredConstants(Training):
 
     def records(self, folder: Path, memory: Memory) -> list[Row]:
         """Return one record."""
-        found: Row = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
+        found: Row = read_json(folder / "constants.json")
         return [found]
 
 

@@ -10,6 +10,7 @@ Two kinds, told apart by the suffix:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,6 +20,7 @@ import numpy as np
 from scipy.sparse import csr_array, load_npz
 
 from decdpo.errors import TopologyError
+from decdpo.files import open_regular
 from decdpo.topology.names import MAX_AGENTS
 
 MATRIX_SUFFIXES = (".npz", ".npy", ".csv")
@@ -216,7 +218,7 @@ def count_agents(path: str | Path) -> int:
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield (line number, text) of the lines that hold more than a comment."""
     try:
-        with open(path, encoding="utf-8-sig") as stream:
+        with TextIOWrapper(open_regular(path), encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
                 text = line.partition("#")[0].strip()
                 if text:
@@ -280,7 +282,7 @@ def _read_csv(path: Path) -> np.ndarray:
 
 def _read_numpy(path: Path) -> np.ndarray | csr_array:
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):
                 raise ValueError("neither a .npy nor a .npz file")
         content = np.load(path, allow_pickle=False)

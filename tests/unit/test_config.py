@@ -1,5 +1,6 @@
 """The configuration: what it accepts, what it refuses and how it says so."""
 
+import os
 import subprocess
 import sys
 
@@ -63,7 +64,7 @@ def test_overrides_win_and_are_typed():
         ("[run]\nseed = -1", ["run.seed = -1", "0 or more"]),
         ("[optim]\nlr = 0", ["optim.lr", "more than 0"]),
         ("[optim]\nlr = nan", ["optim.lr", "nan"]),
-        ("[optim]\nmomentum = 1.5", ["optim.momentum = 1.5", "1.0 or less"]),
+        ("[optim]\nmomentum = 1.5", ["optim.momentum = 1.5", "less than 1.0"]),
         ('[optim]\nkind = "sgd"\nbetas = [0.9, 0.9]', ["optim.betas", "not used", "adamw"]),
         ('[optim]\nkind = "adam"', ["optim.kind = 'adam'", "did you mean 'adamw'"]),
         ('[optim]\nkind = "adamw"\nbetas = [0.9]', ["optim.betas", "two"]),
@@ -204,3 +205,71 @@ def test_the_keys_of_a_language_model_are_shown_before_one_is_named(capsys):
     shown = capsys.readouterr().out
     for key in ("model", "max_length", "chat_template", "eos", "line_break"):
         assert f"\n{key} = " in shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("", "optim.momentum"),
+        ('[algorithm]\nkind = "fedavg"', "algorithm.server_momentum"),
+        ('[algorithm]\nkind = "outer_momentum"', "algorithm.outer_momentum"),
+        ('[algorithm]\nkind = "quasi_global_momentum"', "algorithm.beta"),
+        ('[algorithm]\nkind = "quasi_global_momentum"', "algorithm.mu"),
+    ],
+)
+def test_a_momentum_that_never_fades_is_refused(kind, key):
+    parse(kind, [f"{key}=0.999"])
+    with pytest.raises(ConfigError, match=f"{key} = 1.0 is too large"):
+        parse(kind, [f"{key}=1"])
+    with pytest.raises(ConfigError, match="less than 1.0"):
+        parse('[optim]\nkind = "adamw"\nbetas = [0.9, 1.0]')
+
+
+def test_a_warm_up_may_fill_the_run_and_no_more():
+    several = '[algorithm]\nlocal_steps = 3\n[run]\nrounds = 5'
+    parse(several, ["optim.warmup_steps=15"])
+    with pytest.raises(ConfigError, match="warmup_steps = 16.*15 local steps"):
+        parse(several, ["optim.warmup_steps=16"])
+
+
+FLOATS = [
+    ("optim.lr", ""), ("optim.clip_norm", ""), ("optim.weight_decay", ""), ("loss.beta", ""),
+    ("algorithm.outer_lr", '[algorithm]\nkind = "outer_momentum"'),
+    ("optim.eps", '[optim]\nkind = "adamw"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "kind"), FLOATS)
+@pytest.mark.parametrize(("value", "said"), [("1e39", "more than"), ("1e-39", "is 0 in")])
+def test_a_number_beyond_the_policys_type_is_refused(key, kind, value, said):
+    match = f"{key} = {value[:2]}.*{said} .*policy.dtype = 'float32'"
+    with pytest.raises(ConfigError, match=match):
+        parse(kind, [f"{key}={value}"])
+    parse(kind, [f"{key}={value}", "policy.dtype=float64"])
+    parse(kind, [f"{key}={value}"], reading=True)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["data.batch_size", "policy.dimension", "device.threads", "comm.timeout"],
+)
+def test_a_number_without_end_is_refused(key):
+    with pytest.raises(ConfigError, match=f"{key} = .* is too large"):
+        parse("", [f"{key}=1000000000000000000"])
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\udcff"])
+def test_text_that_no_file_can_hold_is_refused(text):
+    with pytest.raises(ConfigError, match="data.shards = "):
+        parse("", [f"data.shards={text}"])
+
+
+def test_a_named_pipe_is_no_configuration_but_an_open_one_is(tmp_path):
+    os.mkfifo(tmp_path / "a.toml")
+    with pytest.raises(ConfigError, match="named pipe"):
+        load(tmp_path / "a.toml")
+    reader, writer = os.pipe()
+    os.write(writer, b"[run]\nrounds = 3")
+    os.close(writer)
+    assert load(f"/dev/fd/{reader}").run.rounds == 3
+    os.close(reader)

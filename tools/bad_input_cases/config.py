@@ -1,5 +1,7 @@
 """Bad configurations."""
 
+import os
+
 from bad_input_cases.steps import TRAIN, Case, config, write
 
 CASES = [
@@ -81,4 +83,18 @@ CASES = [
                         '[device]\nstaging = "device"')),
     Case("feature columns that are not there", TRAIN, ("feature columns",),
          prepare=config('[policy]\nfeatures = "columns"')),
+    Case("a momentum that never fades", TRAIN, ("optim.momentum = 1.0", "less than 1"),
+         prepare=config("[optim]\nmomentum = 1.0")),
+    Case("a warm-up longer than the run", TRAIN, ("optim.warmup_steps = 9", "4 local steps"),
+         prepare=config("[optim]\nwarmup_steps = 9\n[run]\nrounds = 4")),
+    Case("a number beyond float32", TRAIN, ("optim.clip_norm = 1e+39", "float32"),
+         prepare=config("[optim]\nclip_norm = 1e39")),
+    Case("a number that is 0 in float32", TRAIN, ("optim.lr = 1e-50", "is 0"),
+         prepare=config("[optim]\nlr = 1e-50")),
+    Case("a batch without end", TRAIN, ("data.batch_size", "too large"),
+         prepare=config("batch_size = 4611686018427387904")),
+    Case("a path that no file can have", TRAIN, ("topology.file", "NUL"),
+         prepare=config('[topology]\ngraph = "file"\nfile = "a\\u0000"')),
+    Case("a named pipe for a configuration", "train pipe.toml --out new", ("a named pipe",),
+         prepare=lambda: os.mkfifo("pipe.toml")),
 ]

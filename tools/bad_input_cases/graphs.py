@@ -1,5 +1,7 @@
 """Bad graphs and mixing matrices."""
 
+import os
+
 from bad_input_cases.steps import TRAIN, Case, config, sparse, write
 
 CASES = [
@@ -48,4 +50,8 @@ CASES = [
     Case("a matrix of no agents", "topology file --file w.csv", ("w.csv", "(0,)"),
          prepare=lambda: write("w.csv", "")),
     Case("a picture of no kind", "topology ring --plot x.txt", ("x.txt", ".svg")),
+    Case("a named pipe for a graph", "topology file --file g.txt", ("g.txt", "a named pipe"),
+         prepare=lambda: os.mkfifo("g.txt")),
+    Case("a device for a matrix", "topology file --file g.npy", ("g.npy", "a device"),
+         prepare=lambda: os.symlink("/dev/zero", "g.npy")),
 ]

@@ -4,7 +4,20 @@ import os
 import shutil
 from pathlib import Path
 
-from bad_input_cases.steps import NEWEST, Case, both_checkpoints, cut, edit_json, flip, write
+import h5py
+from bad_input_cases.steps import (
+    NEWEST,
+    Case,
+    after,
+    before,
+    both_checkpoints,
+    cut,
+    edit_json,
+    flip,
+    forge_dataset,
+    forge_manifest,
+    write,
+)
 
 CASES = [
     Case("a run that exists", "train good.toml --out run", ("already holds a run", "resume")),
@@ -44,4 +57,27 @@ CASES = [
     Case("reporting a record of something else", "report run", ("has no", "round 1"),
          prepare=lambda: write("run/metrics.jsonl", '{"round": 1}\n')),
     Case("drawing into no file", "report run --plot /", ("--plot",)),
+    Case("a folder of somebody else", "train good.toml --out theirs", ("theirs is not empty",),
+         prepare=lambda: (os.mkdir("theirs"), write("theirs/metrics.jsonl", "mine"))[0]),
+    Case("checkpoints without a configuration", "train good.toml --out run", ("no config.toml",),
+         prepare=lambda: os.remove("run/config.toml")),
+    Case("a record that was changed", "resume run --set run.rounds=6", ("its checksum",),
+         prepare=lambda: flip("run/metrics.jsonl", 0.4)),
+    Case("a record that is gone", "report run", ("metrics.jsonl, line 1", "checksum"),
+         prepare=lambda: write("run/metrics.jsonl", after("run/metrics.jsonl", 1))),
+    Case("records that are fewer than saved", "resume run --set run.rounds=6",
+         ("metrics.jsonl is not what it was at the checkpoint of round 4",),
+         prepare=lambda: write("run/metrics.jsonl", before("run/metrics.jsonl", 2))),
+    Case("a device for records", "report run", ("metrics.jsonl", "a device"),
+         prepare=lambda: (os.remove("run/metrics.jsonl"),
+                          os.symlink("/dev/zero", "run/metrics.jsonl"))[1]),
+    Case("a forged manifest", f"checkpoint show {NEWEST}", ("identity",), 3,
+         lambda: forge_manifest(NEWEST, lambda found: found.update(identity=[1]))),
+    Case("a manifest of agents without end", f"checkpoint show {NEWEST}", ("every agent once",), 3,
+         lambda: forge_manifest(NEWEST, lambda found: found.update(agents=10**15))),
+    Case("a checkpoint whose tensor is elsewhere", f"checkpoint show {NEWEST}", ("x is a link",), 3,
+         lambda: forge_dataset(NEWEST + "/part_0000.h5", "agents/000000/x",
+                               h5py.ExternalLink("pipe", "x"))),
+    Case("a checkpoint of another run", "evaluate run", ("is of another run", "no checkpoint"), 3,
+         both_checkpoints(lambda path: forge_manifest(path, lambda m: m.update(run="0" * 32)))),
 ]

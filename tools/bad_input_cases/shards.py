@@ -1,11 +1,25 @@
 """Bad shards and indices."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
-from bad_input_cases.steps import TRAIN, Case, config, cut, edit_json, flip, shard, swap, write
+from bad_input_cases.steps import (
+    TRAIN,
+    Case,
+    config,
+    cut,
+    edit_json,
+    flip,
+    forge_dataset,
+    forge_index,
+    shard,
+    swap,
+    write,
+)
 
 from decdpo.data.index import ShardIndex
 from decdpo.data.shard import PreferenceShard
@@ -53,4 +67,18 @@ CASES = [
     Case("a feature beyond float32 in a shard", TRAIN,
          ("feature 1", "source row 4 is 1e+308, which float32 cannot hold"),
          prepare=lambda: (config('[policy]\nfeatures = "columns"')(), choices(1e308))[0]),
+    Case("a forged index", "train good.toml --out new", ("index.json", "agents[1].num_train"),
+         prepare=lambda: forge_index(lambda found: found["agents"][1].update(num_train="9"))),
+    Case("an index that leads elsewhere", "train good.toml --out new", ("agents[1].file",),
+         prepare=lambda: forge_index(lambda found: found["agents"][1].update(file="/dev/zero"))),
+    Case("an index that counts otherwise", "train good.toml --out new", ("index.json says 1",),
+         prepare=lambda: forge_index(lambda found: found["agents"][1].update(num_train=1))),
+    Case("a named pipe for an index", "train good.toml --out new", ("a named pipe",),
+         prepare=lambda: (os.remove("shards/index.json"), os.mkfifo("shards/index.json"))[1]),
+    Case("a named pipe for a shard", "train good.toml --out new", ("agent_0003", "a named pipe"),
+         prepare=lambda: (os.remove(shard(3)), os.mkfifo("shards/agent_0003.h5"))[1]),
+    Case("a shard whose text is elsewhere", "train good.toml --out new", ("text is a link",),
+         prepare=lambda: forge_dataset(shard(3), "text", h5py.ExternalLink("pipe", "x"))),
+    Case("a shard in chunks without end", "train good.toml --out new", ("spans is stored in",),
+         prepare=lambda: forge_dataset(shard(3), "spans", None)),
 ]

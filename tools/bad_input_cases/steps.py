@@ -1,10 +1,13 @@
 """What a bad input is, and the steps that make one out of the good files of a working folder."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 
 
@@ -60,6 +63,47 @@ def edit_json(path: str, key: str, value: object) -> None:
     content = json.loads(Path(path).read_text())
     content[key] = value
     Path(path).write_text(json.dumps(content))
+
+
+def before(path: str, count: int) -> str:
+    """Return the first lines of a file."""
+    return "".join(Path(path).read_text().splitlines(keepends=True)[:count])
+
+
+def after(path: str, count: int) -> str:
+    """Return the lines of a file after the first ones."""
+    return "".join(Path(path).read_text().splitlines(keepends=True)[count:])
+
+
+def forge_index(change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the index of the shards, and its checksum with it."""
+    content = json.loads(Path("shards/index.json").read_text())
+    del content["checksum"]
+    change(content)
+    text = json.dumps(content, sort_keys=True)
+    content["checksum"] = hashlib.sha256(text.encode()).hexdigest()
+    write("shards/index.json", json.dumps(content))
+
+
+def forge_manifest(folder: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest of a checkpoint, and its checksum with it."""
+    content = json.loads(Path(folder, "manifest.json").read_text())
+    del content["sha256"]
+    change(content)
+    body = json.dumps(content, indent=1).removesuffix("\n}") + ",\n"
+    checksum = hashlib.sha256(body.encode()).hexdigest()
+    write(f"{folder}/manifest.json", f'{body} "sha256": "{checksum}"\n}}\n')
+
+
+def forge_dataset(path: str, name: str, link: h5py.ExternalLink | None) -> None:
+    """Put a link in the place of a dataset, or None: one that is declared without end."""
+    with h5py.File(path, "r+") as file:
+        shape, kind = file[name].shape, file[name].dtype
+        del file[name]
+        if link is None:
+            file.create_dataset(name, (1 << 40, *shape[1:]), kind, chunks=True)
+        else:
+            file[name] = link
 
 
 def rows(*records: dict[str, object]) -> str:

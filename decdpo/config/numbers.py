@@ -1,0 +1,55 @@
+"""Numbers that are sound alone, but not with the rest: too large for a type, or never reached."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from decdpo.errors import ConfigError
+
+LIMITS = {
+    "float32": (1.1754944e-38, 3.4028234e38),
+    "bfloat16": (1.1754944e-38, 3.3895313e38),
+}
+"""The smallest and the largest size of a number that a type holds in full; float64 holds all."""
+
+COMPUTED = ("loss", "algorithm", "optim")
+"""Sections whose numbers meet parameters in the arithmetic of ``policy.dtype``."""
+
+
+def check_numbers(config: Any) -> None:
+    """Raise ``ConfigError`` for what ``policy.dtype`` does not hold, or too long a warm-up.
+
+    config : a ``Config``.
+    """
+    dtype = config.policy.dtype
+    if dtype in LIMITS:
+        smallest, largest = LIMITS[dtype]
+        for key, value in _numbers(config):
+            if abs(value) > largest:
+                raise ConfigError(
+                    f"{key} = {value} is more than policy.dtype = {dtype!r} holds",
+                    f"give {largest:.3g} or less",
+                )
+            if 0 < abs(value) < smallest:
+                raise ConfigError(
+                    f"{key} = {value} is 0 in policy.dtype = {dtype!r}",
+                    f"give {smallest:.3g} or more, or 0 where that is allowed",
+                )
+    steps = config.run.rounds * getattr(config.algorithm, "local_steps", 1)
+    if config.optim.warmup_steps > steps:
+        raise ConfigError(
+            f"optim.warmup_steps = {config.optim.warmup_steps}, but run.rounds = "
+            f"{config.run.rounds} are {steps} local steps: optim.lr would never be reached",
+            f"give {steps} or less",
+        )
+
+
+def _numbers(config: Any) -> Iterator[tuple[str, float]]:
+    """Yield the key and value of every float that is computed with."""
+    for name in COMPUTED:
+        section = getattr(config, name)
+        for field in fields(section):
+            value = getattr(section, field.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, float):
+                    yield f"{name}.{field.name}", item
