@@ -19,7 +19,7 @@ from decdpo.topology.names import DIRECTED, RANDOM, TIME_VARYING, options_used, 
 
 __all__ = ["Config", "load", "parse", "parse_override"]
 
-LOW_PRECISION = ("bfloat16", "float16", "bf16", "fp16", "half", "float8")
+LANGUAGE_MODEL_DTYPES = ("float32", "bfloat16")
 """Algorithms that need float32 or better."""
 
 ONE_WAY = (*DIRECTED, "one_peer_exponential")
@@ -208,7 +208,7 @@ def _check_combinations(config: Config, reading: bool) -> None:
     """Refuse combinations of values that cannot mean anything."""
     policy, optim = config.policy, config.optim
     if policy.kind == "causal_lm":
-        _check_language_model(policy, reading)
+        _check_language_model(policy)
     if policy.kind == "loglinear" and policy.features == "columns":
         default = next(f.default for f in fields(policy) if f.name == "dimension")
         if policy.dimension != default:
@@ -241,18 +241,14 @@ def _check_combinations(config: Config, reading: bool) -> None:
         _check_staging(config)
 
 
-def _check_language_model(policy: Any, reading: bool) -> None:
-    """Refuse weights that would lose what training adds to them, and limits that mean nothing."""
-    if policy.dtype in LOW_PRECISION and not (reading and policy.dtype == "bfloat16"):
+def _check_language_model(policy: Any) -> None:
+    """Refuse types that nothing is computed in, and limits that mean nothing."""
+    if policy.dtype not in LANGUAGE_MODEL_DTYPES:
         raise ConfigError(
-            f"policy.dtype = {policy.dtype!r} would keep weights and moments in a type that loses "
-            "small steps: steps of 1e-5 change hardly any bfloat16 weight at all",
-            "use policy.dtype = 'float32'; a folder saved in another type is trained in float32",
-        )
-    if policy.dtype != "float32" and not reading:
-        raise ConfigError(
-            f"policy.dtype = {policy.dtype!r} is not known{nearest(policy.dtype, ['float32'])}",
-            "use policy.dtype = 'float32'",
+            f"policy.dtype = {policy.dtype!r} is not one that a language model is trained "
+            f"in{nearest(policy.dtype, LANGUAGE_MODEL_DTYPES)}",
+            "use 'float32', or 'bfloat16' to compute in half the memory; parameters and moments "
+            "are float32 in both",
         )
     if 0 < policy.max_length < 8:
         raise ConfigError(

@@ -88,7 +88,10 @@ class CausalLM:
 
     kind: str = option("causal_lm", "which policy")
     model: str = option("", "folder with config, weights and tokenizer; training needs one")
-    dtype: str = option("float32", "weights and arithmetic; lower precision would lose small steps")
+    dtype: str = option(
+        "float32",
+        "of the arithmetic, float32 or bfloat16; what is trained, sent and saved is float32",
+    )
     max_length: int = option(
         0,
         "tokens of prompt and answer together, longer is cut; 0 is 512, or the model's context if "
@@ -106,6 +109,12 @@ class CausalLM:
     )
     cache_reference: bool = option(
         True, "compute reference log-probabilities once and keep them in the shard"
+    )
+    tokens_at_once: int = option(
+        2048,
+        "tokens of the pairs that are scored together; 0 is pair by pair, so that the bits of a "
+        "pair do not depend on its batch",
+        low=0,
     )
     activation_checkpointing: bool = option(False, "recompute activations to save memory")
     allow_hub: bool = option(False, "let transformers download the model from its hub")

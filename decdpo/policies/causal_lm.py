@@ -5,14 +5,12 @@ log pi(y | x) = sum_t log pi(y_t | x, y_<t) over the tokens of the answer, its e
 
 import copy
 import hashlib
-import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +19,11 @@ from torch import Tensor, nn
 from decdpo.data.shard import PreferenceShard
 from decdpo.errors import EnvironmentFault, PolicyError
 from decdpo.losses.base import Leaves, PairScores
+from decdpo.params.compute import ComputeView
 from decdpo.params.flat import FlatParams, Layout, flatten
 from decdpo.policies import hub
 from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
-from decdpo.policies.foreign import foreign
+from decdpo.policies.lm.choice import choose_scorer
 from decdpo.policies.pace import Pace
 from decdpo.policies.speller import Speller, TextRules
 from decdpo.policies.tokens import TokenizedPairs, tokenize
@@ -50,57 +49,6 @@ class TokenShard(EncodedShard):
     tokens: TokenizedPairs
     lengths: Tensor
     reference: Tensor | None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A prompt with one answer: ids (T,) int64 on the CPU, the last ``answer`` of them scored."""
-
-    ids: Tensor
-    answer: int
-
-
-def answer_logps(module: nn.Module, sequences: Sequence[Scored]) -> Tensor:
-    """Return (S,) float32 log-probabilities (nats), each summed over the tokens of one answer.
-
-    The one primitive of this policy. Sequences of unequal length are padded on the right; masks
-    come from lengths, never from ids, for many tokenizers pad with a token that means something.
-    Logits are computed from the first scored position on, if the model can; the log-softmax is
-    taken in float32 whatever the model's type.
-    """
-    device = next(module.parameters()).device
-    ends = torch.tensor([len(s.ids) for s in sequences])[:, None]
-    begins = ends - torch.tensor([s.answer for s in sequences])[:, None]
-    position = torch.arange(int(ends.max()))
-    first = int(begins.min()) - 1
-    ids = torch.zeros(len(sequences), len(position), dtype=torch.long)
-    for row, s in zip(ids, sequences):
-        row[: len(s.ids)] = s.ids
-    ids = ids.to(device)
-    scored = ((position >= begins) & (position < ends))[:, first + 1 :].to(device)
-    arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-    if int(ends.min()) < len(position):
-        arguments["attention_mask"] = (position < ends).long().to(device)
-    with foreign(f"the model {type(module).__name__} cannot score an answer", _CANNOT_SCORE):
-        if _keeps_logits(type(module).forward):
-            logits = module(**arguments, logits_to_keep=position[first:-1].to(device)).logits
-        else:
-            logits = module(**arguments).logits[:, first:-1]
-    targets = ids[:, first + 1 :]
-    # Flat, because the loss over two dimensions is not deterministic on a GPU.
-    each = -nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), reduction="none"
-    ).view_as(targets)
-    return each.mul(scored).sum(dim=1)
-
-
-_CANNOT_SCORE = "check that policy.model is a language model that transformers runs on this device"
-
-
-@lru_cache
-def _keeps_logits(forward: Callable[..., Any]) -> bool:
-    """Say whether a model can compute the logits of chosen positions alone."""
-    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 @dataclass
@@ -130,18 +78,18 @@ class CausalLM:
     Parameters
     ----------
     folder : with config.json, *.safetensors and the tokenizer; a hub's name only if ``allow_hub``.
-    dtype : "float32" or "bfloat16", of weights and arithmetic (log-softmax: float32 always). To
-        train is for float32: small steps are lost in bfloat16 weights.
+    dtype : "float32" or "bfloat16", of the arithmetic (log-softmax: float32 always). The parameters
+        that are trained, sent and saved are float32 in any case.
     device : where it computes.
     max_length, max_prompt_length : limits in tokens, see ``tokens.tokenize``. 0 is 512, or what the
         model was made for if that is less.
     gradient_checkpointing : recompute activations in the backward pass to save memory.
     cache_reference : compute the reference's log-probabilities once and keep them in the shard;
         otherwise a frozen second copy of the model computes them with each batch.
-    padded : evaluate a batch's answers together, padded; by default only on a GPU. One by one, the
-        bits of an answer do not depend on its batch, and on a CPU it is also faster.
-    pairs_at_once : the most pairs of a part; a larger batch is evaluated part by part, so that
-        memory does not grow with the batch.
+    tokens_at_once : the most tokens of a part; a larger batch is evaluated part by part, so that
+        memory does not grow with the batch. 0 is one pair a part: then the bits of a pair do not
+        depend on its batch.
+    plain : score every answer by itself, prompt and all, the way that needs nothing of the model.
     rules : how pairs become text, and where answers end. pace : what is told how far encoding is.
 
     The reference is the folder's model, and where every agent begins. Dropout is off.
@@ -162,26 +110,25 @@ class CausalLM:
         gradient_checkpointing: bool = False,
         cache_reference: bool = True,
         allow_hub: bool = False,
-        padded: bool | None = None,
-        pairs_at_once: int = 32,
+        tokens_at_once: int = 0,
+        plain: bool = False,
         rules: TextRules = TextRules(),
         pace: Pace | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'bfloat16'")
         least = 1 if max_prompt_length is None else max_prompt_length
-        if not 0 < least < (max_length or MAX_LENGTH) or pairs_at_once < 1:
+        if not 0 < least < (max_length or MAX_LENGTH) or tokens_at_once < 0:
             raise PolicyError(
                 f"max_length = {max_length}, max_prompt_length = {max_prompt_length},"
-                f" pairs_at_once = {pairs_at_once} leave no room for an answer",
-                "choose max_length >= 2, 0 < max_prompt_length < max_length, pairs_at_once >= 1",
+                f" tokens_at_once = {tokens_at_once} leave no room for an answer",
+                "choose max_length >= 2, 0 < max_prompt_length < max_length, tokens_at_once >= 0",
             )
         self.device = torch.device(device)
-        self.cache_reference, self.pairs_at_once = cache_reference, pairs_at_once
-        self.padded = self.device.type != "cpu" if padded is None else padded
+        self.cache_reference, self._tokens_at_once = cache_reference, tokens_at_once
         self._pace = Pace() if pace is None else pace
         self._pace.begin("loading the model")
-        module, self.tokenizer, self._config = hub.load(folder, DTYPES[dtype], allow_hub)
+        module, self.tokenizer, self._config = hub.load(folder, torch.float32, allow_hub)
         self.speller = Speller(self.tokenizer, rules)
         self.max_length, self.notes = length_limit(max_length, hub.context(module.config), folder)
         self.max_prompt_length = max_prompt_length
@@ -196,7 +143,7 @@ class CausalLM:
         self._initial = flatten(self._module, self.layout)
         self._frozen = None
         if not cache_reference:
-            self._frozen = copy.deepcopy(self._module).requires_grad_(False)
+            self._frozen = copy.deepcopy(self._module).requires_grad_(False).to(DTYPES[dtype])
         if gradient_checkpointing:
             # Checkpointing is on in training mode only; with every dropout at 0 nothing else is.
             # transformers renamed the method in version 5.
@@ -204,7 +151,13 @@ class CausalLM:
             name = "activation_checkpointing_enable" if new else "gradient_checkpointing_enable"
             getattr(module, name)({"use_reentrant": False})
             self._module.train()
+        self.dtype = DTYPES[dtype]
         self._bound: FlatParams | None = None
+        self._narrow: ComputeView | None = None
+        self.scorer, why = choose_scorer(
+            self._start(), self._vocabulary, self.max_length, tokens_at_once, plain=plain
+        )
+        self.notes = (*self.notes, *why)
 
     @cached_property
     def identity(self) -> Mapping[str, str]:
@@ -217,14 +170,18 @@ class CausalLM:
 
     def bind(self, params: FlatParams) -> nn.Module:
         """Return the module with ``params`` as its parameters."""
-        if self._bound is not params:
+        if self.dtype != self.layout.dtype:
+            if self._narrow is None:
+                self._narrow = ComputeView(self._module, self.layout, self.dtype)
+            self._narrow.follow(params)
+        elif self._bound is not params:
             params.bind(self._module)
             self._bound = params
         return self._module
 
     def parts(self, data: TokenShard, rows: np.ndarray) -> list[np.ndarray]:
-        """Split the pairs ``rows`` (B,) into parts of at most ``pairs_at_once``."""
-        return [rows[i : i + self.pairs_at_once] for i in range(0, len(rows), self.pairs_at_once)]
+        """Split the pairs ``rows`` (B,) into parts of at most ``tokens_at_once`` tokens."""
+        return self.scorer.parts(data.tokens, rows)
 
     def encode(self, shard: PreferenceShard) -> TokenShard:
         """Tokenize a shard and, if they are cached, find or compute its reference values.
@@ -272,16 +229,14 @@ class CausalLM:
         self, params: FlatParams, data: TokenShard, rows: np.ndarray, *, need_grad: bool = True
     ) -> CausalLMPass:
         """Evaluate the pairs ``rows`` (B,) of ``data`` at ``params.data`` (P,)."""
-        module = self.bind(params)
+        self.bind(params)
         where = torch.from_numpy(rows).to(self.device)
         with torch.set_grad_enabled(need_grad):
-            logps = self.pair_logps(module, data, rows)
+            logps = self._logps(data, rows)
         if data.reference is not None:
             reference = data.reference[:, where]
         else:
-            assert self._frozen is not None
-            with torch.no_grad():
-                reference = self.pair_logps(self._frozen, data, rows)
+            reference = self._frozen_logps(data, rows)
         gap = None if data.score_gap is None else data.score_gap[where]
         chosen, rejected = logps.detach()
         ref_chosen, ref_rejected = reference
@@ -289,40 +244,42 @@ class CausalLM:
         pairs = PairScores(chosen, rejected, ref_chosen, ref_rejected, length, other, gap)
         return CausalLMPass(pairs, self, params, logps if need_grad else None)
 
-    def pair_logps(self, module: nn.Module, data: TokenShard, rows: np.ndarray) -> Tensor:
-        """Return (2, B) log-probabilities of the chosen and rejected answers of ``rows`` (B,)."""
+    def _logps(self, data: TokenShard, rows: np.ndarray) -> Tensor:
+        """Return (2, B) log-probabilities of both answers of ``rows`` (B,) by the bound module."""
         if not len(rows):
             return torch.zeros(2, 0, device=self.device)
-        sequences: list[list[Scored]] = [[], []]
-        for row in rows:
-            prompt, *answers = data.tokens.parts(row)
-            for side, answer in zip(sequences, answers):
-                ids = torch.from_numpy(np.concatenate((prompt, answer)))
-                side.append(Scored(ids.long(), len(answer)))
-        flat = sequences[0] + sequences[1]
-        if self.padded:
-            logps = answer_logps(module, flat)
-        else:
-            logps = torch.cat([answer_logps(module, [one]) for one in flat])
-        return logps.view(2, len(rows))
+        return self.scorer(data.tokens, rows)
+
+    def _frozen_logps(self, data: TokenShard, rows: np.ndarray) -> Tensor:
+        """Return (2, B) reference log-probabilities, by the frozen copy and scored alike."""
+        assert self._frozen is not None
+        with torch.no_grad():
+            return self.scorer.of(self._frozen)(data.tokens, rows)
+
+    def _start(self) -> nn.Module:
+        """Return the module with the reference's weights, for scores without a gradient."""
+        nothing = self._initial.new_zeros(1).expand_as(self._initial)
+        return self.bind(FlatParams(self.layout, self._initial, nothing))
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write the model with parameters ``x`` (P,) as a Hugging Face folder; returns its path.
 
         Raises ``PolicyError`` if ``out`` exists and is not an empty folder.
         """
-        module = self.bind(FlatParams(self.layout, x.detach().to(self._initial).contiguous()))
-        return hub.save(module, self.tokenizer, copy.deepcopy(self._config), out)
+        whole = FlatParams(self.layout, x.detach().to(self._initial).contiguous())
+        whole.bind(self._module)
+        self._bound = self._narrow = None
+        return hub.save(self._module, self.tokenizer, copy.deepcopy(self._config), out)
 
     def _with_reference(self, shard: PreferenceShard, data: TokenShard) -> TokenShard:
         """Add the reference log-probabilities, from the shard's cache if it holds their bits."""
-        # Nothing flows back, so the gradient needs no memory.
-        nothing = self._initial.new_zeros(1).expand_as(self._initial)
-        module = self.bind(FlatParams(self.layout, self._initial, nothing))
+        self._start()
 
         def compute(rows: np.ndarray) -> np.ndarray:
             with torch.no_grad():
-                return self.pair_logps(module, data, rows).cpu().double().numpy().T
+                parts = [self._logps(data, part) for part in self.parts(data, rows)]
+            found = torch.cat([torch.zeros(2, 0), *(part.cpu() for part in parts)], dim=1)
+            return found.double().numpy().T
 
         self._pace.begin("reference log-probabilities")
         batches = np.split(
@@ -353,7 +310,8 @@ class CausalLM:
         sha = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for values in (self._initial, *self._module.buffers()):
             sha.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return f"causal_lm:{sha.hexdigest()}:{self.layout.digest}:{self.max_length}"
+        way = f"{self.dtype}:{type(self.scorer).__name__}:{self._tokens_at_once}"
+        return f"causal_lm:{sha.hexdigest()}:{self.layout.digest}:{self.max_length}:{way}"
 
 
 def length_limit(

@@ -335,7 +335,7 @@ def check_start(policy: Policy, data: EncodedShard, batch_size: int = 16, batche
     """
     params = FlatParams(policy.layout, policy.initial())
     rows = np.arange(min(data.num_pairs, batch_size * batches))
-    for part in _parts(rows, batch_size):
+    for part in (p for some in _parts(rows, batch_size) for p in policy.parts(data, some)):
         scores = policy.forward(params, data, part, need_grad=False).scores
         drift = torch.stack((scores.chosen_ratio, scores.rejected_ratio)).abs().amax(dim=0)
         wrong = torch.nonzero(~(drift == 0)).flatten().tolist()

@@ -13,8 +13,10 @@ from decdpo.data.shard import Pair, PreferenceShard
 from decdpo.errors import PolicyError
 from decdpo.losses.dpo import DPO
 from decdpo.params.flat import FlatParams
-from decdpo.policies.causal_lm import CausalLM, Scored, answer_logps
+from decdpo.params.optim import AdamW
+from decdpo.policies.causal_lm import CausalLM
 from decdpo.policies.encoded import summed
+from decdpo.policies.lm.plain import PlainLM, Scored, answer_logps
 from decdpo.policies.objective import Objective, check_start
 
 ROOT = Path(__file__).parents[2]
@@ -101,9 +103,12 @@ def stacked(logps):
     return torch.stack((logps.chosen, logps.rejected)).double()
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_log_probabilities_agree_with_double_precision(oracle, padded):
-    policy = CausalLM(MODEL, max_length=64, padded=padded)
+WAYS = [{}, {"tokens_at_once": 100}, {"tokens_at_once": 10**6}, {"plain": True}]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_log_probabilities_agree_with_double_precision(oracle, way):
+    policy = CausalLM(MODEL, max_length=64, **way)
     params, data = start(policy, 0.02), policy.encode(shard())
     logps = policy.forward(params, data, ROWS).scores
     with torch.no_grad():
@@ -122,7 +127,9 @@ def test_log_probabilities_agree_with_double_precision(oracle, padded):
     assert stats.means()["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_the_gradient_is_that_of_double_precision(oracle, policy):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_the_gradient_is_that_of_double_precision(oracle, way):
+    policy = CausalLM(MODEL, max_length=64, **way)
     params, data, beta = start(policy, 0.02, seed=1), policy.encode(shard()), 0.5
     Objective(policy, DPO(beta)).gradient(params, data, ROWS)
     with torch.no_grad():
@@ -171,14 +178,14 @@ def test_the_cache_is_reused_checked_and_keyed_by_what_it_depends_on(policy, tmp
     shard(PAIRS * 4).save(path)
     first = policy.encode(PreferenceShard.open(path)).reference
     calls = []
-    whole = CausalLM.pair_logps
+    whole = CausalLM._logps
     monkeypatch.setattr(
-        CausalLM, "pair_logps", lambda s, m, d, r: calls.append(len(r)) or whole(s, m, d, r)
+        CausalLM, "_logps", lambda self, d, r: calls.append(len(r)) or whole(self, d, r)
     )
     assert torch.equal(policy.encode(PreferenceShard.open(path)).reference, first)
-    assert calls == [16]
+    assert sum(calls) == 16
     CausalLM(MODEL, max_length=32).encode(PreferenceShard.open(path))
-    assert calls == [16, 16, 8]
+    assert sum(calls) == 16 + 24
 
     opened = PreferenceShard.open(path)
     key = f"{policy._reference_key}:{policy.encode(opened).tokens.digest}"
@@ -202,26 +209,19 @@ def test_a_folder_that_cannot_be_written_only_costs_the_cache(policy, monkeypatc
 
 def test_one_by_one_a_batch_does_not_change_the_bits_of_its_pairs(policy):
     params, data = start(policy, 0.02), policy.encode(shard())
-    together = policy.forward(params, data, ROWS, need_grad=False).scores
-    alone = [policy.forward(params, data, ROWS[i : i + 1]).scores for i in ROWS]
-    assert torch.equal(together.chosen, torch.cat([one.chosen for one in alone]))
-    assert torch.equal(together.rejected, torch.cat([one.rejected for one in alone]))
+    parts = policy.parts(data, ROWS)
+    assert [part.tolist() for part in parts] == [[row] for row in ROWS]
+    together = Objective(policy, DPO()).evaluate(params, data, ROWS)
+    alone = Objective(policy, DPO()).evaluate(params, data, ROWS[::-1].copy())
+    assert together.values == pytest.approx(alone.values, rel=1e-13)
 
 
-def test_padding_has_no_influence_but_rounding():
-    policy = CausalLM(MODEL, max_length=64)
-    params, data = start(policy, 0.02), policy.encode(shard())
-    one_by_one = policy.forward(params, data, ROWS)
-    one_by_one.backward({"chosen": torch.ones(6), "rejected": -torch.ones(6)})
-    expected = params.grad.clone()
-    policy.padded = True
-    params.grad.zero_()
-    padded = policy.forward(params, data, ROWS)
-    padded.backward({"chosen": torch.ones(6), "rejected": -torch.ones(6)})
-    assert stacked(padded.scores).numpy() == pytest.approx(
-        stacked(one_by_one.scores).numpy(), rel=1e-5
-    )
-    assert (params.grad - expected).norm() < 1e-4 * expected.norm()
+def test_padding_has_no_influence_but_rounding(policy):
+    module, tokens = policy.bind(start(policy, 0.02)), policy.encode(shard()).tokens
+    with torch.no_grad():
+        one_by_one = PlainLM(module)(tokens, ROWS)
+        padded = PlainLM(module, padded=True)(tokens, ROWS)
+    assert padded.numpy() == pytest.approx(one_by_one.numpy(), rel=1e-5)
 
 
 def test_masks_come_from_lengths_and_not_from_ids(policy):
@@ -237,15 +237,17 @@ def test_masks_come_from_lengths_and_not_from_ids(policy):
 
 
 def test_a_model_that_cannot_limit_its_logits_gives_the_same(policy, monkeypatch):
-    params, data = start(policy, 0.02), policy.encode(shard())
-    expected = policy.forward(params, data, ROWS, need_grad=False).scores
-    monkeypatch.setattr("decdpo.policies.causal_lm._keeps_logits", lambda forward: False)
-    found = policy.forward(params, data, ROWS, need_grad=False).scores
-    assert stacked(found).numpy() == pytest.approx(stacked(expected).numpy(), rel=1e-5)
+    module, tokens = policy.bind(start(policy, 0.02)), policy.encode(shard()).tokens
+    with torch.no_grad():
+        expected = PlainLM(module)(tokens, ROWS)
+        monkeypatch.setattr("decdpo.policies.lm.plain._keeps_logits", lambda forward: False)
+        found = PlainLM(module)(tokens, ROWS)
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-5)
 
 
 def test_large_batches_are_evaluated_in_parts(policy):
-    small = CausalLM(MODEL, max_length=64, pairs_at_once=2)
+    small = CausalLM(MODEL, max_length=64, tokens_at_once=100)
+    assert 1 < len(small.parts(small.encode(shard()), ROWS[:5])) < 5
     found = []
     for one in (policy, small):
         params = start(one, 0.02)
@@ -270,7 +272,7 @@ def test_recomputed_activations_give_the_same_bits(policy):
     forward = saving.forward(params, saving.encode(shard(PAIRS[:1])), ROWS[:1])
     before = len(recomputed)
     forward.backward({"chosen": torch.ones(1), "rejected": torch.ones(1)})
-    assert len(recomputed) == before + 2
+    assert len(recomputed) == before + 1
 
 
 def train(policies, data, steps=4):
@@ -318,18 +320,79 @@ def test_tied_weights_are_one_copy(policy):
     assert "lm_head.weight" not in policy.layout.names
 
 
-def test_bfloat16_runs_and_stays_near_float32(policy):
+def test_bfloat16_computes_near_float32_and_keeps_float32_masters(policy):
     half = CausalLM(MODEL, dtype="bfloat16", max_length=64)
-    assert half.layout.dtype == torch.bfloat16
+    assert half.layout == policy.layout
     params, data = start(half), half.encode(shard())
     check_start(half, data)
     logps = half.forward(params, data, ROWS).scores
     full = policy.forward(start(policy), policy.encode(shard()), ROWS).scores
     assert logps.chosen.dtype == torch.float32
     assert logps.chosen.numpy() == pytest.approx(full.chosen.numpy(), rel=0.02)
+    assert not torch.equal(logps.chosen, full.chosen)
     Objective(half, DPO()).gradient(params, data, ROWS)
-    assert params.grad.dtype == torch.bfloat16 and torch.isfinite(params.grad).all()
-    assert params.grad.any()
+    slope = params.grad.clone()
+    exact = start(policy)
+    Objective(policy, DPO()).gradient(exact, policy.encode(shard()), ROWS)
+    assert slope.dtype == torch.float32
+    assert (slope - exact.grad).norm() < 0.05 * exact.grad.norm()
+
+
+def test_steps_below_the_spacing_of_bfloat16_are_not_lost():
+    half = CausalLM(MODEL, dtype="bfloat16", max_length=64)
+    params, data, optimizer = start(half), half.encode(shard()), AdamW()
+    before, state = params.data.clone(), optimizer.init(params.data)
+    moved = torch.zeros(half.layout.size, dtype=torch.bool)
+    for _ in range(20):
+        Objective(half, DPO()).gradient(params, data, ROWS)
+        moved |= params.grad != 0
+        optimizer.step(params.data, state, params.grad, 1e-6)
+    changed = params.data != before
+    assert changed[moved].double().mean() > 0.9
+    # The next pass computes with the new parameters, not with an old copy.
+    seen = half.forward(params, data, ROWS[:1], need_grad=False).scores.chosen.clone()
+    params.data.mul_(1.1)
+    assert not torch.equal(seen, half.forward(params, data, ROWS[:1]).scores.chosen)
+
+
+def test_two_agents_share_one_bfloat16_module_and_keep_their_gradients_apart():
+    half = CausalLM(MODEL, dtype="bfloat16", max_length=64)
+    first, second, data = start(half, 0.02), start(half, 0.02, seed=1), half.encode(shard())
+    alone = []
+    for params in (first, second):
+        Objective(half, DPO()).gradient(params, data, ROWS[:3])
+        alone.append(params.grad.clone())
+    assert not torch.equal(*alone)
+    Objective(half, DPO()).gradient(first, data, ROWS[:3])
+    assert torch.equal(first.grad, alone[0]) and torch.equal(second.grad, alone[1])
+
+
+def test_bfloat16_exports_its_float32_parameters_and_goes_on(tmp_path):
+    half = CausalLM(MODEL, dtype="bfloat16", max_length=64)
+    params, data = start(half, 0.02), half.encode(shard())
+    before = half.forward(params, data, ROWS[:2], need_grad=False).scores.chosen
+    again = CausalLM(half.export(params.data, tmp_path / "model"), max_length=64)
+    assert torch.equal(again.initial(), params.data)
+    assert torch.equal(half.forward(params, data, ROWS[:2]).scores.chosen, before)
+
+
+def test_a_model_that_does_more_to_its_logits_is_scored_the_plain_way(monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    whole = LlamaForCausalLM.forward
+
+    def cooler(self, *args, **options):
+        output = whole(self, *args, **options)
+        output.logits = output.logits / 2
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", cooler)
+    policy = CausalLM(MODEL, max_length=64)
+    assert isinstance(policy.scorer, PlainLM)
+    assert any("encodes the prompt anew" in note and "differ" in note for note in policy.notes)
+    data = policy.encode(shard())
+    check_start(policy, data)
+    Objective(policy, DPO()).gradient(start(policy), data, ROWS)
 
 
 def test_an_export_reloads_to_the_same_logits(policy, tmp_path):
@@ -410,7 +473,7 @@ def test_truncation_is_reported(policy):
         ({"max_length": 1}, "no room"),
         ({"max_length": 8, "max_prompt_length": 8}, "no room"),
         ({"max_prompt_length": 0}, "no room"),
-        ({"pairs_at_once": 0}, "no room"),
+        ({"tokens_at_once": -1}, "no room"),
     ],
 )
 def test_arguments_that_make_no_policy_are_refused(arguments, words):
@@ -456,7 +519,6 @@ def test_ids_beyond_the_vocabulary_are_refused(policy, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_gives_nearly_the_same(policy):
     there = CausalLM(MODEL, device="cuda", max_length=64)
-    assert there.padded
     params, data = FlatParams(there.layout, there.initial()), there.encode(shard())
     check_start(there, data)
     Objective(there, DPO()).gradient(params, data, ROWS)

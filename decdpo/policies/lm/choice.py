@@ -1,0 +1,59 @@
+"""Which way a model's answers are scored: the fast one, wherever it agrees with the plain one."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from decdpo.errors import PolicyError
+from decdpo.policies.foreign import foreign
+from decdpo.policies.lm.packed import PackedLM
+from decdpo.policies.lm.plain import PlainLM
+from decdpo.policies.tokens import TokenizedPairs, Truncation
+
+AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""How much the two ways may differ, relatively: more than they round, less than any mistake."""
+
+
+def choose_scorer(
+    module: nn.Module,
+    vocabulary: int,
+    max_length: int,
+    tokens_at_once: int,
+    *,
+    plain: bool = False,
+) -> tuple[PlainLM | PackedLM, tuple[str, ...]]:
+    """Return the fast way to score pairs, or the plain one with a note that says why.
+
+    Two pairs of ``max_length`` tokens are scored both ways: some models cannot take several answers
+    in a row, look back over fewer tokens than that, or do more to their logits than the fast way
+    knows of. The tokens are the same on every process, and so is the choice. plain : do not try.
+    """
+    first = next(module.parameters())
+    slow = PlainLM(module, padded=first.device.type != "cpu")
+    if plain:
+        return slow, ()
+    tokens, rows = probe(vocabulary, max_length), np.arange(2)
+    with torch.no_grad():
+        expected = slow(tokens, rows)
+        fast = PackedLM(module, tokens_at_once)
+        try:
+            with foreign("it takes no packed rows", ""):
+                gap = float(((fast(tokens, rows) - expected).abs() / expected.abs()).max())
+            why = f"otherwise its log-probabilities would differ by {gap:.1g}, relatively"
+        except PolicyError as fault:
+            gap, why = np.inf, fault.what
+    if gap <= AGREEMENT[first.dtype]:
+        return fast, ()
+    fast.release()
+    name = type(module).__name__
+    return slow, (f"{name} encodes the prompt anew for every answer, which is slow: {why}",)
+
+
+def probe(vocabulary: int, max_length: int) -> TokenizedPairs:
+    """Return two pairs of arbitrary tokens, with answers of unlike lengths."""
+    answers = max(1, max_length // 4), max(1, max_length // 8)
+    lengths = np.array([[max(1, max_length - max(answers)), *answers], [1, *answers[::-1]]])
+    ends = np.cumsum(lengths).reshape(2, 3)
+    edges = np.hstack((ends[:, :1] - lengths[:, :1], ends))
+    ids = np.random.default_rng(0).integers(vocabulary, size=lengths.sum())
+    return TokenizedPairs(ids.astype(np.int32), edges, Truncation(2, max_length))

@@ -1,0 +1,200 @@
+"""Packed rows against each answer scored by itself through the whole model, of several families."""
+
+import numpy as np
+import pytest
+import torch
+
+from decdpo.policies.lm.head import token_logps
+from decdpo.policies.lm.packed import PackedLM
+from decdpo.policies.lm.packing import pack, packed_size
+from decdpo.policies.lm.plain import PlainLM
+from decdpo.policies.tokens import TokenizedPairs, Truncation
+
+transformers = pytest.importorskip("transformers")
+
+VOCABULARY = 97
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+FAMILIES = {
+    "grouped heads": lambda: transformers.LlamaConfig(**GROUPED),
+    "biased projections": lambda: transformers.Qwen2Config(**GROUPED),
+    "absolute positions": lambda: transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, n_positions=128, vocab_size=VOCABULARY,
+        bos_token_id=0, eos_token_id=1,
+    ),  # fmt: skip
+    "soft caps": lambda: transformers.Gemma2Config(
+        **GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=64,
+        attn_logit_softcapping=3.0, final_logit_softcapping=2.0,
+    ),  # fmt: skip
+    "biased head": lambda: transformers.PhiConfig(**SIZES),
+}
+
+
+def tokens(count, seed=0, least=1):
+    """Return ``count`` pairs of random tokens, answers of ``least`` tokens or more."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers([1, least, least], [30, 15, 15], (count, 3))
+    ends = np.cumsum(lengths).reshape(count, 3)
+    edges = np.hstack((ends[:, :1] - lengths[:, :1], ends))
+    ids = rng.integers(2, VOCABULARY, lengths.sum()).astype(np.int32)
+    return TokenizedPairs(ids, edges, Truncation(count, 128))
+
+
+def test_a_row_holds_every_prompt_once_and_no_answers_last_token():
+    ids = np.arange(10, 19, dtype=np.int32)
+    row = pack(TokenizedPairs(ids, np.array([[0, 3, 5, 9]]), Truncation(1, 9)), [0])
+    assert row.ids.tolist() == [10, 11, 12, 13, 15, 16, 17]
+    assert row.positions.tolist() == [0, 1, 2, 3, 3, 4, 5]
+    assert row.targets.tolist() == [13, 14, 15, 16, 17, 18] and row.lengths == (2, 4)
+    assert row.sources.tolist() == [2, 3, 2, 4, 5, 6]
+    (segment,) = row.segments
+    seen = segment.mask(torch.float32, torch.device("cpu")) == 0
+    assert seen.int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 1, 0, 0],
+        [1, 1, 1, 0, 1, 1, 0],
+        [1, 1, 1, 0, 1, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_the_size_of_a_pair_is_what_it_takes_in_a_row(least):
+    pairs = tokens(9, least=least)
+    sizes = packed_size(pairs, np.arange(9))
+    for row in range(9):
+        assert len(pack(pairs, [row]).ids) == sizes[row]
+    together = pack(pairs, [3, 0, 8])
+    assert len(together.ids) == sizes[[3, 0, 8]].sum()
+    assert sum(together.lengths) == len(together.sources) == len(together.targets)
+
+
+def gradients(model, logps, weights):
+    """Return the gradient of the weighted sum of ``logps`` by every parameter, as one vector."""
+    model.zero_grad()
+    (logps * weights).sum().backward()
+    return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed):
+    torch.manual_seed(0)
+    config = FAMILIES[family]()
+    for name in vars(config):
+        if "drop" in name and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
+    plain = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.normal_(0, 0.3 if p.dim() > 1 else 0.1)
+    pairs, rows = tokens(5), np.array([3, 0, 4])
+    weights = torch.linspace(-1, 1, 6).view(2, 3)
+    expected = PlainLM(plain.eval())(pairs, rows)
+    slope = gradients(plain, expected, weights)
+    if recomputed:
+        plain.train()
+        plain.activation_checkpointing_enable({"use_reentrant": False})
+    found = PackedLM(plain)(pairs, rows)
+    assert found.detach().numpy() == pytest.approx(expected.detach().numpy(), rel=1e-6)
+    error = gradients(plain, found, weights) - slope
+    assert float(error.norm() / slope.norm()) < 1e-5
+
+
+def test_rows_hold_as_many_pairs_as_the_budget_and_all_in_order():
+    pairs, rows = tokens(20), np.array([3, 3, 19, 0, 7, 8, 1])
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]())
+    sizes = packed_size(pairs, rows)
+    for budget in (0, int(sizes.max()), 90, 10**6):
+        parts = PackedLM(model, budget).parts(pairs, rows)
+        assert np.concatenate(parts).tolist() == rows.tolist()
+        taken = [packed_size(pairs, part).sum() for part in parts]
+        assert all(size <= budget or len(part) == 1 for size, part in zip(taken, parts))
+        nexts = [packed_size(pairs, part[:1])[0] for part in parts[1:]]
+        assert all(size + more > budget for size, more in zip(taken, nexts))
+    assert PackedLM(model).parts(pairs, rows[:0]) == []
+
+
+def test_a_released_model_has_its_own_attention_back():
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]())
+    own = model.config._attn_implementation
+    packed = PackedLM(model)
+    assert model.config._attn_implementation != own
+    packed.release()
+    assert model.config._attn_implementation == own == model.model.config._attn_implementation
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_head_is_the_log_softmax_whatever_its_chunks(softcap, biased):
+    torch.manual_seed(0)
+    inputs = [torch.randn(7, 5), torch.randn(11, 5), torch.randn(11)]
+    targets, slope = torch.randint(11, (7,)), torch.randn(7)
+    hidden, weight, bias = (tensor.requires_grad_() for tensor in inputs)
+    logits = hidden @ weight.T + (bias if biased else 0.0)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    plain = logits.log_softmax(dim=1)[torch.arange(7), targets]
+    leaves = [hidden, weight, *([bias] if biased else [])]
+    expected = torch.autograd.grad(plain, leaves, slope)
+    for chunk_values in (1, 33, 1000):
+        biases = bias if biased else None
+        found = token_logps(hidden, weight, targets, biases, softcap, chunk_values)
+        assert torch.allclose(found, plain, rtol=1e-6, atol=1e-6)
+        for one, other in zip(torch.autograd.grad(found, leaves, slope), expected):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_no_token_and_a_frozen_head_cost_nothing():
+    hidden, weight = torch.randn(3, 5, requires_grad=True), torch.randn(11, 5)
+    found = token_logps(hidden, weight, torch.tensor([1, 2, 3]))
+    found.sum().backward()
+    assert weight.grad is None and hidden.grad is not None
+    none = token_logps(hidden[:0], weight, torch.zeros(0, dtype=torch.long))
+    assert none.shape == (0,)
+    none.sum().backward()
+
+
+def test_the_matrix_of_all_logits_never_exists(monkeypatch):
+    from decdpo.policies.lm import head
+
+    made = []
+    whole = head.linear
+
+    def watched(*args):
+        made.append(whole(*args))
+        return made[-1]
+
+    monkeypatch.setattr(head, "linear", watched)
+    hidden = torch.randn(64, 8, requires_grad=True)
+    weight = torch.randn(50, 8, requires_grad=True)
+    targets = torch.zeros(64, dtype=torch.long)
+    token_logps(hidden, weight, targets, chunk_values=500).sum().backward()
+    assert len(made) == 2 * 7 and max(logits.numel() for logits in made) <= 500
+
+
+def test_the_gradient_of_a_half_precision_head_is_summed_in_float32():
+    torch.manual_seed(0)
+    hidden = torch.randn(512, 16).bfloat16()
+    weight = (torch.randn(40, 16) * 0.1).bfloat16().requires_grad_()
+    targets, slope = torch.randint(40, (512,)), torch.full((512,), 1 / 512)
+    exact = weight.detach().double().requires_grad_()
+    logits = hidden.double() @ exact.T
+    logits.log_softmax(dim=1)[torch.arange(512), targets].mul(slope).sum().backward()
+    errors = []
+    for chunk_values in (40, 40 * 512):
+        found = token_logps(hidden, weight, targets, chunk_values=chunk_values)
+        (slopes,) = torch.autograd.grad(found, weight, slope)
+        errors.append(float((slopes.double() - exact.grad).norm() / exact.grad.norm()))
+    # Summing 512 chunks loses nothing against one product of all.
+    assert errors[0] < 2 * errors[1] + 1e-3
