@@ -58,11 +58,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--claims", nargs="*", metavar="NAME", help="each claim; without NAME all")
     parser.add_argument("--draw", type=Path, metavar="OUT")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these tables")
     args = parser.parse_args()
     for name, study, final, curves in tables(args.folder):
-        # What is claimed of every record is judged by the records, where they are kept.
-        source = curves if curves is not None and study.name == "rates" else final
-        found = [(claim, claim.judge(source)) for claim in study.claims()]
+        if args.only and name not in args.only:
+            continue
+        # Of `rates`, claims on every record are judged here by the last one of each run.
+        found = [(claim, claim.judge(final)) for claim in study.claims()]
         words = [verdict.word for _, verdict in found]
         counts = "  ".join(f"{words.count(w)} {w}" for w in ("held", "not held", "undecided"))
         print(f"{name:<20}{counts}")
@@ -76,7 +78,8 @@ def main() -> None:
             for number, figure in enumerate(study.figures(curves or final)):
                 if number == 0 and figure.lines:
                     draw(figure, args.draw)
-                    (args.draw / f"{figure.name}.png").rename(args.draw / f"{name}.png")
+                    if figure.name != name:
+                        (args.draw / f"{figure.name}.png").rename(args.draw / f"{name}.png")
 
 
 if __name__ == "__main__":

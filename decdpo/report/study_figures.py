@@ -180,6 +180,10 @@ def _panel(matplotlib: Any, ax: Any, panel: Panel, names: dict[str, Look]) -> di
             shift = matplotlib.transforms.ScaledTranslation(points, 0, ax.figure.dpi_scale_trans)
             moved = moved + shift
         handles[line.label] = _curve(ax, line, look, k, wide, crowd, moved)
+        # matplotlib takes no limits from curves that are moved aside.
+        ends = [(x, y) for ys in (line.mean, line.low, line.high) for x, y in zip(line.x, ys)]
+        ax.update_datalim([(x, y) for x, y in ends if y > 0 or not panel.log_y])
+        ax.autoscale_view()
     _scales(ax, panel)
     ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
     ax.grid(alpha=0.3, which="major")

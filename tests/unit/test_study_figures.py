@@ -114,7 +114,10 @@ def test_markers_and_bars_of_a_crowd_do_not_hide_one_another():
         (ax,) = paint(matplotlib, Figure("a", (Panel("", "", "", crowd),))).axes
         curves = [line for line in ax.lines if line.get_marker() in "osD^v"]
         places = {line.get_transform().transform((0.0, 1.0))[0] for line in curves}
+        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     assert len(curves) == len(places) == 5
+    # All eleven rounds and all five values are inside, and nothing but them.
+    assert -2 < left <= 0 and 10 <= right < 12 and 0.8 < low <= 1 and 1.4 <= high < 1.6
 
 
 def advised(measured_mean, last):
