@@ -17,6 +17,8 @@ class DecdpoError(Exception):
     """Whether every process meets the same error, each in its own time; one shall tell it."""
     silent = False
     """Whether another process prints it."""
+    saved = ""
+    """What a run that it ends has saved, and how to go on."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
         super().__init__(what)

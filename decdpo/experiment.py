@@ -3,9 +3,7 @@
 import json
 import platform
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from datetime import datetime, timezone
@@ -22,6 +20,7 @@ from decdpo.config import Config
 from decdpo.data.index import ShardIndex
 from decdpo.data.storage import replacing
 from decdpo.divergence import Diverged
+from decdpo.endings import watching
 from decdpo.errors import DataError, DecdpoError
 from decdpo.evaluation import require_gradient
 from decdpo.folder import naming, record_start, run_id, versions
@@ -84,12 +83,15 @@ class Experiment:
         return {agent.id: agent.state for agent in self.agents}
 
     def close(self) -> None:
-        """Free the exchange and write the trace. Collective."""
+        """Free the exchange and end the trace. Collective."""
         if self.exchange is not None:
             self.exchange.close()
         if self.trace is not None:
-            with naming("cannot write the trace", self.out / "trace"):
-                self.trace.write(self.out / "trace" / f"process_{self.trace.process:04d}.json")
+            self.trace.close()
+            if self.trace.fault is not None:
+                fault = self.trace.fault.strerror
+                print(f"decdpo: the trace of process {self.trace.process} ends early: {fault}",
+                      file=sys.stderr, flush=True)  # fmt: skip
 
 
 def prepare(
@@ -159,7 +161,7 @@ def prepare(
     )
     timeline = None
     if trace:
-        timeline = ChromeTrace(job.rank, f"process {job.rank} on {platform.node()}")
+        timeline = job.together(lambda: start_trace(job, out))
         if exchange is not None:
             exchange.trace = timeline
     return Experiment(
@@ -178,6 +180,15 @@ def prepare(
         timeline,
         progress,
     )
+
+
+def start_trace(job: Job, out: Path) -> ChromeTrace:
+    """Begin this process's timeline in the run folder; it is on disk however the job ends."""
+    path = out / "trace" / f"process_{job.rank:04d}.json"
+    with naming("cannot write the trace", path):
+        timeline = ChromeTrace(path, job.rank, f"process {job.rank} on {platform.node()}")
+    job.unfinished.append(timeline.settle)
+    return timeline
 
 
 def identity(config: Config) -> dict[str, str]:
@@ -297,7 +308,7 @@ def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
     run.trace = experiment.trace
     assert isinstance(run.monitor, Metrics)
     store.extra = run.monitor.mark
-    with watch_for_stop(world, out):
+    with watching(job, world, out, experiment.store):
         try:
             ending = train(run)
         except Diverged:
@@ -334,43 +345,6 @@ def restore_records(job: Job, experiment: Experiment, done: int) -> None:
         keep_until(path, done, mark)
 
     job.together(restore)
-
-
-class watch_for_stop:
-    """While open, SIGTERM, SIGUSR1 or a file named ``halt`` in the run folder ask for a stop."""
-
-    def __init__(self, world: World, out: Path) -> None:
-        self._world = world
-        self._halt = out / "halt"
-        self._leave = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "watch_for_stop":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                self._before[number] = signal.signal(
-                    number, lambda *_: self._world.request_stop()
-                )
-        if self._world.is_root:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._leave.set()
-        for number, handler in self._before.items():
-            # A job script may ask again while this process ends: that must not kill it. SIG_IGN
-            # would do, but programs that we start would inherit it.
-            late = number == signal.SIGUSR1 and handler == signal.SIG_DFL
-            signal.signal(number, (lambda *_: None) if late else handler)
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _poll(self) -> None:
-        while not self._leave.wait(1.0):
-            if self._halt.exists():
-                self._world.request_stop()
-                return
 
 
 def write_page(out: Path, config: Config, agents: int, say: Callable[[str], None]) -> None:

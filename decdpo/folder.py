@@ -86,6 +86,7 @@ def locked(job: Job, out: Path) -> Iterator[None]:
         if job.is_root:
             with naming("cannot lock the run folder", out):
                 taken.append(Lock(out, "job is training"))
+                taken[0].write("")
             if taken[0].missing:
                 job.say(taken[0].missing)
 

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -20,9 +20,14 @@ from decdpo.comm.placement import Placement
 from decdpo.comm.world import World
 from decdpo.errors import DecdpoError, EnvironmentFault, of_system
 from decdpo.policies.pace import Pace
+from decdpo.signals import Interrupted, Signals
 
 T = TypeVar("T")
 
+SETTLE = 120.0
+"""Seconds for which a checkpoint in flight is waited for when all processes end by an error."""
+BRIEF = 10.0
+"""The same when one process ends all."""
 GRACE = 3.0
 """Seconds that the root process has to tell what all have met, before another one tells it."""
 
@@ -31,15 +36,23 @@ class Job:
     """The processes of this launch, before and after the agents are placed on them.
 
     size : number of processes. rank : this one's number. is_root : whether it speaks for the job.
+    signals : of this command, None if it does not listen. unfinished : is called before the job
+    ends by an error, with the seconds left; says whether nothing is under way any more. saved :
+    says what a run has saved, empty without one. tell : notes that this has been said.
     """
 
-    def __init__(self, world: str = "auto") -> None:
+    def __init__(self, world: str = "auto", signals: Signals | None = None) -> None:
         """Join the processes of this launch; ``world`` is "auto", "local" or "mpi". Collective.
 
         Raises ``EnvironmentFault`` if several processes were launched but MPI cannot be used.
         """
         self._mpi = world == "mpi" or (world == "auto" and launched_by_mpi() is not None)
         self._worlds: list[World] = []
+        self.signals = signals
+        self.unfinished: list[Callable[[float], bool]] = []
+        self.saved: Callable[[], str] = str
+        self.tell: Callable[[], None] = lambda: None
+        self.timeout = math.inf
         if self._mpi:
             from decdpo.comm import mpi
 
@@ -110,6 +123,7 @@ class Job:
 
     def set_timeout(self, seconds: float) -> None:
         """Give up on another process after so long; before, it is the default of ``connect``."""
+        self.timeout = seconds
         if self._mpi:
             boot: Any = self.boot
             boot.set_timeout(seconds)
@@ -150,48 +164,92 @@ class Job:
         if self.is_root:
             print(f"decdpo: {line}", file=sys.stderr, flush=True)
 
+    def settle(self, seconds: float) -> bool:
+        """Finish what is under way in so many seconds; return whether nothing is any more."""
+        until = time.monotonic() + seconds
+        done = [action(max(0.0, until - time.monotonic())) for action in self.unfinished]
+        return all(done)
+
+    def end(self, code: int) -> NoReturn:
+        """End every process of the job at once with the exit status ``code``."""
+        if self._mpi:
+            from decdpo.comm import mpi
+
+            mpi.abort(code)
+        os._exit(code)
+
     def close(self) -> None:
         """Free the worlds, the last first. Collective."""
         while self._worlds:
             self._worlds.pop().close()
 
 
-def launch(body: Callable[[Job], int], world: str = "auto") -> int:
+def launch(
+    body: Callable[[Job], int], world: str = "auto", signals: Signals | None = None
+) -> int:
     """Run ``body`` on every process of this launch and return its exit status.
 
     What ends the job early is printed once, and every process ends: at once, with the fault's exit
-    status, if only this one knows of it.
+    status, if only this one knows of it. A checkpoint that is being written is finished before,
+    within limits, and what a run has saved is said.
     """
-    job = Job(world)
+    job = Job(world, signals)
     try:
         code = body(job)
-    except KeyboardInterrupt:
-        if job.size > 1:
-            _end_all("decdpo: interrupted", 130)
-        raise
-    except BrokenPipeError:
-        # The reader of our output has gone, which the command line knows how to take.
-        if job.size > 1:
-            _end_all("decdpo: nobody reads the output any more", 1)
-        raise
     except BaseException as caught:
+        if job.size > 1:
+            _end_together(job, caught)
+        if not isinstance(caught, Exception) or isinstance(caught, BrokenPipeError):
+            # The command line knows how to take the end of a reader, and an interruption.
+            raise
         fault = as_fault(caught)
         if fault is None:
-            if job.size > 1:
-                _end_all(traceback.format_exc(), 1)
+            job.settle(SETTLE)
+            _add_note(caught, job.saved())
             raise
-        if job.size > 1 and not fault.collective:
-            if fault.shared and not job.is_root:
-                # Killed meanwhile if the root tells it, which may be far from hearing of it.
-                time.sleep(GRACE + 2.0 * min(job.rank, 5))
-            _end_all(f"decdpo: error: {fault}", fault.exit_code)
-        fault.silent = not job.is_root
+        job.settle(SETTLE)
+        fault.saved, fault.silent = job.saved(), not job.is_root
         job.close()
         if fault is caught:
             raise
         raise fault from caught
     job.close()
     return code
+
+
+def _end_together(job: Job, caught: BaseException) -> None:
+    """End all processes of the job; return only if all of them know of the fault and are ready."""
+    fault = as_fault(caught)
+    if isinstance(caught, Interrupted):
+        _leave_to_the_root(job)
+        _end_all(job, f"decdpo: {caught}", caught.code)
+    elif isinstance(caught, KeyboardInterrupt):
+        _end_all(job, "decdpo: interrupted", 130)
+    elif isinstance(caught, BrokenPipeError):
+        # The reader of our output has gone.
+        _end_all(job, "decdpo: nobody reads the output any more", 1)
+    elif fault is None:
+        _end_all(job, traceback.format_exc(), 1)
+    elif not fault.collective:
+        if fault.shared:
+            _leave_to_the_root(job)
+        _end_all(job, f"decdpo: error: {fault}", fault.exit_code)
+    elif not job.settle(min(SETTLE, job.timeout)):
+        # What still writes uses communicators, which must not be freed under it.
+        _leave_to_the_root(job)
+        _end_all(job, f"decdpo: error: {fault}", fault.exit_code)
+
+
+def _leave_to_the_root(job: Job) -> None:
+    """Wait for the root to tell an error that all have; killed meanwhile if it does."""
+    if not job.is_root:
+        # The root may be far from hearing of it.
+        time.sleep(GRACE + 2.0 * min(job.rank, 5))
+
+
+def _add_note(caught: Exception, saved: str) -> None:
+    if saved:
+        caught.add_note(f"decdpo: {saved}")
 
 
 def as_fault(caught: BaseException) -> DecdpoError | None:
@@ -214,16 +272,25 @@ _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """How torch says that the host has no memory left, in a plain ``RuntimeError``."""
 
 
-def _end_all(message: str, code: int) -> None:
-    """Print ``message`` and end every process of the job at once."""
-    from decdpo.comm import mpi
-
+def _end_all(job: Job, message: str, code: int) -> NoReturn:
+    """Print ``message`` and what is saved, and end every process of the job."""
     # The others must end even if nobody hears why.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
+    _print(message)
+    # Others still train, and write with us: but they must not take us for lost meanwhile.
+    with contextlib.suppress(Exception):
+        job.settle(min(BRIEF, job.timeout / 4))
+    saved = job.saved()
+    if saved:
+        _print(f"decdpo: {saved}")
+        job.tell()
+    job.end(code)
+
+
+def _print(message: str) -> None:
+    """Print to standard error in one write if it may be, so that lines of processes do not mix."""
     with contextlib.suppress(OSError):
-        # In one write if it may be, so that lines of several failing processes do not mix.
         rest = (message.rstrip() + "\n").encode(errors="backslashreplace")
         while rest:
             rest = rest[os.write(2, rest) :]
-    mpi.abort(code)

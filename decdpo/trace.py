@@ -6,33 +6,53 @@ Open the files of a run in chrome://tracing or https://ui.perfetto.dev; one proc
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
+from typing import TextIO
 
 LANES = ("compute", "post", "wait", "mix", "measure", "checkpoint")
 """Kinds of span; each is drawn on a line of its own."""
 
 MOST_EVENTS = 500_000
-"""Later spans are dropped, so that a long run cannot exhaust the memory; the file says how many."""
+"""Later spans are dropped, so that a long run cannot fill the disk; the file says how many."""
+PERIOD = 1.0
+"""Seconds after which spans are on disk, whatever becomes of the process."""
 
 
 class ChromeTrace:
-    """Collects spans and writes them as one JSON document.
+    """Writes spans into one JSON document, which is whole after every write.
 
-    process : number of this process. label : its name in the viewer.
+    path : of the document, whose folder is made if need be. process : number of this process.
+    label : its name in the viewer.
+
+    Attributes: dropped, the number of spans beyond ``MOST_EVENTS``; fault, what the system said
+    when the document could not be written, after which the timeline ends. Raises ``OSError`` if it
+    cannot be made.
     """
 
-    def __init__(self, process: int, label: str) -> None:
+    def __init__(self, path: Path, process: int, label: str) -> None:
         self.process = process
-        self.label = label
         self.dropped = 0
-        self._events: list[dict[str, object]] = []
+        self.fault: OSError | None = None
+        self._count = 0
+        self._fresh: list[dict[str, object]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = path.open("w", encoding="utf-8")
+        self._file.write('{"traceEvents": [\n')
+        self._end = self._file.tell()
+        self._fresh.append(self._label("process_name", 0, label))
+        self._fresh += [self._label("thread_name", lane, name) for lane, name in enumerate(LANES)]
+        self._written = 0.0
+        self._comma = ""  # before the first event of all
+        self.flush()
 
     def __call__(self, name: str, begin: float, end: float, where: Mapping[str, int]) -> None:
         """Add a span from ``begin`` to ``end``, in seconds of ``time.perf_counter``."""
-        if len(self._events) >= MOST_EVENTS:
+        if self._count >= MOST_EVENTS or self.fault is not None:
             self.dropped += 1
             return
+        self._count += 1
         lane = LANES.index(name) if name in LANES else len(LANES)
-        self._events.append(
+        self._fresh.append(
             {
                 "name": name,
                 "ph": "X",
@@ -43,15 +63,40 @@ class ChromeTrace:
                 "args": dict(where),
             }
         )
+        if monotonic() - self._written >= PERIOD:
+            self.flush()
 
-    def write(self, path: Path) -> None:
-        """Write the timeline to ``path``, whose folder is made if need be."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        labels = [self._label("process_name", 0, self.label)]
-        labels += [self._label("thread_name", lane, name) for lane, name in enumerate(LANES)]
-        other = {"dropped_spans": self.dropped}
-        document = {"traceEvents": [*labels, *self._events], "otherData": other}
-        path.write_text(json.dumps(document), encoding="utf-8")
+    def flush(self) -> None:
+        """Write what has been added, and the end of the document after it."""
+        if self.fault is not None or self._file.closed:
+            return
+        text = ",\n".join(json.dumps(event) for event in self._fresh)
+        other = json.dumps({"dropped_spans": self.dropped})
+        try:
+            self._file.seek(self._end)
+            self._file.write(self._comma + text if text else "")
+            end = self._file.tell()
+            self._file.write(f'\n], "otherData": {other}}}\n')
+            self._file.flush()
+        except OSError as fault:
+            self.fault = fault
+            return
+        self._end, self._comma = end, ",\n"
+        self._fresh.clear()
+        self._written = monotonic()
+
+    def settle(self, seconds: float) -> bool:
+        """End the document before the job ends, which takes no time; return True."""
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Write what is left; ``fault`` says whether all could be written."""
+        self.flush()
+        try:
+            self._file.close()
+        except OSError as fault:
+            self.fault = self.fault or fault
 
     def _label(self, kind: str, lane: int, name: str) -> dict[str, object]:
         return {"name": kind, "ph": "M", "pid": self.process, "tid": lane, "args": {"name": name}}

@@ -9,11 +9,11 @@ model on all training and on all held-out pairs.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from decdpo.comm.mpirun import capture
 
 CONFIG = """[run]
 rounds = {rounds}
@@ -27,6 +27,8 @@ every = {rounds}
 [checkpoint]
 every = 0
 """
+LIMIT = 3600.0
+"""Seconds after which a run counts as hanging."""
 SIXTEENTH = 0.0615
 """Share of the bytes that a sparse code fills, so that a header leaves it below 1/16."""
 
@@ -42,15 +44,10 @@ RUNS = {
 
 def train(folder: Path, out: Path, ranks: int, words: list[str]) -> int:
     """Train under mpirun; return the bytes sent."""
-    mpirun = Path(sys.executable).with_name("mpirun")
-    launcher = str(mpirun) if mpirun.exists() else "mpirun"
     program = [sys.executable, "-m", "decdpo", "train", str(folder / "run.toml"), "--out", str(out)]
-    command = [launcher, "--oversubscribe", "-n", str(ranks), *program]
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    alone = {**os.environ, "OMP_NUM_THREADS": "1", **root}
-    done = subprocess.run([*command, *words], env=alone, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{out.name} failed:\n{done.stdout}{done.stderr}")
+    code, said, errors = capture(ranks, [*program, *words], limit=LIMIT)
+    if code:
+        sys.exit(f"{out.name} failed:\n{said}{errors}")
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return int(sum(record["system"]["bytes_between_processes"] for record in records))
 

@@ -15,7 +15,7 @@ decdpo_setup
 export OMP_NUM_THREADS=1
 decdpo() { "$PYTHON" -m decdpo "$@"; }
 ranks() { # command of decdpo, on four ranks
-    timeout 600 "$MPIRUN" --oversubscribe -n 4 "$PYTHON" -m decdpo "$@" </dev/null
+    "$PYTHON" -m decdpo.comm.mpirun -n 4 --limit 600 "$PYTHON" -m decdpo "$@"
 }
 
 rm -rf runs/demo

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from decdpo.comm.mpirun import Launch, environment
+
 CONFIG = """[run]
 rounds = 120
 [data]
@@ -31,44 +33,25 @@ timeout = 60.0
 """
 
 
-def command(ranks: int, *words: str) -> list[str]:
-    """Return the command that runs decdpo on so many ranks."""
-    mpirun = Path(sys.executable).with_name("mpirun")
+def start(ranks: int, *words: str) -> Launch:
+    """Start a run under mpirun; what it says is dropped."""
     program = [sys.executable, "-m", "decdpo", *words]
-    launcher = str(mpirun) if mpirun.exists() else "mpirun"
-    return [launcher, "--oversubscribe", "-n", str(ranks), *program]
+    return Launch(ranks, program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of a run on a shared machine, also as root."""
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return {**os.environ, "OMP_NUM_THREADS": "1", **root}
-
-
-def start(ranks: int, *words: str) -> subprocess.Popen[str]:
-    """Start a run in a process group of its own."""
-    return subprocess.Popen(
-        command(ranks, *words),
-        env=environment(),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], limit: float = 300) -> tuple[int, str]:
-    """Wait for a run, for at most ``limit`` seconds; return its status and what it said."""
+def finish(launched: Launch, limit: float = 300) -> tuple[int, str]:
+    """Wait for a run, for at most ``limit`` seconds; return its status and what is wrong."""
     try:
-        _, said = process.communicate(timeout=limit)
+        code = launched.wait(limit)
     except subprocess.TimeoutExpired:
-        kill(process)
+        kill(launched)
         return 124, f"still running after {limit} s"
-    return process.returncode, said
+    return code, f"ended with status {code}" if code else ""
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(launched: Launch) -> None:
     """Kill every process of a run at once: mpirun and its children have groups of their own."""
+    process = launched.process
     doomed = [process.pid]
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -82,7 +65,7 @@ def kill(process: subprocess.Popen[str]) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    process.communicate()
+    launched.kill()
 
 
 def digests(folder: Path) -> str:
@@ -120,7 +103,7 @@ def main() -> int:
     config.write_text(CONFIG.format(shards=args.shards.resolve()))
     options = [word for value in args.set for word in ("--set", value)]
 
-    def train(ranks: int, out: Path) -> subprocess.Popen[str]:
+    def train(ranks: int, out: Path) -> Launch:
         return start(ranks, "train", str(config), "--out", str(out), *options)
 
     reference = work / "reference"

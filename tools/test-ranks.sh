@@ -3,7 +3,7 @@
 #
 #   bash tools/test-ranks.sh RANKS [argument of pytest]...
 #
-# It uses PYTHON and MPIRUN if they are set, as tools/test.sh does, else what is on PATH.
+# It uses PYTHON if it is set, as tools/test.sh does, else what is on PATH, and the mpirun beside it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -25,7 +25,7 @@ shift
 LOGS="$(mktemp -d)"
 trap 'rm -rf "$LOGS"' EXIT
 export LOGS
-timeout --kill-after=10 "${LIMIT:-900}" "${MPIRUN:-mpirun}" --oversubscribe -n "$ranks" -x LOGS \
+"${PYTHON:-python3}" -m decdpo.comm.mpirun -n "$ranks" --limit "${LIMIT:-900}" \
     bash "$PWD/tools/test-ranks.sh" --as-rank \
     "${PYTHON:-python3}" -m pytest --with-mpi --color=no -x -rs "$@"
 status=$?

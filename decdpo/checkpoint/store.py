@@ -166,6 +166,10 @@ class CheckpointStore:
         """Wait until the write in the background is committed; raise what it failed of."""
         self._writer.wait()
 
+    def settle(self, seconds: float) -> bool:
+        """Give the write in flight so long before the job ends; return whether none is left."""
+        return self._writer.settle(seconds)
+
     def load(
         self,
         states: Mapping[int, Any],

@@ -111,6 +111,16 @@ class Writer:
         if fault is not None:
             raise fault
 
+    def settle(self, seconds: float) -> bool:
+        """Give the write in flight so long to come to its end; return whether none is left.
+
+        For a job that ends by an error: what the write failed of is not raised any more.
+        """
+        if self._thread is not None:
+            self._thread.join(seconds)
+            return not self._thread.is_alive()
+        return True
+
     def _run(self, job: Job) -> None:
         try:
             self._write(job)

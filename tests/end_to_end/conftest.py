@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from decdpo.cli import main
+from decdpo.comm.mpirun import capture, command_of, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 120
@@ -31,18 +31,10 @@ class Shell:
         program = [sys.executable, "-m", "decdpo", *map(str, words)]
         if ranks is None:
             return program
-        mpirun = Path(sys.executable).with_name("mpirun")
-        launcher = str(mpirun) if mpirun.exists() else "mpirun"
-        return [launcher, "--oversubscribe", "-n", str(ranks), *program]
+        return command_of(ranks, program)
 
     def environment(self):
-        return {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        }
+        return environment({"PYTHONPATH": str(ROOT)})
 
     def __call__(self, *words, ranks=None, status=0):
         """Run a command to its end, check its status, return its standard output."""
@@ -54,17 +46,13 @@ class Shell:
             self.said = out.getvalue() + err.getvalue()
             assert code == status, f"status {code}\n{self.said}"
             return out.getvalue()
-        done = subprocess.run(
-            self.command(words, ranks),
-            cwd=self.folder,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-        )
-        self.said = done.stdout + done.stderr
-        assert done.returncode == status, f"status {done.returncode}\n{self.said}"
-        return done.stdout
+        code, out, err = capture(
+            ranks, self.command(words, None), limit=LIMIT, cwd=self.folder,
+            more={"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        self.said = out + err
+        assert code == status, f"status {code}\n{self.said}"
+        return out
 
     def start(self, *words, ranks=None):
         """Start a command and return its process."""

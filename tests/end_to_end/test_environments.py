@@ -1,7 +1,16 @@
 """A run's end does not depend on figures, the environment, or how Python was started."""
 
+import os
+import shlex
 import subprocess
 import sys
+
+import pytest
+
+from decdpo.commands.catalogue import COMMANDS
+
+LIMIT = 280
+"""Seconds after which a process counts as hanging; to import torch takes most of them."""
 
 
 def test_a_figure_that_fails_does_not_fail_a_finished_run(shell, config, monkeypatch):
@@ -26,7 +35,7 @@ def test_every_command_works_without_docstrings(shell, config):
     )
     done = subprocess.run(
         [sys.executable, "-OO", "-c", code], cwd=shell.folder, env=shell.environment(),
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "# Run(" not in done.stdout
@@ -36,8 +45,9 @@ def test_an_out_that_differs_between_ranks_is_named(shell, config):
     first = shell.command(["train", config, "--out", "out_0"], 1)
     words = [*first, ":", "-n", "1", *shell.command(["train", config, "--out", "out_1"], None)]
     done = subprocess.run(
-        words, cwd=shell.folder, env=shell.environment(), capture_output=True, text=True, timeout=60
-    )
+        words, cwd=shell.folder, env=shell.environment(), capture_output=True, text=True,
+        timeout=LIMIT,
+    )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("decdpo: error:") == 1, done.stderr
     assert "--out differs: process 1 has out_1, most have out_0" in done.stderr
     assert not (shell.folder / "out_0").exists()
@@ -58,3 +68,71 @@ def test_a_constant_step_size_is_not_told_again(shell, config):
     shell("train", config, "--out", "run")
     shell("resume", "run", "--set", "run.rounds=14")
     assert "step size" not in shell.said
+
+
+def test_a_reader_that_goes_does_not_end_training(shell, config):
+    process = shell.start("train", config, "--out", "run", "--trace")
+    process.stdout.close()
+    assert process.wait(timeout=LIMIT) == 0
+    assert len(shell.metrics("run")) == 12 and (shell.folder / "run" / "summary.txt").exists()
+
+
+@pytest.mark.parametrize("words", [["config"], ["topology", "ring", "--agents", "8"]])
+def test_a_command_that_only_prints_leaves_quietly(shell, words):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        shell.command(words, None), stdout=write_end, stderr=subprocess.PIPE, text=True,
+        cwd=shell.folder, env=shell.environment(), timeout=LIMIT,
+    )  # fmt: skip
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_poor_environment_and_closed_streams_are_enough(shell, config):
+    """No HOME, no folder for temporary files, a locale of 1970, a terminal of one column."""
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": shell.environment()["PYTHONPATH"]}
+    environ |= {"TMPDIR": "/nowhere", "LC_ALL": "C", "COLUMNS": "1", "TERM": "dumb"}
+    program = shlex.join(shell.command(["train", config, "--out", "run"], None))
+    done = subprocess.run(
+        ["bash", "-c", f"{program} <&- >&-"], cwd=shell.folder, env=environ,
+        stderr=subprocess.PIPE, text=True, timeout=LIMIT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "done; see run/summary.txt" in done.stderr and "Traceback" not in done.stderr
+    assert len(shell.metrics("run")) == 12
+
+
+def test_streams_that_are_closed_are_opened_before_any_file(shell):
+    code = (
+        "import os\nfrom decdpo.terminal import open_what_is_closed\nopen_what_is_closed()\n"
+        "file = open('file', 'w')\nprint('out')\nos.write(2, b'err')\n"
+        "raise SystemExit(file.fileno())"
+    )
+    words = shlex.join([sys.executable, "-c", code])
+    done = subprocess.run(
+        ["bash", "-c", f"{words} <&- >&- 2>&-"], cwd=shell.folder, env=shell.environment(),
+        timeout=LIMIT,
+    )  # fmt: skip
+    assert done.returncode > 2 and (shell.folder / "file").read_text() == ""
+
+
+@pytest.mark.parametrize("columns", ["-3", "0", "1", "2", "wide", "99999999"])
+def test_help_fits_any_width(shell, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as caught:
+            shell(name, "--help")
+        assert caught.value.code == 0
+
+
+def test_a_working_directory_that_is_gone_is_one_error(shell, config):
+    lost = shell.folder / "lost"
+    lost.mkdir()
+    program = shlex.join(shell.command(["train", config, "--out", "run"], None))
+    done = subprocess.run(
+        ["bash", "-c", f"cd lost && rmdir ../lost && {program}"], cwd=shell.folder,
+        env=shell.environment(), capture_output=True, text=True, timeout=LIMIT,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("decdpo: error:") == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from decdpo.comm.launch import launched_by_mpi
+from decdpo.comm.mpirun import capture
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
 pytestmark = [
@@ -34,14 +35,10 @@ step(0)
 
 def run(body: str, **settings: str) -> tuple[int, str, float]:
     """Run ``body`` after the prelude on two ranks; return status, stderr and seconds."""
-    environ = dict(os.environ, OMP_NUM_THREADS="1", **settings)
-    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    if os.geteuid() == 0:
-        environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    command = [str(MPIRUN), "--oversubscribe", "-n", "2", sys.executable, "-c", PRELUDE + body]
     began = time.perf_counter()
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-    return done.returncode, done.stderr, time.perf_counter() - began
+    program = [sys.executable, "-c", PRELUDE + body]
+    code, _, said = capture(2, program, limit=60, more=settings)
+    return code, said, time.perf_counter() - began
 
 
 def test_a_clean_end_is_silent() -> None:
@@ -86,13 +83,11 @@ def test_a_process_that_does_not_join_the_others_is_named_under_mpirun() -> None
 
 def test_a_missing_library_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "mpi4py.py").write_text("raise ImportError('libmpi.so: not there')")
-    environ = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    command = [str(MPIRUN), "--oversubscribe", "-n", "3", sys.executable, "-m", "decdpo"]
-    command += ["train", "none.toml", "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.count("libmpi.so: not there") == 1
+    program = [sys.executable, "-m", "decdpo", "train", "none.toml", "--out", str(tmp_path / "run")]
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    code, _, said = capture(3, program, limit=60, more={"PYTHONPATH": path})
+    assert code == 2
+    assert said.count("libmpi.so: not there") == 1
 
 
 def test_copies_that_do_not_see_each_other_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from decdpo import launch as module
 from decdpo.comm.launch import launched_by_mpi
+from decdpo.comm.mpirun import capture
 from decdpo.errors import CheckpointError, DecdpoError, EnvironmentFault
 from decdpo.launch import Job, as_fault, launch
 
@@ -81,10 +81,19 @@ class End(BaseException):
 class FakeJob:
     """One process of four."""
 
-    size = 4
+    size, timeout = 4, 8.0
 
     def __init__(self, rank: int) -> None:
         self.rank, self.is_root = rank, rank == 0
+        self.writes = 0.0
+
+    def settle(self, seconds: float) -> bool:
+        """Say whether what is under way is done by then."""
+        return seconds >= self.writes
+
+    def saved(self) -> str:
+        """Say what is saved."""
+        return "round 3 is saved"
 
     def close(self) -> None:
         """Free nothing."""
@@ -94,11 +103,11 @@ def end(monkeypatch: pytest.MonkeyPatch, rank: int, fault: Exception) -> tuple[f
     """Raise ``fault`` on one of four processes; return its wait, its last words and its status."""
     waits, words = [0.0], []
 
-    def end_all(message: str, code: int) -> None:
+    def end_all(job: FakeJob, message: str, code: int) -> None:
         words.append((message, code))
         raise End
 
-    monkeypatch.setattr(module, "Job", lambda world: FakeJob(rank))
+    monkeypatch.setattr(module, "Job", lambda world, signals: FakeJob(rank))
     monkeypatch.setattr(module.time, "sleep", waits.append)
     monkeypatch.setattr(module, "_end_all", end_all)
     with pytest.raises(End):
@@ -139,13 +148,8 @@ except DecdpoError as fault:
         print("decdpo: error:", fault, file=sys.stderr)
     sys.exit(fault.exit_code)
 """
-    environ = dict(os.environ, OMP_NUM_THREADS="1")
-    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    if os.geteuid() == 0:
-        environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    command = [str(MPIRUN), "--oversubscribe", "-n", str(ranks), sys.executable, "-c", program]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-    return done.returncode, done.stderr
+    code, _, said = capture(ranks, [sys.executable, "-c", program], limit=60)
+    return code, said
 
 
 class TestUnderMpirun:
