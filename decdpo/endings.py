@@ -33,7 +33,7 @@ class watching:
         self._own = Signals() if job.signals is None else None
         self._watch = Watch(
             request=world.request_stop,
-            saved=lambda: "" if _told(out) else saved(out),
+            saved=lambda: job.saved(),
             tell=partial(_tell, out) if world.is_root else lambda: None,
             speaks=world.is_root,
             end=job.end,
@@ -41,7 +41,7 @@ class watching:
         )
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
-        job.saved = partial(saved, out)
+        job.saved = lambda: "" if _told(out) else saved(out)
         job.tell = partial(_tell, out)
         job.unfinished.append(store.settle)
 

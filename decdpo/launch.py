@@ -28,6 +28,8 @@ SETTLE = 120.0
 """Seconds for which a checkpoint in flight is waited for when all processes end by an error."""
 BRIEF = 10.0
 """The same when one process ends all."""
+TURN = 0.3
+"""Seconds that a process leaves to each one before it to say what is saved."""
 GRACE = 3.0
 """Seconds that the root process has to tell what all have met, before another one tells it."""
 
@@ -281,10 +283,12 @@ def _end_all(job: Job, message: str, code: int) -> NoReturn:
     # Others still train, and write with us: but they must not take us for lost meanwhile.
     with contextlib.suppress(Exception):
         job.settle(min(BRIEF, job.timeout / 4))
+    # Several may fail at once: one says what is saved.
+    time.sleep(TURN * min(job.rank, 5))
     saved = job.saved()
     if saved:
-        _print(f"decdpo: {saved}")
         job.tell()
+        _print(f"decdpo: {saved}")
     job.end(code)
 
 

@@ -61,7 +61,8 @@ def test_more_rounds_under_a_cosine_are_refused_with_the_reason(shell, config):
     assert "ends with run.rounds: the step size would go from 0.0122 to 0.25" in shell.said
     shell("resume", "run", "--set", "run.rounds=20", "--allow", "run.rounds")
     assert "after round 10 of 20; the step size goes from 0.0122 to 0.25" in shell.said
-    assert [round(r["lr"], 4) for r in shell.metrics("run")][9:11] == [0.0122, 0.25]
+    rates = {r["round"]: round(r["lr"], 4) for r in shell.metrics("run") if "lr" in r}
+    assert (rates[10], rates[11]) == (0.0122, 0.25)
 
 
 def test_a_constant_step_size_is_not_told_again(shell, config):
@@ -74,7 +75,8 @@ def test_a_reader_that_goes_does_not_end_training(shell, config):
     process = shell.start("train", config, "--out", "run", "--trace")
     process.stdout.close()
     assert process.wait(timeout=LIMIT) == 0
-    assert len(shell.metrics("run")) == 12 and (shell.folder / "run" / "summary.txt").exists()
+    assert shell.metrics("run")[-1]["round"] == 12
+    assert (shell.folder / "run" / "summary.txt").exists()
 
 
 @pytest.mark.parametrize("words", [["config"], ["topology", "ring", "--agents", "8"]])
@@ -100,7 +102,7 @@ def test_a_poor_environment_and_closed_streams_are_enough(shell, config):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "done; see run/summary.txt" in done.stderr and "Traceback" not in done.stderr
-    assert len(shell.metrics("run")) == 12
+    assert shell.metrics("run")[-1]["round"] == 12
 
 
 def test_streams_that_are_closed_are_opened_before_any_file(shell):

@@ -85,7 +85,7 @@ class FakeJob:
 
     def __init__(self, rank: int) -> None:
         self.rank, self.is_root = rank, rank == 0
-        self.writes = 0.0
+        self.writes, self.told = 0.0, 0
 
     def settle(self, seconds: float) -> bool:
         """Say whether what is under way is done by then."""
@@ -94,6 +94,14 @@ class FakeJob:
     def saved(self) -> str:
         """Say what is saved."""
         return "round 3 is saved"
+
+    def tell(self) -> None:
+        """Note that this has been said."""
+        self.told += 1
+
+    def end(self, code: int) -> None:
+        """End all."""
+        raise End
 
     def close(self) -> None:
         """Free nothing."""
@@ -226,7 +234,10 @@ class TestUnderMpirun:
         assert status == 1
 
 
-def test_a_fault_that_ends_all_may_name_a_path_that_is_not_utf8(monkeypatch, capfd):
-    monkeypatch.setattr("decdpo.comm.mpi.abort", lambda code: None)
-    module._end_all("decdpo: error: there is no \udcff", 2)
-    assert "there is no \\udcff" in capfd.readouterr().err
+def test_a_fault_that_ends_all_may_name_a_path_that_is_not_utf8(capfd):
+    job = FakeJob(0)
+    with pytest.raises(End):
+        module._end_all(job, "decdpo: error: there is no \udcff", 2)
+    said = capfd.readouterr().err
+    assert "there is no \\udcff" in said and said.endswith("decdpo: round 3 is saved\n")
+    assert job.told == 1
