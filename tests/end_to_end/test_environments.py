@@ -61,7 +61,7 @@ def test_more_rounds_under_a_cosine_are_refused_with_the_reason(shell, config):
     assert "ends with run.rounds: the step size would go from 0.0122 to 0.25" in shell.said
     shell("resume", "run", "--set", "run.rounds=20", "--allow", "run.rounds")
     assert "after round 10 of 20; the step size goes from 0.0122 to 0.25" in shell.said
-    rates = {r["round"]: round(r["lr"], 4) for r in shell.metrics("run") if "lr" in r}
+    rates = {r["round"]: round(r["lr"], 4) for r in shell.metrics("run")[1:]}
     assert (rates[10], rates[11]) == (0.0122, 0.25)
 
 
