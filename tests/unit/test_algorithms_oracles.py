@@ -4,6 +4,7 @@ The agents hold heterogeneous quadratics f_i(x) = 1/2 (x - c_i)^T A_i (x - c_i),
 on each gradient, and are trained by the very loop of ``decdpo.train`` in float64.
 """
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +69,15 @@ class Recorder:
 
     def __init__(self):
         self.path = []
+
+    def begin(self, run):
+        pass
+
+    def sound(self, round, run, *, last):
+        return True
+
+    def working(self, what):
+        return nullcontext()
 
     def observe(self, round, run, seconds):
         self.path.append(np.stack([agent.params.data.numpy().copy() for agent in run.agents]))
