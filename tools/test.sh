@@ -52,16 +52,16 @@ step "layers" 300 lint-imports
 if [ "${1:-}" = quick ]; then
     step "tests, quick" 600 "$PYTHON" -m pytest -rs -m "not slow and not slurm" "${UNIT_TESTS[@]}"
 else
-    step "tests, one process" 1500 "$PYTHON" -m pytest -rs -m "not slurm" "${UNIT_TESTS[@]}"
+    step "tests, one process" 1500 "$PYTHON" -m pytest -rs --durations=25 -m "not slurm" "${UNIT_TESTS[@]}"
     if [ "${#WHOLE_TESTS[@]}" -gt 0 ]; then
-        step "tests, whole runs" 2000 "$PYTHON" -m pytest -rs "${WHOLE_TESTS[@]}"
+        step "tests, whole runs" 2000 "$PYTHON" -m pytest -rs --durations=25 "${WHOLE_TESTS[@]}"
     fi
     if [ "${#MPI_TESTS[@]}" -gt 0 ]; then
         for ranks in 1 2 3 4; do
             step "tests, $ranks rank(s)" 1000 bash tools/test-ranks.sh "$ranks" "${MPI_TESTS[@]}"
         done
     fi
-    step "tests, SLURM" 1200 "$PYTHON" -m pytest -rs -m slurm tests/slurm
+    step "tests, SLURM" 1200 "$PYTHON" -m pytest -rs --durations=25 -m slurm tests/slurm
 fi
 
 echo
