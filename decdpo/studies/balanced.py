@@ -12,11 +12,7 @@ from functools import partial
 import numpy as np
 
 from decdpo.report.study_figures import Figure, Heat, Line, Panel
-from decdpo.studies.cells import Cell, Direct
-from decdpo.studies.claims import Claim, Verdict
-from decdpo.studies.study import Options, Study
-from decdpo.studies.table import Missing, Row, Table
-from decdpo.theory.balanced_toy import (
+from decdpo.studies.balanced_toy import (
     MASKS,
     REWARDS,
     TABLE_1,
@@ -25,7 +21,11 @@ from decdpo.theory.balanced_toy import (
     claims,
     toy_losses,
 )
-from decdpo.theory.balanced_weights import figure_1, figure_claims
+from decdpo.studies.balanced_weights import figure_1, figure_claims
+from decdpo.studies.cells import Cell, Direct
+from decdpo.studies.claims import Claim, Verdict
+from decdpo.studies.study import Options, Study
+from decdpo.studies.table import Missing, Row, Table
 
 PAPER = "Balanced-DPO, Table 1"
 FIGURE = "Balanced-DPO, Section 4.2 and Fig. 1"
@@ -91,7 +91,7 @@ class BalancedToy(Study):
         "mask": "share of (prompt, response) pairs that never occur",
         "optimizer, lr, steps": "of the training after the reference",
         "method": "loss; reference is where all begin",
-        **{name: "a meaning of reward; see decdpo/theory/balanced_toy.py" for name in REWARDS},
+        **{name: "a meaning of reward; see decdpo/studies/balanced_toy.py" for name in REWARDS},
     }
 
     def cells(self, options: Options) -> list[Cell]:

@@ -5,7 +5,7 @@ import pytest
 
 from decdpo.losses.dpo import DPO
 from decdpo.studies.balanced import policy_heats
-from decdpo.theory.balanced_toy import (
+from decdpo.studies.balanced_toy import (
     MASKS,
     REWARDS,
     SIZE,
@@ -17,7 +17,7 @@ from decdpo.theory.balanced_toy import (
     toy_losses,
     wins,
 )
-from decdpo.theory.balanced_weights import figure_1, figure_claims, update_weights
+from decdpo.studies.balanced_weights import figure_1, figure_claims, update_weights
 
 
 def test_the_data_follow_the_utilities_and_leave_out_what_is_masked():
