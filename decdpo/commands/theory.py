@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
 def _theory(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.evaluation import average_model
     from decdpo.experiment import prepare
+    from decdpo.report.theory_page import table
     from decdpo.theory.constants import measure
-    from decdpo.theory.report import table
 
     job.boot.require_same("the source", str(args.source))
     job.together(lambda: _check(args))
