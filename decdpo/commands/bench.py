@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(spec: dict[str, Any], ranks: int, limit: float) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="decdpo-bench-") as folder:
         out = Path(folder) / "records.json"
-        module = [sys.executable, "-m", "decdpo.report.exchange_bench"]
+        module = [sys.executable, "-m", "decdpo.benchmarks.exchange"]
         # A file, not a pipe: what mpirun leaves behind when it is killed could keep a pipe open.
         with open(Path(folder) / "log", "w+") as log:
             code: int | None = None

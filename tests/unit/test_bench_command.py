@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from decdpo.benchmarks.exchange import memory_needed, neighbours, row_of
 from decdpo.comm.launch import launched_by_mpi
 from decdpo.commands import bench
 from decdpo.errors import ConfigError, EnvironmentFault
-from decdpo.report.exchange_bench import memory_needed, neighbours, row_of
 
 
 def parse(*words: str) -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 Every rank hosts one agent. The contestants take turns, sample by sample, in one run, so that load
 from elsewhere hits all of them alike; a sample's time is that of the slowest rank. Started by
-``decdpo bench exchange`` as ``mpirun python -m decdpo.report.exchange_bench SPEC OUT``.
+``decdpo bench exchange`` as ``mpirun python -m decdpo.benchmarks.exchange SPEC OUT``.
 
     ours       start, finish and displace, transport auto
     ours_p2p   the same with every message sent
