@@ -8,16 +8,9 @@ from typing import Any
 import torch
 
 from decdpo.algorithms.base import Algorithm
-from decdpo.algorithms.centralized import Centralized
+from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
 from decdpo.algorithms.choco import Choco
-from decdpo.algorithms.dsgd import Dsgd
-from decdpo.algorithms.exact_diffusion import ExactDiffusion
-from decdpo.algorithms.fedavg import FedAvg
-from decdpo.algorithms.gradient_tracking import GradientTracking
-from decdpo.algorithms.local import Local
 from decdpo.algorithms.outer_momentum import OuterMomentum
-from decdpo.algorithms.push_sum import PushSum
-from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
 from decdpo.algorithms.recall import Recalling, told_since
 from decdpo.algorithms.running import Running
 from decdpo.codecs.base import Codec
@@ -77,9 +70,6 @@ from decdpo.topology.schedule import (
     require_connected_union,
 )
 
-WITH_SERVER = ("centralized", "fedavg", "outer_momentum")
-"""Algorithms whose letters travel through a server."""
-
 AGES = "ages"
 """Folder of a run with the ages of letters that were late by arrival."""
 
@@ -130,28 +120,23 @@ def make_algorithm(
 ) -> Algorithm:
     """Return the algorithm of the section ``[algorithm]``; ``seed`` is of a codec's chances."""
     shared = layout.num_shared
-    if section.kind == "centralized":
-        return Centralized(optimizer)
     if section.kind == "fedavg" and section.server_momentum:
         return OuterMomentum(optimizer, shared, SGD(momentum=section.server_momentum))
     if section.kind == "outer_momentum":
         outer = SGD(momentum=section.outer_momentum, nesterov=section.nesterov)
         return OuterMomentum(optimizer, shared, outer, section.outer_lr)
-    if section.kind == "quasi_global_momentum":
-        assert isinstance(optimizer, SGD)
-        return QuasiGlobalMomentum(optimizer, shared, section.beta, section.mu)
     if section.kind == "choco":
         codec = make_codec(section, shared, layout.dtype, seed)
         return Choco(optimizer, shared, codec, section.gamma or codec.delta)
-    kinds: dict[str, Callable[[Optimizer, int], Algorithm]] = {
-        "dsgd": Dsgd,
-        "local": Local,
-        "fedavg": FedAvg,
-        "gradient_tracking": GradientTracking,
-        "exact_diffusion": ExactDiffusion,
-        "push_sum": PushSum,
-    }
-    return kinds[section.kind](optimizer, shared)
+    return plain_algorithm(section, optimizer, shared)
+
+
+def plain_algorithm(section: Any, optimizer: Optimizer, num_shared: int) -> Algorithm:
+    """Return an algorithm whose further fields are keys of its section ``[algorithm]``."""
+    cls = ALGORITHMS[section.kind]
+    given = {"optimizer": optimizer, "num_shared": num_shared, **vars(section)}
+    algorithm: Algorithm = cls(**{f.name: given[f.name] for f in fields(cls)})
+    return algorithm
 
 
 def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
@@ -162,10 +147,11 @@ def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
     Raises a ``DecdpoError`` if the graph or the participants do not suit n agents.
     """
     num_agents, algorithm = len(pairs), config.algorithm
-    if algorithm.kind in ("centralized", "outer_momentum"):
-        return Averaging(range(num_agents))
-    if algorithm.kind == "local":
+    needs = needs_of(algorithm.kind)
+    if needs.meets == "nobody":
         return Isolated()
+    if needs.meets == "server" and algorithm.kind != "fedavg":
+        return Averaging(range(num_agents))
     if algorithm.kind == "fedavg":
         chosen = algorithm.participants or num_agents
         if chosen > num_agents:
@@ -184,12 +170,12 @@ def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
         degree=section.degree or None,
         probability=section.probability or None,
         file=section.file or None,
-        push_sum=algorithm.kind == "push_sum",
+        push_sum=needs.weights == "column",
     )
-    if algorithm.kind == "exact_diffusion" and not schedule.symmetric:
+    if needs.weights == "symmetric" and not schedule.symmetric:
         raise TopologyError(
-            f"the weights of topology.file = {section.file!r} are not symmetric: exact diffusion "
-            "is known to converge with symmetric ones only",
+            f"the weights of topology.file = {section.file!r} are not symmetric: "
+            f"{algorithm.kind.replace('_', ' ')} is known to converge with symmetric ones only",
             "symmetrize them, or use algorithm.kind = 'gradient_tracking'",
         )
     if section.graph in TIME_VARYING:
@@ -252,7 +238,7 @@ def make_exchange(
     size = algorithm.message_size(layout.num_shared)
     if size == 0:
         return None
-    dtype = torch.uint8 if config.algorithm.kind == "choco" else layout.dtype
+    dtype = torch.uint8 if algorithm.needs.sends_bytes else layout.dtype
 
     late = config.staleness
     arrival = late.max_age if late.kind == "arrival" else 0
@@ -269,7 +255,7 @@ def make_exchange(
 
     if late.kind in ("seeded", "replay") and late.max_age:
         return StaleExchange(new(), make_delays(config, world), late.max_age)
-    if config.algorithm.kind not in WITH_SERVER:
+    if algorithm.needs.meets != "server":
         return new()
     # All agents hear the average, so that each begins the next round at the same model.
     return ServerExchange(new(), new(), all_hear=world.num_agents)

@@ -13,9 +13,11 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
     '''
 
     from dataclasses import dataclass
+    from typing import ClassVar
 
     from torch import Tensor
 
+    from decdpo.algorithms.base import Needs
     from decdpo.messages import Inbox
     from decdpo.params.optim import Optimizer, OptimState
 
@@ -32,6 +34,8 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
     @dataclass(frozen=True)
     class ConsensusPenalty:
         '''``optimizer`` takes the local steps. num_shared : M. strength : lambda.'''
+
+        needs: ClassVar[Needs] = Needs(on_loss="keeps")
 
         optimizer: Optimizer
         num_shared: int
@@ -53,6 +57,9 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
         def mix(self, state: PenaltyState, inbox: Inbox) -> None:
             inbox.displace(state.x[: self.num_shared], self.strength * state.lr)
 
+- ``needs`` says what must hold for the algorithm to be sound: which weights, whether a message may
+  be late, which optimizer, what the loss of an agent means (``decdpo.algorithms.base.Needs``). One
+  checker, ``decdpo.config.needs``, reads it and refuses the configurations that break it.
 - The state is a dataclass of tensors, numbers and further such dataclasses. All of it is saved, and
   a resumed run goes on to the bit; there is nothing to write for that. ``x`` is the model; it keeps
   its address, so change it in place. The algorithm itself holds constants only.
@@ -65,10 +72,10 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
 - The same bits on any number of ranks come by themselves if ``mix`` takes the letters in their
   order and random numbers come from ``decdpo.rng``.
 
-To make it a choice of the configuration: a frozen dataclass with its keys in
-``decdpo/config/schema.py`` (an entry ``overlap`` if messages may leave before the local steps), one
-line in ``make_algorithm`` of ``decdpo/build.py``, and in ``decdpo/config/__init__.py`` the
-combinations that would be unsound, refused with the reason. To test it: its recursion in matrix
-form beside those of ``tests/unit/test_algorithms_oracles.py``, and a line in
+To make it a choice of the configuration: its section, a frozen dataclass with its keys, in
+``decdpo/config/algorithms.py`` (an entry ``overlap`` if messages may leave before the local steps),
+and one line in ``decdpo/algorithms/catalogue.py``. Its fields besides ``optimizer`` and
+``num_shared`` are read from the keys of the same name. To test it: its recursion in matrix form
+beside those of ``tests/unit/test_algorithms_oracles.py``, and a line in
 ``tests/mpi/test_mpi_algorithms.py``.
 """

@@ -1,12 +1,41 @@
-"""The contract of an algorithm: explicit state, four small methods."""
+"""The contract of an algorithm: what it needs, explicit state, four small methods."""
 
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor
 
 from decdpo.messages import Inbox
 
 S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What must hold for an algorithm to be sound; its class declares it, one checker reads it.
+
+    The checker is ``decdpo.config.needs``. A default asks for the least.
+
+    meets : whom its agents exchange messages with.
+    weights : the mixing matrix. Rows and columns that sum to one ("doubly"), a symmetric matrix of
+        this kind ("symmetric"), or columns alone ("column", where the algorithm corrects for rows).
+    fixed_weights : whether the weights must be the same in every round.
+    every_message : whether every message must be mixed exactly once, in its own round.
+    equal_steps : whether all agents must step alike along their gradients: no Adam, no clipping.
+    momentum : the key of its own momentum, which excludes any of the optimizer; "" if it has none.
+    sends_bytes : whether a message is a code of uint8; else it has the type of the parameters.
+    on_loss : what the survivors do when an agent is lost: go on with the state they have ("keeps"),
+        go on from their models with a fresh state ("restarts"), or end the run ("refuses").
+    """
+
+    meets: Literal["neighbours", "server", "nobody"] = "neighbours"
+    weights: Literal["doubly", "symmetric", "column"] = "doubly"
+    fixed_weights: bool = False
+    every_message: bool = False
+    equal_steps: bool = False
+    momentum: str = ""
+    sends_bytes: bool = False
+    on_loss: Literal["keeps", "restarts", "refuses"]
 
 
 class Algorithm(Protocol[S]):
@@ -16,6 +45,11 @@ class Algorithm(Protocol[S]):
     it is; its field ``x`` is the agent's (P,) parameter vector, the model that is trained, measured
     and exported, updated in place and always at the same address.
     """
+
+    @property
+    def needs(self) -> Needs:
+        """What must hold for the algorithm to be sound; a constant of the class."""
+        ...
 
     def init(self, x: Tensor) -> S:
         """Return the state of an agent that starts at ``x`` (P,).

@@ -8,9 +8,11 @@ read: what pooling the data would give.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from decdpo.algorithms.base import Needs
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
 
@@ -27,7 +29,13 @@ class CentralizedState:
 
 @dataclass(frozen=True)
 class Centralized:
-    """Gradient averaging; ``optimizer`` steps along the mean, identically on every agent."""
+    """Gradient averaging; ``optimizer`` steps along the mean, identically on every agent.
+
+    The loss of an agent is refused: the mean over the survivors is the gradient of another
+    objective.
+    """
+
+    needs: ClassVar[Needs] = Needs(meets="server", on_loss="refuses")
 
     optimizer: Optimizer
 

@@ -31,10 +31,12 @@ compression", 2020.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from decdpo.algorithms.base import Needs
 from decdpo.codecs.base import Codec
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
@@ -63,7 +65,14 @@ class Choco:
     the consensus step.
 
     Messages are uint8: the exchange counts bytes, ``message_size`` of them.
+
+    The loss of an agent restarts the public copies: s_i was summed under weights that do not hold
+    any more.
     """
+
+    needs: ClassVar[Needs] = Needs(
+        fixed_weights=True, every_message=True, sends_bytes=True, on_loss="restarts"
+    )
 
     optimizer: Optimizer
     num_shared: int

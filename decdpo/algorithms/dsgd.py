@@ -23,9 +23,11 @@ Direct Preference Optimization", 2026, for their use with DPO.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from decdpo.algorithms.base import Needs
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
 
@@ -40,7 +42,13 @@ class DsgdState:
 
 @dataclass(frozen=True)
 class Dsgd:
-    """Decentralized SGD, eq. (3); ``optimizer`` takes the local steps."""
+    """Decentralized SGD, eq. (3); ``optimizer`` takes the local steps.
+
+    The loss of an agent keeps the state: x_i alone is mixed, and any doubly stochastic weights
+    average it.
+    """
+
+    needs: ClassVar[Needs] = Needs(on_loss="keeps")
 
     optimizer: Optimizer
     num_shared: int

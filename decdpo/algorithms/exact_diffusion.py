@@ -32,9 +32,11 @@ and separated convergence rates", 2019, for NIDS.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from decdpo.algorithms.base import Needs
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
 
@@ -50,7 +52,15 @@ class ExactDiffusionState:
 
 @dataclass(frozen=True)
 class ExactDiffusion:
-    """Exact diffusion, eqs. (1) to (4); ``optimizer`` takes the step (1). num_shared : M."""
+    """Exact diffusion, eqs. (1) to (4); ``optimizer`` takes the step (1). num_shared : M.
+
+    The loss of an agent restarts the corrections: without the lost agent sum_i d_i is not 0 any
+    more.
+    """
+
+    needs: ClassVar[Needs] = Needs(
+        weights="symmetric", every_message=True, equal_steps=True, on_loss="restarts"
+    )
 
     optimizer: Optimizer
     num_shared: int

@@ -21,12 +21,20 @@ data", 2017, Algorithm 1 (FederatedAveraging) for (1), (2); Jiang, "Distributed 
 Optimization", 2026, Theorem 5.1, for their use with DPO.
 """
 
+from typing import ClassVar
+
+from decdpo.algorithms.base import Needs
 from decdpo.algorithms.dsgd import Dsgd, DsgdState
 from decdpo.messages import Inbox
 
 
 class FedAvg(Dsgd):
-    """Federated averaging, eqs. (1) and (2); ``optimizer`` takes the local steps."""
+    """Federated averaging, eqs. (1) and (2); ``optimizer`` takes the local steps.
+
+    The loss of an agent is refused: the participants are drawn from all n agents.
+    """
+
+    needs: ClassVar[Needs] = Needs(meets="server", on_loss="refuses")
 
     def mix(self, state: DsgdState, inbox: Inbox) -> None:
         """x_i <- the server's model: a copy, so that all agents hold the same bits."""

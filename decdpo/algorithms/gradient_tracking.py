@@ -29,9 +29,11 @@ gradient tracking methods", 2021, for stochastic gradients and DSGT.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from decdpo.algorithms.base import Needs
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
 
@@ -58,7 +60,13 @@ class TrackingState:
 
 @dataclass(frozen=True)
 class GradientTracking:
-    """Gradient tracking, eqs. (1) to (3); ``optimizer`` steps along y. num_shared : M."""
+    """Gradient tracking, eqs. (1) to (3); ``optimizer`` steps along y. num_shared : M.
+
+    The loss of an agent restarts the trackers: without the lost agent sum_i y_i is not sum_i g_i
+    any more.
+    """
+
+    needs: ClassVar[Needs] = Needs(every_message=True, on_loss="restarts")
 
     optimizer: Optimizer
     num_shared: int

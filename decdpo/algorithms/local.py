@@ -5,12 +5,21 @@
 The baseline that shows what the exchange is worth.
 """
 
+from typing import ClassVar
+
+from decdpo.algorithms.base import Needs
 from decdpo.algorithms.dsgd import Dsgd, DsgdState
 from decdpo.messages import Inbox
 
 
 class Local(Dsgd):
-    """Stochastic gradient descent without neighbours."""
+    """Stochastic gradient descent without neighbours.
+
+    The loss of an agent is refused: nobody would stand in for the lost agent, whose model is part
+    of the result.
+    """
+
+    needs: ClassVar[Needs] = Needs(meets="nobody", on_loss="refuses")
 
     def message_size(self, num_shared: int) -> int:
         """Return 0: nothing travels."""

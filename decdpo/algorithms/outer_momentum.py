@@ -25,10 +25,12 @@ data distribution for federated visual classification", 2019, for FedAvgM.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from decdpo.algorithms.base import Needs
 from decdpo.messages import Inbox
 from decdpo.params.optim import SGD, Optimizer, OptimState
 
@@ -53,7 +55,11 @@ class OuterMomentum:
 
     optimizer : takes the local steps. num_shared : M. outer : takes the outer steps (2) to (4).
     outer_lr : alpha.
+
+    The loss of an agent is refused: the outer momentum holds the changes of the lost agent as well.
     """
+
+    needs: ClassVar[Needs] = Needs(meets="server", on_loss="refuses")
 
     optimizer: Optimizer
     num_shared: int

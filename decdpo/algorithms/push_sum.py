@@ -23,10 +23,12 @@ in the source's (OSGP) an agent gives its shares away at once and steps on with 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from decdpo.algorithms.base import Needs
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
 
@@ -47,7 +49,13 @@ class PushSumState:
 
 @dataclass(frozen=True)
 class PushSum:
-    """Stochastic gradient push, eqs. (1), (2); ``optimizer`` takes the local steps."""
+    """Stochastic gradient push, eqs. (1), (2); ``optimizer`` takes the local steps.
+
+    The loss of an agent keeps the state: what the lost agent held is gone from n and w alike, and
+    z_i stays a weighted mean of the others.
+    """
+
+    needs: ClassVar[Needs] = Needs(weights="column", every_message=True, on_loss="keeps")
 
     optimizer: Optimizer
     num_shared: int

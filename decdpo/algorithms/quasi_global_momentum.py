@@ -19,9 +19,11 @@ deep learning on heterogeneous data", 2021, QG-DSGDm.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from decdpo.algorithms.base import Needs
 from decdpo.messages import Inbox
 from decdpo.params.optim import SGD, OptimState
 
@@ -48,8 +50,13 @@ class QuasiGlobalMomentum:
     optimizer : the plain step, for its clipping and weight decay. num_shared : M. beta, mu : the
     weight of the momentum in a step, and the share of it that a round keeps.
 
+    The loss of an agent is refused: the round in which the weights change would enter the momentum
+    as progress.
+
     Raises ``ValueError`` for an optimizer with momentum of its own.
     """
+
+    needs: ClassVar[Needs] = Needs(momentum="beta", on_loss="refuses")
 
     optimizer: SGD
     num_shared: int

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from decdpo.algorithms.base import Algorithm
+from decdpo.algorithms.base import Algorithm, Needs
 from decdpo.messages import Inbox
 
 
@@ -27,6 +27,11 @@ class Recalling:
     inner: Algorithm
     num_shared: int
     depth: int
+
+    @property
+    def needs(self) -> Needs:
+        """What ``inner`` needs."""
+        return self.inner.needs
 
     def init(self, x: Tensor) -> Any:
         """Return the state of an agent that starts at ``x`` (P,)."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decdpo.algorithms.base import Algorithm
+from decdpo.algorithms.base import Algorithm, Needs
 from decdpo.messages import Inbox
 
 
@@ -32,6 +32,11 @@ class Running:
     """
 
     inner: Algorithm
+
+    @property
+    def needs(self) -> Needs:
+        """What ``inner`` needs."""
+        return self.inner.needs
 
     def init(self, x: Tensor) -> Any:
         """Return the state of an agent that starts at ``x`` (P,); m_i = 0."""

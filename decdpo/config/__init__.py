@@ -10,20 +10,18 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from decdpo.config.needs import check_late, check_needs
 from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest
-from decdpo.config.schema import SECTIONS, SPARSE, STALE, WITHOUT_TOPOLOGY
+from decdpo.config.schema import SECTIONS
 from decdpo.errors import ConfigError
 from decdpo.files import read_text
-from decdpo.topology.names import DIRECTED, RANDOM, TIME_VARYING, options_used, weights_allowed
+from decdpo.topology.names import RANDOM, options_used, weights_allowed
 
 __all__ = ["Config", "load", "parse", "parse_override"]
 
 LANGUAGE_MODEL_DTYPES = ("float32", "bfloat16")
 """Algorithms that need float32 or better."""
-
-ONE_WAY = (*DIRECTED, "one_peer_exponential")
-"""Graphs on which agents hear others that do not hear them."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def parse(
             "the sections are " + ", ".join(SECTIONS),
         )
     built = {name: _build(name, tree.get(name, {})) for name in SECTIONS}
-    if built["algorithm"].kind in WITHOUT_TOPOLOGY:
+    if not built["algorithm"].neighbours:
         if tree.get("topology"):
             raise ConfigError(
                 f"[topology] is given, but algorithm.kind = {built['algorithm'].kind!r} "
@@ -137,11 +135,10 @@ def parse(
         built["topology"] = None
     config = Config(**built)
     _check_combinations(config, reading)
-    _check_algorithm(config)
+    check_needs(config)
     if not reading:
         check_numbers(config)
-    if config.staleness.kind != "none":
-        _check_staleness(config)
+    check_late(config)
     if config.topology is not None:
         _check_topology(config.topology)
     return config
@@ -298,94 +295,6 @@ def _check_topology(topology: Any) -> None:
         raise ConfigError(
             f"topology.weights = {topology.weights!r} cannot be used on graph {topology.graph!r}",
             "choose one of " + ", ".join(weights_allowed(topology.graph)),
-        )
-
-
-def _check_algorithm(config: Config) -> None:
-    """Refuse what the chosen algorithm would ignore, or what makes it unsound."""
-    kind, optim, topology = config.algorithm.kind, config.optim, config.topology
-    name = f"algorithm.kind = {kind!r}"
-    if kind == "exact_diffusion" and optim.kind == "adamw":
-        raise ConfigError(
-            f"{name} is not exact with optim.kind = 'adamw': every agent rescales its gradient by "
-            "its own history, so that the fixed point is not the optimum of the average loss",
-            "use optim.kind = 'sgd', or algorithm.kind = 'gradient_tracking'",
-        )
-    if kind == "exact_diffusion" and optim.clip_norm:
-        raise ConfigError(
-            f"{name} is not exact with optim.clip_norm = {optim.clip_norm}: every agent clips its "
-            "own gradient, so that the fixed point is not the optimum of the average loss",
-            "remove optim.clip_norm and lower optim.lr if need be, or use algorithm.kind = "
-            "'gradient_tracking', which clips the tracked average",
-        )
-    if kind == "quasi_global_momentum" and (optim.kind != "sgd" or optim.momentum):
-        raise ConfigError(
-            f"{name} brings its own momentum, and has no place for that of optim",
-            "use optim.kind = 'sgd' with optim.momentum = 0, and set algorithm.beta",
-        )
-    outer = config.algorithm
-    if kind == "outer_momentum" and outer.nesterov and not outer.outer_momentum:
-        raise ConfigError(
-            "algorithm.nesterov = true is ignored when algorithm.outer_momentum = 0",
-            "set algorithm.outer_momentum, or algorithm.nesterov = false",
-        )
-    if kind == "choco":
-        _check_choco(config.algorithm, topology)
-    if topology is not None and topology.weights == "push" and kind != "push_sum":
-        raise ConfigError(
-            "topology.weights = 'push' is only column-stochastic: with "
-            f"{name} the agents would not converge to the mean",
-            "choose doubly stochastic weights, such as uniform, or algorithm.kind = 'push_sum'",
-        )
-    if kind == "exact_diffusion" and topology.graph in ONE_WAY:
-        raise ConfigError(
-            f"topology.graph = {topology.graph!r} is directed: {name} is known to converge with "
-            "symmetric weights only",
-            "use an undirected graph, or algorithm.kind = 'gradient_tracking'",
-        )
-
-
-def _check_choco(algorithm: Any, topology: Any) -> None:
-    """Refuse what CHOCO-SGD would ignore, or what would break its bookkeeping."""
-    usual = next(f.default for f in fields(algorithm) if f.name == "ratio")
-    if algorithm.codec not in SPARSE and algorithm.ratio != usual:
-        raise ConfigError(
-            f"algorithm.ratio is not used by algorithm.codec = {algorithm.codec!r}, which keeps "
-            "every value",
-            "remove algorithm.ratio, or choose algorithm.codec = " + " or ".join(map(repr, SPARSE)),
-        )
-    if topology.graph in TIME_VARYING:
-        raise ConfigError(
-            f"algorithm.kind = 'choco' cannot use topology.graph = {topology.graph!r}, whose "
-            "weights change: an agent adds up what its neighbours tell, under fixed weights, and "
-            "would miss what is told while they are not its neighbours",
-            "choose a graph that stays the same, or algorithm.kind = 'dsgd'",
-        )
-
-
-def _check_staleness(config: Config) -> None:
-    """Refuse late letters where they would break the algorithm, or where there are none."""
-    kind, late = config.algorithm.kind, config.staleness
-    if kind not in STALE:
-        if kind in WITHOUT_TOPOLOGY:
-            why = "its agents have no neighbours whose letters could be late"
-        else:
-            why = "its sums are right only if every letter of every round enters them once"
-        raise ConfigError(
-            f"staleness.kind = {late.kind!r} does not suit algorithm.kind = {kind!r}: {why}",
-            "choose algorithm.kind = " + " or ".join(map(repr, STALE)),
-        )
-    if config.topology.graph in TIME_VARYING:
-        raise ConfigError(
-            f"staleness.kind = {late.kind!r} does not suit topology.graph = "
-            f"{config.topology.graph!r}: a neighbour of this round has sent no older letters",
-            "choose a graph that stays the same",
-        )
-    if late.kind == "arrival" and config.comm.transport == "window":
-        raise ConfigError(
-            "comm.transport = 'window' is not used by staleness.kind = 'arrival', whose letters "
-            "travel as messages",
-            "remove comm.transport",
         )
 
 

@@ -7,15 +7,13 @@ ignore is unknown there and refused.
 from dataclasses import dataclass, make_dataclass
 from typing import Any
 
+from decdpo.config.algorithms import ALGORITHM_SECTIONS
 from decdpo.config.options import option
 from decdpo.losses.names import LOSSES
 from decdpo.topology.names import GRAPHS, WEIGHTS
 
-CODECS = ("topk", "randomk", "int8", "int4", "bf16", "identity")
-"""Ways to compress a message."""
-
-SPARSE = ("topk", "randomk")
-"""Those that keep a chosen part of the values."""
+WITHOUT_TOPOLOGY = tuple(kind for kind, cls in ALGORITHM_SECTIONS.items() if not cls.neighbours)
+"""Algorithms whose agents have no neighbours: nobody, or a server."""
 
 
 @dataclass(frozen=True)
@@ -118,111 +116,6 @@ class CausalLM:
     )
     activation_checkpointing: bool = option(False, "recompute activations to save memory")
     allow_hub: bool = option(False, "let transformers download the model from its hub")
-
-
-@dataclass(frozen=True)
-class Dsgd:
-    """DecDPO: decentralized SGD."""
-
-    kind: str = option("dsgd", "which algorithm")
-    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
-    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
-
-
-@dataclass(frozen=True)
-class Local:
-    """Every agent alone, no exchange."""
-
-    kind: str = option("local", "which algorithm")
-    local_steps: int = option(1, "E, local steps of one round", low=1)
-
-
-@dataclass(frozen=True)
-class Centralized:
-    """One step per round along the gradient averaged over all agents."""
-
-    kind: str = option("centralized", "which algorithm")
-
-
-@dataclass(frozen=True)
-class FedAvg:
-    """FedDPO: local steps of sampled participants, averaged by a server."""
-
-    kind: str = option("fedavg", "which algorithm")
-    local_steps: int = option(1, "E, local steps of a participant in one round", low=1)
-    participants: int = option(0, "S, agents drawn for a round; 0 is all of them", low=0)
-    weighting: str = option(
-        "equal", "a participant's weight: equal, or its number of pairs", choices=("equal", "pairs")
-    )
-    server_momentum: float = option(
-        0.0, "heavy-ball momentum of the server; 0 is none", low=0.0, below=1.0
-    )
-
-
-@dataclass(frozen=True)
-class OuterMomentum:
-    """SlowMo, DiLoCo: local steps, then an outer momentum step along the averaged change."""
-
-    kind: str = option("outer_momentum", "which algorithm")
-    local_steps: int = option(10, "E, local steps of one round", low=1)
-    outer_lr: float = option(0.7, "step size of the outer step", above=0.0)
-    outer_momentum: float = option(0.9, "momentum of the outer step", low=0.0, below=1.0)
-    nesterov: bool = option(True, "Nesterov's outer step (DiLoCo); else heavy ball (SlowMo)")
-
-
-@dataclass(frozen=True)
-class GradientTracking:
-    """Gradient tracking: steps along the tracked average gradient; twice the bytes."""
-
-    kind: str = option("gradient_tracking", "which algorithm")
-    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
-
-
-@dataclass(frozen=True)
-class ExactDiffusion:
-    """Exact diffusion: D2's correction with (I + W) / 2, so SGD without its bias; symmetric W."""
-
-    kind: str = option("exact_diffusion", "which algorithm")
-
-
-@dataclass(frozen=True)
-class QuasiGlobalMomentum:
-    """Quasi-global momentum: momentum from the change of the model across a round."""
-
-    kind: str = option("quasi_global_momentum", "which algorithm")
-    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
-    beta: float = option(0.9, "weight of the momentum in a step", low=0.0, below=1.0)
-    mu: float = option(0.9, "share of the momentum that a round keeps", low=0.0, below=1.0)
-    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
-
-
-@dataclass(frozen=True)
-class PushSum:
-    """Stochastic gradient push: column-stochastic weights, for directed graphs."""
-
-    kind: str = option("push_sum", "which algorithm")
-    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
-    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
-
-
-@dataclass(frozen=True)
-class Choco:
-    """CHOCO-SGD: gossip of compressed differences, with error feedback; static weights."""
-
-    kind: str = option("choco", "which algorithm")
-    codec: str = option("topk", "how a difference is compressed", choices=CODECS)
-    ratio: float = option(
-        1 / 16, "bytes that travel over the plain bytes, of topk and randomk", above=0.0, high=1.0
-    )
-    gamma: float = option(
-        0.0, "consensus step; 0 is the contraction constant of the codec", low=0.0, high=1.0
-    )
-    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
-    overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
-
-
-WITHOUT_TOPOLOGY = ("local", "centralized", "fedavg", "outer_momentum")
-"""Algorithms whose agents have no neighbours: nobody, or a server."""
 
 
 @dataclass(frozen=True)
@@ -347,10 +240,6 @@ class Replay:
     max_age: int = option(2, "q, at least that of the recorded run", low=0, high=10**6)
 
 
-STALE = ("dsgd", "quasi_global_momentum")
-"""Algorithms that letters may be late for: they carry no sum that every letter must enter once."""
-
-
 @dataclass(frozen=True)
 class Comm:
     """How letters travel."""
@@ -390,18 +279,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
         "causal_lm": CausalLM,
     },
     "loss": _loss_sections(),
-    "algorithm": {
-        "dsgd": Dsgd,
-        "local": Local,
-        "centralized": Centralized,
-        "fedavg": FedAvg,
-        "outer_momentum": OuterMomentum,
-        "gradient_tracking": GradientTracking,
-        "exact_diffusion": ExactDiffusion,
-        "quasi_global_momentum": QuasiGlobalMomentum,
-        "push_sum": PushSum,
-        "choco": Choco,
-    },
+    "algorithm": dict(ALGORITHM_SECTIONS),
     "topology": Topology,
     "staleness": {"none": OnTime, "seeded": SeededDelays, "arrival": Arrival, "replay": Replay},
     "optim": {"sgd": Sgd, "adamw": AdamW},

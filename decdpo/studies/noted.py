@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from decdpo.algorithms.base import Algorithm
+from decdpo.algorithms.base import Algorithm, Needs
 from decdpo.messages import Inbox
 from decdpo.run import Run
 
@@ -22,6 +22,11 @@ class Noted(Algorithm[Any]):
     def __init__(self, algorithm: Algorithm[Any]) -> None:
         self._algorithm = algorithm
         self.squares: list[float] = []
+
+    @property
+    def needs(self) -> Needs:
+        """What the algorithm itself needs."""
+        return self._algorithm.needs
 
     def init(self, x: Tensor) -> Any:
         """Return the algorithm's own state."""

@@ -1,16 +1,22 @@
 """From a configuration to algorithm, schedule and exchange: the right ones, or a named refusal."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from decdpo import build
+from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
 from decdpo.algorithms.fedavg import FedAvg
 from decdpo.algorithms.outer_momentum import OuterMomentum
+from decdpo.algorithms.recall import Recalling
+from decdpo.algorithms.running import Running
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
 from decdpo.config import parse
-from decdpo.config.schema import WITHOUT_TOPOLOGY
+from decdpo.config.schema import SECTIONS, WITHOUT_TOPOLOGY
 from decdpo.errors import ConfigError, TopologyError
 from decdpo.params.flat import Layout
 from decdpo.params.optim import SGD
@@ -90,7 +96,30 @@ def test_exact_diffusion_refuses_a_matrix_that_is_not_symmetric(tmp_path):
     assert not made(text % "gradient_tracking")[1].symmetric
 
 
-def test_every_algorithm_with_a_server_has_no_topology():
-    for kind in build.WITH_SERVER:
-        assert kind in WITHOUT_TOPOLOGY
-        assert parse(f'[algorithm]\nkind = "{kind}"').topology is None
+def test_sections_and_classes_agree_on_who_has_neighbours():
+    assert list(SECTIONS["algorithm"]) == list(ALGORITHMS)
+    for kind in ALGORITHMS:
+        alone = needs_of(kind).meets != "neighbours"
+        assert (kind in WITHOUT_TOPOLOGY) == alone
+        assert (parse(f'[algorithm]\nkind = "{kind}"').topology is None) == alone
+
+
+def test_what_the_loss_of_an_agent_means_to_each_algorithm():
+    meaning = {kind: needs_of(kind).on_loss for kind in ALGORITHMS}
+    assert {k for k, v in meaning.items() if v == "keeps"} == {"dsgd", "push_sum"}
+    restarts = {"gradient_tracking", "exact_diffusion", "choco"}
+    assert {k for k, v in meaning.items() if v == "restarts"} == restarts
+    assert all("The loss of an agent" in ALGORITHMS[kind].__doc__ for kind in ALGORITHMS)
+
+
+def test_a_wrapped_algorithm_needs_what_it_wraps():
+    inner = ALGORITHMS["choco"].needs
+    algorithm, _, exchange = made('[algorithm]\nkind = "choco"')
+    for wrapped in (Running(algorithm), Recalling(algorithm, 4, 1)):
+        assert wrapped.needs is inner
+    assert exchange is not None and algorithm.needs.sends_bytes
+
+
+def test_a_plain_configuration_is_read_without_the_classes():
+    code = "import sys, decdpo.config as c; c.parse(''); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,35 @@
+"""The class behind each ``kind`` of the section ``[algorithm]``, one line each."""
+
+from typing import Any
+
+from decdpo.algorithms.base import Needs
+from decdpo.algorithms.centralized import Centralized
+from decdpo.algorithms.choco import Choco
+from decdpo.algorithms.dsgd import Dsgd
+from decdpo.algorithms.exact_diffusion import ExactDiffusion
+from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.gradient_tracking import GradientTracking
+from decdpo.algorithms.local import Local
+from decdpo.algorithms.outer_momentum import OuterMomentum
+from decdpo.algorithms.push_sum import PushSum
+from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+
+ALGORITHMS: dict[str, Any] = {
+    "dsgd": Dsgd,
+    "local": Local,
+    "centralized": Centralized,
+    "fedavg": FedAvg,
+    "outer_momentum": OuterMomentum,
+    "gradient_tracking": GradientTracking,
+    "exact_diffusion": ExactDiffusion,
+    "quasi_global_momentum": QuasiGlobalMomentum,
+    "push_sum": PushSum,
+    "choco": Choco,
+}
+"""Every algorithm by its name."""
+
+
+def needs_of(kind: str) -> Needs:
+    """Return what the class of the algorithm ``kind`` declares."""
+    needs: Needs = ALGORITHMS[kind].needs
+    return needs

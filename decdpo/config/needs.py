@@ -1,0 +1,142 @@
+"""The checker of what an algorithm needs: it reads what the class declares, and names none.
+
+The classes are imported only where a configuration has something that an algorithm may refuse, so
+that a plain one is read without them.
+"""
+
+from typing import Any, NamedTuple
+
+from decdpo.errors import ConfigError
+from decdpo.topology.names import DIRECTED, TIME_VARYING
+
+ONE_WAY = (*DIRECTED, "one_peer_exponential")
+"""Graphs on which agents hear others that do not hear them."""
+
+
+class Traits(NamedTuple):
+    """What a configuration has that some algorithms refuse."""
+
+    adaptive: bool
+    clipped: bool
+    momentum: bool
+    changing: bool
+    pushing: bool
+    one_way: bool
+
+
+def check_needs(config: Any) -> None:
+    """Raise ``ConfigError`` for what makes the chosen algorithm unsound, or what it would ignore.
+
+    config : a ``Config``.
+    """
+    config.algorithm.check()
+    traits = _traits(config)
+    if not any(traits):
+        return
+    from decdpo.algorithms.catalogue import needs_of
+
+    needs = needs_of(config.algorithm.kind)
+    if needs.equal_steps:
+        _check_steps(config, traits)
+    if needs.momentum and (traits.adaptive or traits.momentum):
+        raise ConfigError(
+            f"{_name(config)} brings its own momentum, and has no place for that of optim",
+            f"use optim.kind = 'sgd' with optim.momentum = 0, and set algorithm.{needs.momentum}",
+        )
+    _check_weights(config, traits, needs)
+
+
+def _traits(config: Any) -> Traits:
+    optim, topology = config.optim, config.topology
+    adaptive = optim.kind != "sgd"
+    return Traits(
+        adaptive=adaptive,
+        clipped=optim.clip_norm > 0,
+        momentum=not adaptive and optim.momentum > 0,
+        changing=topology is not None and topology.graph in TIME_VARYING,
+        pushing=topology is not None and topology.weights == "push",
+        one_way=topology is not None and topology.graph in ONE_WAY,
+    )
+
+
+def _check_steps(config: Any, traits: Traits) -> None:
+    """Refuse steps that agents rescale each by themselves."""
+    name, optim = _name(config), config.optim
+    if traits.adaptive:
+        raise ConfigError(
+            f"{name} is not exact with optim.kind = {optim.kind!r}: every agent rescales its "
+            "gradient by its own history, so that the fixed point is not the optimum of the "
+            "average loss",
+            "use optim.kind = 'sgd', or algorithm.kind = 'gradient_tracking'",
+        )
+    if traits.clipped:
+        raise ConfigError(
+            f"{name} is not exact with optim.clip_norm = {optim.clip_norm}: every agent clips its "
+            "own gradient, so that the fixed point is not the optimum of the average loss",
+            "remove optim.clip_norm and lower optim.lr if need be, or use algorithm.kind = "
+            "'gradient_tracking', which clips the tracked average",
+        )
+
+
+def _check_weights(config: Any, traits: Traits, needs: Any) -> None:
+    """Refuse a graph or a rule whose mixing matrix is not what the algorithm needs."""
+    name = _name(config)
+    if needs.fixed_weights and traits.changing:
+        raise ConfigError(
+            f"{name} cannot use topology.graph = {config.topology.graph!r}, whose "
+            "weights change: an agent adds up what its neighbours tell, under fixed weights, and "
+            "would miss what is told while they are not its neighbours",
+            "choose a graph that stays the same, or algorithm.kind = 'dsgd'",
+        )
+    if needs.weights != "column" and traits.pushing:
+        raise ConfigError(
+            "topology.weights = 'push' is only column-stochastic: with "
+            f"{name} the agents would not converge to the mean",
+            "choose doubly stochastic weights, such as uniform, or algorithm.kind = 'push_sum'",
+        )
+    if needs.weights == "symmetric" and traits.one_way:
+        raise ConfigError(
+            f"topology.graph = {config.topology.graph!r} is directed: {name} is known to converge "
+            "with symmetric weights only",
+            "use an undirected graph, or algorithm.kind = 'gradient_tracking'",
+        )
+
+
+def check_late(config: Any) -> None:
+    """Raise ``ConfigError`` for late messages where they break the algorithm, or there are none.
+
+    config : a ``Config``.
+    """
+    kind, late = config.algorithm.kind, config.staleness
+    if late.kind == "none":
+        return
+    from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
+
+    needs = needs_of(kind)
+    if needs.meets != "neighbours" or needs.every_message:
+        if needs.meets != "neighbours":
+            why = "its agents have no neighbours whose letters could be late"
+        else:
+            why = "its sums are right only if every letter of every round enters them once"
+        others = ((name, needs_of(name)) for name in ALGORITHMS)
+        suited = [n for n, o in others if o.meets == "neighbours" and not o.every_message]
+        raise ConfigError(
+            f"staleness.kind = {late.kind!r} does not suit algorithm.kind = {kind!r}: {why}",
+            "choose algorithm.kind = " + " or ".join(map(repr, suited)),
+        )
+    if config.topology.graph in TIME_VARYING:
+        raise ConfigError(
+            f"staleness.kind = {late.kind!r} does not suit topology.graph = "
+            f"{config.topology.graph!r}: a neighbour of this round has sent no older letters",
+            "choose a graph that stays the same",
+        )
+    if late.kind == "arrival" and config.comm.transport == "window":
+        raise ConfigError(
+            "comm.transport = 'window' is not used by staleness.kind = 'arrival', whose letters "
+            "travel as messages",
+            "remove comm.transport",
+        )
+
+
+def _name(config: Any) -> str:
+    return f"algorithm.kind = {config.algorithm.kind!r}"
