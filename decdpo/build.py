@@ -52,10 +52,10 @@ from decdpo.params.optim import (
     Warmup,
 )
 from decdpo.policies.base import Policy
+from decdpo.policies.lm.pace import Pace
+from decdpo.policies.lm.speller import TextRules
 from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Objective, check_start
-from decdpo.policies.pace import Pace
-from decdpo.policies.speller import TextRules
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
 from decdpo.progress import Progress

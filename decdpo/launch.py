@@ -19,7 +19,7 @@ from decdpo.comm.launch import launched_by_mpi
 from decdpo.comm.placement import Placement
 from decdpo.comm.world import World
 from decdpo.errors import DecdpoError, EnvironmentFault, of_system
-from decdpo.policies.pace import Pace
+from decdpo.policies.lm.pace import Pace
 from decdpo.signals import Interrupted, Signals
 
 T = TypeVar("T")

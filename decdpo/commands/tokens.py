@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Tokenize every shard and print what became of it."""
     import sys
 
-    from decdpo.policies.pace import Pace
+    from decdpo.policies.lm.pace import Pace
 
     def say(line: str) -> None:
         print(f"decdpo: {line}", file=sys.stderr, flush=True)
@@ -75,11 +75,11 @@ def _measure(args: argparse.Namespace, index: Any, agents: list[int], pace: Any)
     """Return everything that is printed, as JSON values."""
     import numpy as np
 
-    from decdpo.policies import hub
     from decdpo.policies.causal_lm import length_limit
     from decdpo.policies.encoded import summed
-    from decdpo.policies.speller import Speller, TextRules
-    from decdpo.policies.tokens import tokenize
+    from decdpo.policies.lm import hub
+    from decdpo.policies.lm.speller import Speller, TextRules
+    from decdpo.policies.lm.tokens import tokenize
 
     rules = TextRules(args.chat_template, args.eos, not args.no_line_break)
     speller = Speller(hub.load_tokenizer(args.model, args.allow_hub), rules)

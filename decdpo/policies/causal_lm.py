@@ -21,12 +21,12 @@ from decdpo.errors import EnvironmentFault, PolicyError
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.compute import ComputeView
 from decdpo.params.flat import FlatParams, Layout, flatten
-from decdpo.policies import hub
 from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
+from decdpo.policies.lm import hub
 from decdpo.policies.lm.choice import choose_scorer
-from decdpo.policies.pace import Pace
-from decdpo.policies.speller import Speller, TextRules
-from decdpo.policies.tokens import TokenizedPairs, tokenize
+from decdpo.policies.lm.pace import Pace
+from decdpo.policies.lm.speller import Speller, TextRules
+from decdpo.policies.lm.tokens import TokenizedPairs, tokenize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

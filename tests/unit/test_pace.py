@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from decdpo.policies.pace import Pace, duration
+from decdpo.policies.lm.pace import Pace, duration
 
 
 def test_the_time_left_is_that_of_the_present_work():

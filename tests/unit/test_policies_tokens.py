@@ -7,8 +7,8 @@ import pytest
 
 from decdpo.data.shard import Pair
 from decdpo.errors import PolicyError
-from decdpo.policies.chat import as_messages
-from decdpo.policies.tokens import tokenize
+from decdpo.policies.lm.chat import as_messages
+from decdpo.policies.lm.tokens import tokenize
 
 pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
 

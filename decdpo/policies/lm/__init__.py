@@ -1,1 +1,1 @@
-"""How a causal language model scores the answers of pairs: the plain way, and the fast one."""
+"""What only language models need: their texts as tokens, and how answers are scored."""

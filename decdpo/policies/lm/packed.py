@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decdpo.policies.foreign import foreign
 from decdpo.policies.lm import attention
+from decdpo.policies.lm.foreign import foreign
 from decdpo.policies.lm.head import token_logps
 from decdpo.policies.lm.packing import pack, packed_size
 from decdpo.policies.lm.plain import CANNOT_SCORE
-from decdpo.policies.tokens import TokenizedPairs
+from decdpo.policies.lm.tokens import TokenizedPairs
 
 
 class PackedLM:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from decdpo.policies.foreign import foreign
-from decdpo.policies.tokens import TokenizedPairs
+from decdpo.policies.lm.foreign import foreign
+from decdpo.policies.lm.tokens import TokenizedPairs
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from decdpo.data.shard import Pair
 from decdpo.errors import DataError, PolicyError
-from decdpo.policies.foreign import first_line, is_foreign
+from decdpo.policies.lm.foreign import first_line, is_foreign
 
 Messages = list[dict[str, str]]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from decdpo.data.shard import Pair
-from decdpo.policies.chat import write
 from decdpo.policies.encoded import Tally
-from decdpo.policies.speller import Findings, Speller
+from decdpo.policies.lm.chat import write
+from decdpo.policies.lm.speller import Findings, Speller
 
 _BATCH = 256
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from decdpo.errors import PolicyError
-from decdpo.policies.chat import ChatText, PlainText, Writer, find_template, special_tokens
 from decdpo.policies.encoded import Tally
-from decdpo.policies.foreign import first_line, foreign, is_foreign
+from decdpo.policies.lm.chat import ChatText, PlainText, Writer, find_template, special_tokens
+from decdpo.policies.lm.foreign import first_line, foreign, is_foreign
 
 END_OF_TEMPLATE = "template"
 """The choice of an end that leaves an answer as the chat template ends it."""

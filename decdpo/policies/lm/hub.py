@@ -12,7 +12,7 @@ import torch
 
 from decdpo.data.storage import sync
 from decdpo.errors import EnvironmentFault, PolicyError
-from decdpo.policies.foreign import foreign
+from decdpo.policies.lm.foreign import foreign
 
 
 @contextmanager
