@@ -9,13 +9,11 @@
                                     ``dtype`` where HDF5 has no such type (then the raw bytes)
 """
 
-import errno
-import io
 import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,9 @@ from h5py import h5a, h5d, h5p, h5s, h5t
 from torch import Tensor
 
 from decdpo import hdf5
+from decdpo.checkpoint.checksum import checksum_around, file_crc
 from decdpo.checkpoint.format import FORMAT, VERSION, Damaged
+from decdpo.checkpoint.sink import Sink
 from decdpo.checkpoint.state import (
     Record,
     Scalar,
@@ -37,11 +37,8 @@ from decdpo.checkpoint.state import (
     restore,
 )
 from decdpo.errors import CheckpointError
-from decdpo.files import open_regular
 
 LARGE = 1 << 20
-_CHUNK = 4 << 20
-_PUSH = 32 << 20
 _STRUCTURE = "state structure"  # with a space: never the path of a field
 _NATIVE: dict[torch.dtype, np.dtype] = {
     torch.float16: np.dtype("<f2"),
@@ -70,76 +67,18 @@ def write_part(
         ThreadPoolExecutor(1) as checker,
         ThreadPoolExecutor(1) as pusher,
     ):
-        sink = _Sink(file, pusher)
+        sink = Sink(file, pusher)
         try:
             large = _fill(sink, records, header, checker)
         except hdf5.UNSOUND:
             if sink.fault is None:
                 raise
         sink.finish()
-        return os.fstat(file.fileno()).st_size, _checksum(file.fileno(), sorted(large))
-
-
-class _Sink:
-    """A file for HDF5 to write to, which keeps the first failure and then feigns success.
-
-    HDF5 cannot close a file that it cannot write: told of a full disk it would lose the reason and
-    hold the file open for ever.
-    """
-
-    def __init__(self, file: io.FileIO, pusher: Executor) -> None:
-        self.fault: OSError | None = None
-        self._file = file
-        self._pusher = pusher
-        self._pushes: list[Future[None]] = []
-        self._waiting = 0
-        self.seek, self.tell, self.flush = file.seek, file.tell, file.flush
-        self.read, self.readinto = file.read, file.readinto
-
-    def write(self, content: memoryview) -> int:
-        if self.fault is None:
-            try:
-                self._waiting += len(content)
-                if self._waiting >= _PUSH:
-                    self._waiting = 0
-                    self._pushes.append(self._pusher.submit(os.fdatasync, self._file.fileno()))
-                _write_all(self._file, content)
-            except OSError as fault:
-                self.fault = fault
-        return len(content)
-
-    def truncate(self, size: int) -> int:
-        if self.fault is None:
-            try:
-                self._file.truncate(size)
-            except OSError as fault:
-                self.fault = fault
-        return size
-
-    def finish(self) -> None:
-        """Force all to disk; raise what failed. A failed push is told to nobody but its caller."""
-        if self.fault is not None:
-            raise self.fault
-        for push in self._pushes:
-            push.result()
-        os.fsync(self._file.fileno())
-
-
-def _write_all(file: io.FileIO, content: memoryview) -> None:
-    """Write to the last byte: a system call writes 2 GiB at most, and less on a full disk.
-
-    HDF5 hands over a whole tensor at once and does not look at how much of it was written.
-    """
-    rest = memoryview(content).cast("B")
-    while rest:
-        written = file.write(rest)
-        if not written:
-            raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
-        rest = rest[written:]
+        return os.fstat(file.fileno()).st_size, checksum_around(file.fileno(), sorted(large))
 
 
 def _fill(
-    sink: _Sink, records: Sequence[Record], header: Mapping[str, str | int], checker: Executor
+    sink: Sink, records: Sequence[Record], header: Mapping[str, str | int], checker: Executor
 ) -> list[tuple[int, int, int]]:
     """Write the HDF5 file; return place, bytes and CRC-32 of every large dataset."""
     large: list[tuple[int, int, int]] = []
@@ -184,57 +123,6 @@ def _write_tensor(
     if tensor.dtype not in _NATIVE:
         h5py.Dataset(dataset).attrs["dtype"] = dtype_name(tensor.dtype)
     return (dataset.get_offset() if raw.nbytes else 0), raw.nbytes, crc
-
-
-def _checksum(descriptor: int, large: Sequence[tuple[int, int, int]]) -> int:
-    """Return the CRC-32 of a file, reading only what lies around the datasets already known."""
-    crc, position = 0, 0
-    for offset, length, known in large:
-        crc = _crc_range(descriptor, position, offset, crc)
-        crc = combine(crc, known, length)
-        position = offset + length
-    return _crc_range(descriptor, position, os.fstat(descriptor).st_size, crc)
-
-
-def _crc_range(descriptor: int, start: int, end: int, crc: int) -> int:
-    while start < end:
-        chunk = os.pread(descriptor, min(_CHUNK, end - start), start)
-        if not chunk:
-            raise OSError(f"the file ends at byte {start}, expected {end}")
-        crc = zlib.crc32(chunk, crc)
-        start += len(chunk)
-    return crc
-
-
-def file_crc(path: Path) -> int:
-    """Return the CRC-32 of a whole file."""
-    with open_regular(path) as file:
-        descriptor = file.fileno()
-        return _crc_range(descriptor, 0, os.fstat(descriptor).st_size, 0)
-
-
-def combine(first: int, second: int, length: int) -> int:
-    """Return the CRC-32 of A + B from those of A and of B, where B has ``length`` bytes.
-
-    CRCs are polynomials over GF(2) modulo P, so that crc(A + B) = crc(A) x^(8 length) + crc(B);
-    the power is found by repeated squaring.
-    """
-    power, square = 1 << 31, 1 << 23  # x^0 and x^8, the highest bit being the lowest power
-    while length:
-        if length & 1:
-            power = _multiply(power, square)
-        square = _multiply(square, square)
-        length >>= 1
-    return _multiply(first, power) ^ second
-
-
-def _multiply(a: int, b: int) -> int:
-    product = 0
-    for bit in range(31, -1, -1):
-        if a >> bit & 1:
-            product ^= b
-        b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)
-    return product
 
 
 class PartReader:

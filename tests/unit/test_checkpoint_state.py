@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from decdpo.checkpoint import parts
+from decdpo.checkpoint.checksum import combine, file_crc
 from decdpo.checkpoint.format import Damaged
-from decdpo.checkpoint.parts import LARGE, combine, file_crc, open_part, write_part
+from decdpo.checkpoint.parts import LARGE, open_part, write_part
 from decdpo.checkpoint.state import Record, Snapshot, digest, leaves, parameter_digest, structure
 from decdpo.errors import CheckpointError
 

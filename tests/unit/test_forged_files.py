@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from decdpo import hdf5
+from decdpo.checkpoint.checksum import file_crc
 from decdpo.checkpoint.format import MANIFEST, Damaged, Manifest, Part, _seal
-from decdpo.checkpoint.parts import check_part, file_crc, open_part, write_part
+from decdpo.checkpoint.parts import check_part, open_part, write_part
 from decdpo.checkpoint.state import Snapshot
 from decdpo.data.index import ShardEntry, ShardIndex, _checksum
 from decdpo.data.shard import PreferenceShard
@@ -230,7 +231,7 @@ def test_too_many_open_files_are_not_damage(part, monkeypatch):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
     monkeypatch.setattr(hdf5, "open_regular", refuse)
-    monkeypatch.setattr("decdpo.checkpoint.parts.open_regular", refuse)
+    monkeypatch.setattr("decdpo.checkpoint.checksum.open_regular", refuse)
     for read in (lambda: open_part(part).__enter__(),
                  lambda: check_part(part, part.stat().st_size, "0")):  # fmt: skip
         with pytest.raises(OSError, match="Too many open files"):
