@@ -27,6 +27,7 @@ from decdpo.comm.launch import (
     launched_by_mpi,
     let_the_first_tell,
 )
+from decdpo.comm.node import Node
 from decdpo.comm.placement import Placement
 from decdpo.comm.progress import Progress
 from decdpo.comm.rollcall import RollCall
@@ -35,7 +36,7 @@ from decdpo.comm.staging import Copies, StagedExchange
 from decdpo.comm.stop import StopAgreement
 from decdpo.comm.transport import Choice
 from decdpo.comm.waiting import Patience
-from decdpo.comm.window import Segment, Window, no_room
+from decdpo.comm.window import Window
 from decdpo.comm.world import Arrays
 from decdpo.errors import ConfigError, EnvironmentFault
 
@@ -166,7 +167,7 @@ class MpiWorld:
         self._stop = StopAgreement(self._duplicate(self._comm), timeout, self._roll)
         self._patience = Patience(timeout, self._poll)
         self._collectives = Collectives(self._comm, self._patience, self._stalled)
-        self._node = self._make_node(ranks_per_node)
+        self._node = Node(self._mpi, self._comm, placement, ranks_per_node)
         self._exchanges: list[MpiExchange] = []
         self._channels: list[Any] = []
         self._abandoned: list[Any] = []
@@ -176,7 +177,6 @@ class MpiWorld:
         threads = self._mpi.Query_thread() == self._mpi.THREAD_MULTIPLE
         self._threads = threads
         self._wanted_progress = progress
-        self._no_room: EnvironmentFault | None = None
         if progress == "thread" and threads and self._comm.Get_size() > 1:
             self._probed = self._duplicate(self._comm)
             self._progress = Progress(self._probed.Iprobe)
@@ -243,15 +243,18 @@ class MpiWorld:
         enter: Callable[[int], None],
     ) -> MpiExchange:
         staged = device != "cpu"
-        window = None if staged or max_age else self._make_window(format)
+        window = None
+        if not (staged or max_age):
+            window = self._node.window(format, self._transport, self.require)
+            self._collectives.barrier()
         comm = self._duplicate(self._comm)
-        node_ranks = self._node_ranks if window is not None else {}
+        node_ranks = self._node.ranks if window is not None else {}
         # Progress has nothing to drive where every neighbour is read in place.
         remote = len(node_ranks) < self._comm.Get_size()
         large = staged or format.nbytes >= PROGRESS_FROM
         progress = self._progress if remote and large else None
         barrier = self._collectives.barrier
-        on_node = frozenset(self._node_ranks)
+        on_node = frozenset(self._node.ranks)
         wiring = Wiring(
             comm, self._placement, self.rank, node_ranks, window, progress, barrier, on_node
         )
@@ -267,7 +270,7 @@ class MpiWorld:
         exchange.on_close = partial(self._release, exchange, comm, window)
         choice = Choice(
             self._comm.Get_size(), len(on_node), window is not None, self._transport,
-            self._no_room if not staged and not max_age else None, device, format.apart,
+            self._node.no_room if not staged and not max_age else None, device, format.apart,
             max_age > 0, progress is not None, self._wanted_progress, self._threads, large,
         )  # fmt: skip
         exchange.transport, exchange.doubts = choice.transport, choice.doubts
@@ -331,7 +334,7 @@ class MpiWorld:
         if self._progress is not None:
             self._progress.close()
             self._probed.Free()
-        for comm in (*self._channels, self._node, self._comm):
+        for comm in (*self._channels, self._node.comm, self._comm):
             comm.Free()
 
     def _poll(self) -> None:
@@ -346,49 +349,6 @@ class MpiWorld:
         copy = comm.Dup()
         copy.Set_errhandler(self._mpi.ERRORS_RETURN)
         return copy
-
-    def _make_node(self, ranks_per_node: int) -> Any:
-        """Return the communicator of this node and remember who is on it."""
-        node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
-        if ranks_per_node:
-            whole, node = node, node.Split(node.Get_rank() // ranks_per_node)
-            whole.Free()
-        ranks = np.empty(node.Get_size(), dtype=np.int64)
-        node.Allgather(np.array([self.rank], dtype=np.int64), ranks)
-        self._node_ranks = {int(rank): place for place, rank in enumerate(ranks)}
-        return node
-
-    def _make_window(self, format: Format) -> Window | None:
-        """Allocate this node's shared send slots, if they are wanted and fit. Collective."""
-        places = len(self._node_ranks)
-        if self._transport == "p2p" or places < 2:
-            fault = None
-            needed = 0
-        else:
-            sizes = {
-                rank: Segment.size(format, len(self._placement.agents_of(rank)), places)
-                for rank in self._node_ranks
-            }
-            needed = sum(sizes.values())
-            fault = self._no_room = no_room(needed)
-        if self._transport == "window":
-            self.require(fault)
-        # The ranks of a node decide alike: one that sees less room decides for all.
-        use = np.array([needed > 0 and fault is None], dtype=np.int64)
-        self._node.Allreduce(self._mpi.IN_PLACE, use, self._mpi.MIN)
-        window = None
-        if use[0]:
-            win = self._mpi.Win.Allocate_shared(sizes[self.rank], 1, comm=self._node)
-            win.Lock_all()
-            segments = []
-            for rank, place in self._node_ranks.items():
-                memory = np.frombuffer(win.Shared_query(place)[0], dtype=np.uint8)
-                agents = self._placement.agents_of(rank)
-                segments.append(Segment(memory, format, agents, places))
-            window = Window(win, segments, self._node_ranks[self.rank])
-            window.clear()
-        self._collectives.barrier()
-        return window
 
     def _release(self, exchange: MpiExchange, comm: Any, window: Window | None) -> None:
         """Free what ``exchange`` was given."""
