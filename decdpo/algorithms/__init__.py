@@ -72,10 +72,22 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
 - The same bits on any number of ranks come by themselves if ``mix`` takes the letters in their
   order and random numbers come from ``decdpo.rng``.
 
-To make it a choice of the configuration: its section, a frozen dataclass with its keys, in
-``decdpo/config/algorithms.py`` (an entry ``overlap`` if messages may leave before the local steps),
-and one line in ``decdpo/algorithms/catalogue.py``. Its fields besides ``optimizer`` and
-``num_shared`` are read from the keys of the same name. To test it: its recursion in matrix form
-beside those of ``tests/unit/test_algorithms_oracles.py``, and a line in
-``tests/mpi/test_mpi_algorithms.py``.
+To make it a choice of the configuration it takes its section, in ``decdpo/config/algorithms.py``
+with its line among ``ALGORITHM_SECTIONS`` (an entry ``overlap`` if messages may leave before the
+local steps),
+
+    @dataclass(frozen=True)
+    class ConsensusPenalty(AlgorithmSection):
+        '''Decentralized SGD with a penalty on disagreement.'''
+
+        kind: str = option("consensus_penalty", "which algorithm")
+        strength: float = option(1.0, "lambda, weight of the penalty", above=0.0)
+
+and one line in ``decdpo/algorithms/catalogue.py``:
+
+    "consensus_penalty": ConsensusPenalty,
+
+Its fields besides ``optimizer`` and ``num_shared`` are read from the keys of the same name. To test
+it: its recursion in matrix form beside those of ``tests/unit/test_algorithms_oracles.py``, and a
+line in ``tests/mpi/test_mpi_algorithms.py``.
 """

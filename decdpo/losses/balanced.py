@@ -28,6 +28,7 @@ from torch import Tensor
 
 from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_flag, require_positive
+from decdpo.losses.names import LOSSES
 
 CERTAIN = -1e-6
 """Log-probabilities above this count as this in eq. 29, which is 0/0 for two certain answers."""
@@ -42,8 +43,8 @@ class NbDPO:
     Raises ConfigError if a constant is out of range.
     """
 
-    beta: float = 0.1
-    clip: float = 0.5
+    beta: float = LOSSES["nbdpo"].number("beta")
+    clip: float = LOSSES["nbdpo"].number("clip")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)
@@ -85,7 +86,7 @@ class NbDPOv2(NbDPO):
     Raises ConfigError if a constant is out of range.
     """
 
-    constant_weight: bool = False
+    constant_weight: bool = LOSSES["nbdpo_v2"].flag("constant_weight")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,8 +122,8 @@ class BDPO:
     Raises ConfigError if a constant is out of range.
     """
 
-    beta: float = 0.1
-    constant_weight: bool = False
+    beta: float = LOSSES["bdpo"].number("beta")
+    constant_weight: bool = LOSSES["bdpo"].flag("constant_weight")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_between, require_positive
+from decdpo.losses.names import LOSSES
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class BetaDPO:
 
     couples_pairs: ClassVar[bool] = True
 
-    beta: float = 0.1
-    alpha: float = 0.6
-    momentum: float = 0.9
-    beta_min: float = 1e-3
+    beta: float = LOSSES["beta_dpo"].number("beta")
+    alpha: float = LOSSES["beta_dpo"].number("alpha")
+    momentum: float = LOSSES["beta_dpo"].number("momentum")
+    beta_min: float = LOSSES["beta_dpo"].number("beta_min")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)

@@ -21,6 +21,7 @@ from decdpo.losses.constants import (
     require_between,
     require_positive,
 )
+from decdpo.losses.names import LOSSES
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class CPO:
     Raises ConfigError if a constant is out of range.
     """
 
-    beta: float = 0.1
-    alpha: float = 1.0
+    beta: float = LOSSES["cpo"].number("beta")
+    alpha: float = LOSSES["cpo"].number("alpha")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)

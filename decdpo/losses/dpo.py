@@ -19,6 +19,7 @@ from torch import Tensor
 
 from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_between, require_positive
+from decdpo.losses.names import LOSSES
 
 
 def dpo_margin(pairs: PairScores, beta: float) -> Tensor:
@@ -36,8 +37,8 @@ class DPO:
     Raises ConfigError if a constant is out of range.
     """
 
-    beta: float = 0.1
-    label_smoothing: float = 0.0
+    beta: float = LOSSES["dpo"].number("beta")
+    label_smoothing: float = LOSSES["dpo"].number("label_smoothing")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)
@@ -63,8 +64,8 @@ class RobustDPO:
     Raises ConfigError if a constant is out of range.
     """
 
-    beta: float = 0.1
-    label_smoothing: float = 0.1
+    beta: float = LOSSES["robust"].number("beta")
+    label_smoothing: float = LOSSES["robust"].number("label_smoothing")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)

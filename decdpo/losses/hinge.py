@@ -23,6 +23,7 @@ from torch import Tensor
 from decdpo.losses.base import PairScores
 from decdpo.losses.constants import mean_over_steps, require_between, require_positive
 from decdpo.losses.dpo import dpo_margin
+from decdpo.losses.names import LOSSES
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Hinge:
     beta : scale of the implicit reward, > 0. Raises ConfigError if it is out of range.
     """
 
-    beta: float = 0.1
+    beta: float = LOSSES["hinge"].number("beta")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)
@@ -51,8 +52,8 @@ class SLiC:
     Raises ConfigError if a constant is out of range.
     """
 
-    beta: float = 1.0
-    alpha: float = 0.1
+    beta: float = LOSSES["slic"].number("beta")
+    alpha: float = LOSSES["slic"].number("alpha")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)

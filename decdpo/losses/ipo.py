@@ -18,6 +18,7 @@ from torch import Tensor
 
 from decdpo.losses.base import PairScores
 from decdpo.losses.constants import mean_over_steps, require_positive
+from decdpo.losses.names import LOSSES
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class IPO:
     beta : tau of the paper, > 0. Raises ConfigError if it is out of range.
     """
 
-    beta: float = 0.1
+    beta: float = LOSSES["ipo"].number("beta")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)
@@ -47,7 +48,7 @@ class SummedIPO:
     beta : tau of the paper, > 0. Raises ConfigError if it is out of range.
     """
 
-    beta: float = 0.1
+    beta: float = LOSSES["ipo_sum"].number("beta")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)

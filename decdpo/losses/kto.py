@@ -24,6 +24,7 @@ from torch import Tensor
 
 from decdpo.losses.base import PairScores
 from decdpo.losses.constants import require_between, require_positive
+from decdpo.losses.names import LOSSES
 
 
 def reference_point(ratios: Tensor) -> Tensor:
@@ -40,9 +41,9 @@ class UnpairedKTO:
     Raises ConfigError if a constant is out of range.
     """
 
-    beta: float = 0.1
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    beta: float = LOSSES["kto"].number("beta")
+    desirable_weight: float = LOSSES["kto"].number("desirable_weight")
+    undesirable_weight: float = LOSSES["kto"].number("undesirable_weight")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)
@@ -72,9 +73,9 @@ class KTO:
 
     couples_pairs: ClassVar[bool] = True
 
-    beta: float = 0.1
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    beta: float = LOSSES["kto"].number("beta")
+    desirable_weight: float = LOSSES["kto"].number("desirable_weight")
+    undesirable_weight: float = LOSSES["kto"].number("undesirable_weight")
 
     def __post_init__(self) -> None:
         self._unpaired()

@@ -1,4 +1,8 @@
-"""The names of the losses and the options each one uses. Imports nothing heavy."""
+"""The names of the losses, and the options and defaults of each one: the only place that has them.
+
+The sections ``[loss]`` are made from it, and the classes take their defaults from it. It imports
+nothing heavy.
+"""
 
 from dataclasses import dataclass
 
@@ -26,6 +30,17 @@ class LossInfo:
     options: tuple[LossOption, ...]
     needs_score: bool = False
     has_state: bool = False
+
+    def number(self, name: str) -> float:
+        """Return the default of the option ``name``, a number. Raises ``KeyError`` without one."""
+        return float(self._defaults()[name])
+
+    def flag(self, name: str) -> bool:
+        """Return the default of the option ``name``, true or false. Raises ``KeyError``."""
+        return bool(self._defaults()[name])
+
+    def _defaults(self) -> dict[str, float | bool]:
+        return {option.name: option.default for option in self.options}
 
 
 def _beta(default: float = 0.1, doc: str = "scale of the implicit reward") -> LossOption:

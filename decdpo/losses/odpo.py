@@ -20,6 +20,7 @@ from decdpo.errors import DataError
 from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_between, require_positive
 from decdpo.losses.dpo import dpo_margin
+from decdpo.losses.names import LOSSES
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class ODPO:
     Raises ConfigError if a constant is out of range; DataError if the pairs have no finite scores.
     """
 
-    beta: float = 0.1
-    alpha: float = 1.0
+    beta: float = LOSSES["odpo"].number("beta")
+    alpha: float = LOSSES["odpo"].number("alpha")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)
@@ -54,8 +55,8 @@ class LogODPO:
     or the chosen answer does not score above the rejected one.
     """
 
-    beta: float = 0.1
-    alpha: float = 1.0
+    beta: float = LOSSES["odpo_log"].number("beta")
+    alpha: float = LOSSES["odpo_log"].number("alpha")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)

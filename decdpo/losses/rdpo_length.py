@@ -19,6 +19,7 @@ from torch import Tensor
 from decdpo.losses.base import PairScores
 from decdpo.losses.constants import log_sigmoid, require_between, require_positive
 from decdpo.losses.dpo import dpo_margin
+from decdpo.losses.names import LOSSES
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class LengthDPO:
     Raises ConfigError if a constant is out of range.
     """
 
-    beta: float = 0.1
-    alpha: float = 0.01
+    beta: float = LOSSES["rdpo_length"].number("beta")
+    alpha: float = LOSSES["rdpo_length"].number("alpha")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)

@@ -18,6 +18,7 @@ from decdpo.losses.constants import (
     require_between,
     require_positive,
 )
+from decdpo.losses.names import LOSSES
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class SimPO:
     Raises ConfigError if a constant is out of range.
     """
 
-    beta: float = 2.0
-    gamma: float = 1.0
+    beta: float = LOSSES["simpo"].number("beta")
+    gamma: float = LOSSES["simpo"].number("gamma")
 
     def __post_init__(self) -> None:
         require_positive("beta", self.beta)

@@ -1,8 +1,10 @@
 """Every loss against formulas written out in numpy, and what no loss may do."""
 
 import dataclasses
+import inspect
 import itertools
 import math
+import re
 import subprocess
 import sys
 from typing import Any, Callable
@@ -425,6 +427,16 @@ def test_names_list_the_options_of_the_class(name: str) -> None:
     assert LOSSES[name].has_state == hasattr(LOSS_CLASSES[name], "update")
     with pytest.raises(dataclasses.FrozenInstanceError):
         LOSS_CLASSES[name]().beta = 1.0
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_a_default_stands_in_one_place(name: str) -> None:
+    source = inspect.getsource(sys.modules[LOSS_CLASSES[name].__module__])
+    for option in LOSSES[name].options:
+        declared = re.findall(rf"^    {option.name}: (?:float|bool) = (.*)$", source, re.MULTILINE)
+        assert declared and all(text.startswith("LOSSES[") for text in declared)
+    with pytest.raises(KeyError):
+        LOSSES[name].number("no_such_option")
 
 
 def test_names_import_nothing_heavy() -> None:
