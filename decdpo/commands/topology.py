@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table or the JSON, draw the picture if wanted, and return 0."""
     _check(args)
-    from decdpo.topology.analysis import summarize, table
+    from decdpo.report.topology_table import table
+    from decdpo.topology.analysis import summarize
     from decdpo.topology.files import count_agents
     from decdpo.topology.schedule import chosen_rule, make_schedule
 

@@ -10,7 +10,8 @@ import pytest
 
 from decdpo.commands import topology as command
 from decdpo.errors import DecdpoError, TopologyError
-from decdpo.topology.analysis import diameter, summarize, table
+from decdpo.report.topology_table import table
+from decdpo.topology.analysis import diameter, summarize
 from decdpo.topology.schedule import make_schedule
 
 
