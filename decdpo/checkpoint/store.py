@@ -1,6 +1,5 @@
 """Saves the agents' states in the background and brings back the newest that is whole."""
 
-import difflib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from decdpo.checkpoint.format import (
     round_of,
     sync_folder,
 )
+from decdpo.checkpoint.identity import Identity
 from decdpo.checkpoint.parts import check_part, open_part
 from decdpo.checkpoint.state import Snapshot
 from decdpo.checkpoint.writer import Job, Writer, os_fault
@@ -84,20 +84,24 @@ class CheckpointStore:
         self.extra: Mapping[str, Any] = {}
         self.changed = False
         self.run = run
-        self._read_only = read_only
-        self._reasons = dict(reasons or {})
         self._world = world
         self._keep = keep
         self._keep_every = keep_every
-        self._identity = dict(identity)
-        self._lately = set(lately)
         self._config = config
         self._versions = dict(versions or {})
         self._warn: Callable[[str], None] = warn if world.is_root else lambda line: None
+        self._identity = Identity(
+            values=dict(identity),
+            agents=world.num_agents,
+            lately=set(lately),
+            reasons=dict(reasons or {}),
+            read_only=read_only,
+            warn=self._warn,
+        )
         self._serial = 0
         self._rejected: set[int] = set()
         self._snapshot = Snapshot()
-        world.require_same("what a checkpoint is of", json.dumps(self._identity, sort_keys=True))
+        world.require_same("what a checkpoint is of", json.dumps(dict(identity), sort_keys=True))
         # Every process has at least one agent; its first one stands for the process.
         self._head = world.local_agents[0]
         heads = world.collect({agent: self._head for agent in world.local_agents})
@@ -145,7 +149,7 @@ class CheckpointStore:
             serial=self._serial + 1,
             agents=self._world.num_agents,
             parts=(),
-            identity=self._identity,
+            identity=self._identity.values,
             config=self._config,
             versions=self._versions,
             extra=dict(extra or {}),
@@ -228,7 +232,7 @@ class CheckpointStore:
         refusal: Exception | None = None
         changed = False
         try:
-            changed = self._compare(folder, manifest, allow)
+            changed = self._identity.compare(folder, manifest, allow)
         except (CheckpointError, ConfigError) as fault:
             refusal = fault
         self._world.require(refusal)
@@ -276,50 +280,6 @@ class CheckpointStore:
         local = self._world.local_agents
         texts = self._world.collect({a: outcome if a == self._head else None for a in local})
         return [texts[head] for head in self._heads]
-
-    def _compare(self, folder: Path, manifest: Manifest, allow: Collection[str]) -> bool:
-        """Say whether anything differs that may; ``CheckpointError`` if something else does."""
-        saved, now = manifest.identity, self._identity
-        if manifest.agents != self._world.num_agents:
-            raise CheckpointError(
-                f"{folder} is of another run\n"
-                f"  agents: saved {manifest.agents}, now {self._world.num_agents}",
-                "take as many agents as were saved",
-            )
-        new = {key for key in self._lately if key in now and key not in saved}
-        keys = sorted((set(now) if self._read_only else {*saved, *now}) - new)
-        known = sorted({*keys, *new, *(key.split(".")[0] for key in (*keys, *new))})
-        for key in allow:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"--allow {key}: unknown key{hint}", f"use {', '.join(known)}")
-        different = [key for key in keys if saved.get(key) != now.get(key)]
-        refused = [k for k in different if k not in allow and k.split(".")[0] not in allow]
-        unsaid = ", ".join(sorted(key for key in new if "." not in key))
-        if unsaid and not refused:
-            self._warn(f"{folder} was saved before runs kept their {unsaid}, which is not compared")
-        if refused:
-            lines = [
-                f"  {key}: saved {saved.get(key, 'nothing')}, now {now.get(key, 'nothing')}"
-                + self._reason(key, manifest)
-                for key in refused
-            ]
-            flags = " ".join(f"--allow {key}" for key in refused)
-            remedy = f"set it as it was saved, or pass {flags} if the change is meant"
-            if self._read_only:
-                remedy = (
-                    "point to what it was trained with, by --set data.shards=FOLDER or "
-                    "--set policy.model=FOLDER"
-                )
-            raise CheckpointError("\n".join([f"{folder} is of another run", *lines]), remedy)
-        return bool(different)
-
-    def _reason(self, key: str, manifest: Manifest) -> str:
-        """Return why ``key`` may not differ, in brackets, or nothing."""
-        if key not in self._reasons or key not in manifest.identity:
-            return ""
-        return f" ({self._reasons[key](manifest.identity[key], manifest.round)})"
 
     def _restore(self, folder: Path, manifest: Manifest, states: Mapping[int, Any]) -> None:
         for part in manifest.parts:
