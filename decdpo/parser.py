@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -10,7 +11,7 @@ from decdpo import __version__
 from decdpo.comm.launch import let_the_first_tell
 from decdpo.commands.alone import by_one_process
 from decdpo.commands.catalogue import COMMANDS, EXIT_CODES, examples, listing
-from decdpo.config.options import nearest
+from decdpo.config.options import nearest, writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,6 +20,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**{**settings, "allow_abbrev": False})
+        self._given: list[str] = []
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse ``args``; an argument that nobody knows is an error of its own subcommand."""
@@ -30,6 +32,11 @@ class Parser(argparse.ArgumentParser):
             parser.error(f"unrecognized arguments: {' '.join(rest)}{close}")
         return known
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse ``args`` as far as they are known, and keep them for ``error``."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def options(self) -> Iterator[str]:
         """Yield the options of this parser and of those under it."""
         for action in self._actions:
@@ -39,9 +46,22 @@ class Parser(argparse.ArgumentParser):
                     yield from parser.options()
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and ``message``, once for all copies of a job, and exit with status 2."""
+        """Print the usage and ``message``, once for all copies of a job, and exit with status 2.
+
+        A misspelt option may be why another one is missing: then its nearest is named.
+        """
         let_the_first_tell()
-        super().error(message)
+        hints = "" if "did you mean" in message else "".join(self._misspelt())
+        super().error(message + hints)
+
+    def _misspelt(self) -> Iterator[str]:
+        """Yield what comes closest to each given option that is none of this parser."""
+        known = tuple(self.options())
+        given = self._given[: self._given.index("--")] if "--" in self._given else self._given
+        for text in given:
+            word = text.partition("=")[0]
+            if word.startswith("--") and word not in known and (close := nearest(word, known)):
+                yield f"; {word} is no option{close}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -96,6 +116,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace | None:
         from decdpo.commands.completion import answer
 
         answer(parser)
+    for text in sys.argv[1:] if argv is None else argv:
+        if not writable(text):
+            parser.error(
+                f"{text!r} is not UTF-8, and no file of a run could name it: rename that file or "
+                "folder, or run decdpo from inside it"
+            )
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):
         parser.print_help()

@@ -19,11 +19,13 @@ class Digests:
     state: str
 
 
-def locate(path: Path, round: int | None = None) -> Path:
+def locate(path: Path, round: int | None = None, run: str = "") -> Path:
     """Return the folder of one checkpoint.
 
     ``path`` is a run folder, a folder of checkpoints, or a checkpoint; in the first two the one of
-    ``round`` is meant, or the newest. Raises ``CheckpointError`` if there is none.
+    ``round`` is meant, or the newest. run : id of the run whose checkpoints alone are taken there;
+    empty for all. One that cannot be read may be of it. Raises ``CheckpointError`` if there is
+    none.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder", "name a run folder or a checkpoint")
@@ -33,6 +35,12 @@ def locate(path: Path, round: int | None = None) -> Path:
         return path
     inner = path / "checkpoints"
     found = committed(inner if inner.is_dir() else path)
+    others = foreign(path, run)
+    if round in others:
+        raise CheckpointError(
+            f"{others[round]} is of another run than {path}", "name the folder of that checkpoint"
+        )
+    found = {number: folder for number, folder in found.items() if number not in others}
     if not found:
         raise CheckpointError(f"{path}: there is no checkpoint", "name a run folder that has one")
     if round is None:
@@ -44,6 +52,26 @@ def locate(path: Path, round: int | None = None) -> Path:
             "take one of these with --round, or the newest without it",
         )
     return found[round]
+
+
+def foreign(path: Path, run: str) -> dict[int, Path]:
+    """Return the checkpoints by round that lie in the run folder ``path`` and are of another run.
+
+    path : also its folder of checkpoints. run : id of the run; without one there are none.
+    """
+    inner = path / "checkpoints"
+    if not run or round_of(path) is not None:
+        return {}
+    found = committed(inner if inner.is_dir() else path)
+    return {round: folder for round, folder in found.items() if _run_of(folder) not in (None, run)}
+
+
+def _run_of(folder: Path) -> str | None:
+    """Return the id of a checkpoint's run, None if its manifest cannot be read."""
+    try:
+        return Manifest.read(folder).run
+    except Damaged:
+        return None
 
 
 def verify(folder: Path) -> list[str]:

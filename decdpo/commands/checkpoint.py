@@ -2,11 +2,12 @@
 
 show prints what it holds; verify reads every byte and finds any flipped bit; digest prints one
 SHA-256 per agent, of its parameters, independent of how many processes wrote them. PATH is a run
-folder or its folder of checkpoints (then the newest is meant), or one checkpoint.
+folder or its folder of checkpoints (then the newest of that run is meant), or one checkpoint.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what ``args.action`` says; 0 if all is well, 3 if the checkpoint is damaged."""
-    from decdpo.checkpoint.inspect import locate
+    from decdpo.checkpoint.inspect import foreign, locate
+    from decdpo.folder import run_id
 
     if args.state and args.action != "digest":
         raise ConfigError(
@@ -35,7 +37,12 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.path.exists():
         raise CheckpointError(f"there is no {args.path.absolute()}", other_runs(args.path))
-    folder = locate(args.path, args.round)
+    run = run_id(args.path if (args.path / "run.json").exists() else args.path.absolute().parent)
+    folder = locate(args.path, args.round, run)
+    if others := foreign(args.path, run):
+        rounds = ", ".join(map(str, others))
+        print(f"decdpo: {folder.name} is of this run; not those of rounds {rounds}, of another",
+              file=sys.stderr)  # fmt: skip
     return {"show": _show, "verify": _verify, "digest": _digest}[args.action](folder, args)
 
 

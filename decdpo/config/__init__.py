@@ -124,7 +124,7 @@ def parse(
             f"[{unknown[0]}] in {origin} is not a section{nearest(unknown[0], SECTIONS)}",
             "the sections are " + ", ".join(SECTIONS),
         )
-    built = {name: _build(name, tree.get(name, {})) for name in SECTIONS}
+    built = {name: _build(name, tree.get(name, {}), reading) for name in SECTIONS}
     if not built["algorithm"].neighbours:
         if tree.get("topology"):
             raise ConfigError(
@@ -158,7 +158,7 @@ def parse_override(text: str) -> tuple[str, str, Any]:
         return section, key, value.strip()
 
 
-def _build(section: str, table: Any) -> Any:
+def _build(section: str, table: Any, reading: bool) -> Any:
     """Make the dataclass of one section from its TOML table."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"{section} = {table!r} is not a section", f"write [{section}]")
@@ -177,7 +177,10 @@ def _build(section: str, table: Any) -> Any:
     for key in table:
         if key not in known:
             raise _unknown_key(section, key, known, schema, cls)
-    values = {key: coerce(f"{section}.{key}", known[key], value) for key, value in table.items()}
+    values = {
+        key: coerce(f"{section}.{key}", known[key], value, reading=reading)
+        for key, value in table.items()
+    }
     return cls(**values)
 
 

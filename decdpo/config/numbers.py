@@ -16,6 +16,10 @@ COMPUTED = ("loss", "algorithm", "optim")
 """Sections whose numbers meet parameters in the arithmetic of ``policy.dtype``."""
 
 
+MOST_STEPS = 10**9
+"""Rounds of a run, and local steps of a round: a year of them at 30 a second."""
+
+
 def check_numbers(config: Any) -> None:
     """Raise ``ConfigError`` for what ``policy.dtype`` does not hold, or too long a warm-up.
 
@@ -35,6 +39,12 @@ def check_numbers(config: Any) -> None:
                     f"{key} = {value} is 0 in policy.dtype = {dtype!r}",
                     f"give {smallest:.3g} or more, or 0 where that is allowed",
                 )
+    for key, value in _counts(config):
+        if value > MOST_STEPS:
+            raise ConfigError(
+                f"{key} = {value} is more than any run comes to",
+                f"give {MOST_STEPS} or less",
+            )
     steps = config.run.rounds * getattr(config.algorithm, "local_steps", 1)
     if config.optim.warmup_steps > steps:
         raise ConfigError(
@@ -42,6 +52,12 @@ def check_numbers(config: Any) -> None:
             f"{config.run.rounds} are {steps} local steps: optim.lr would never be reached",
             f"give {steps} or less",
         )
+
+
+def _counts(config: Any) -> Iterator[tuple[str, int]]:
+    """Yield the key and value of every count that decides when a run ends."""
+    yield "run.rounds", config.run.rounds
+    yield "algorithm.local_steps", getattr(config.algorithm, "local_steps", 1)
 
 
 def _numbers(config: Any) -> Iterator[tuple[str, float]]:

@@ -31,11 +31,14 @@ def option(
     )
 
 
-def coerce(key: str, field: Field, value: Any) -> Any:
+def coerce(key: str, field: Field, value: Any, *, reading: bool = False) -> Any:
     """Return ``value`` as the type of ``field``, or raise ``ConfigError`` naming ``key``.
 
     An integer may stand for a float, a list for a tuple; nothing else is converted, so that
     ``rounds = "20"`` is an error and not a surprise.
+
+    reading : for a run that is not trained any more: an exclusive upper bound may be reached, which
+    earlier versions allowed.
     """
     default: Any = field.default
     wanted = type(default)
@@ -45,10 +48,10 @@ def coerce(key: str, field: Field, value: Any) -> Any:
         inner = type(default[0]) if default else str
         value = tuple(_scalar(f"{key}[{i}]", inner, item) for i, item in enumerate(value))
         for item in value:
-            _check(key, field, item)
+            _check(key, field, item, reading)
         return value
     value = _scalar(key, wanted, value)
-    _check(key, field, value)
+    _check(key, field, value, reading)
     return value
 
 
@@ -74,14 +77,14 @@ def _scalar(key: str, wanted: type, value: Any) -> Any:
         raise _wrong_type(key, value, _NAMES[wanted])
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key} = {value} is not finite", "give a finite number")
-    if isinstance(value, str) and not _writable(value):
+    if isinstance(value, str) and not writable(value):
         raise ConfigError(
             f"{key} = {value!r} holds what no file can", "give text without NUL, as UTF-8"
         )
     return value
 
 
-def _writable(text: str) -> bool:
+def writable(text: str) -> bool:
     """Say whether ``text`` can be written as UTF-8, and be a path."""
     try:
         text.encode()
@@ -90,22 +93,22 @@ def _writable(text: str) -> bool:
     return "\0" not in text
 
 
-def _check(key: str, field: Field, value: Any) -> None:
+def _check(key: str, field: Field, value: Any, reading: bool) -> None:
     meta = field.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise ConfigError(
             f"{key} = {value!r} is not known{nearest(str(value), meta['choices'])}",
             "choose one of " + ", ".join(meta["choices"]),
         )
-    low, above, high = meta["low"], meta["above"], meta["high"]
+    low, above, high, below = meta["low"], meta["above"], meta["high"], meta["below"]
     if low is not None and value < low:
         raise ConfigError(f"{key} = {value} is too small", f"give {low} or more")
     if above is not None and value <= above:
         raise ConfigError(f"{key} = {value} is too small", f"give more than {above}")
     if high is not None and value > high:
         raise ConfigError(f"{key} = {value} is too large", f"give {high} or less")
-    if meta["below"] is not None and value >= meta["below"]:
-        raise ConfigError(f"{key} = {value} is too large", f"give less than {meta['below']}")
+    if below is not None and (value > below or value == below and not reading):
+        raise ConfigError(f"{key} = {value} is too large", f"give less than {below}")
 
 
 def nearest(word: str, known: Collection[str]) -> str:

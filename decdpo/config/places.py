@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from decdpo.config import Config
+from decdpo.config.options import writable
 from decdpo.errors import ConfigError
 
 CHAT_TEMPLATE = "chat_template"
@@ -48,6 +49,12 @@ def find_paths(
             continue
         if folder is None:
             raise _nowhere(f"{section}.{key}", value, places, otherwise)
+        if not writable(str(folder / value)):
+            raise ConfigError(
+                f"{section}.{key} = {value!r} is {str(folder / value)!r}, {places[folder]}, a path "
+                "that is not UTF-8: the run's files could not name it",
+                "run decdpo from that folder, or rename the folder",
+            )
         say(f"{section}.{key} = {value!r} is {folder / value}, {places[folder]}")
         changed = replace(getattr(config, section), **{key: str(folder / value)})
         config = replace(config, **{section: changed})

@@ -34,7 +34,7 @@ def block(facts: Facts) -> list[str]:
             ("method", facts["method"]),
             ("graph", _graph(facts)),
             ("transport", "; ".join(facts["transport"])),
-            ("run", f"{facts['folder']}, rounds {first + 1:,} to {last:,}, {facts['saves']}"),
+            ("run", f"{facts['folder']}, {_rounds(first, last, facts['saves'])}"),
         ]  # fmt: skip
     return [f"{name:<10}{text}" for name, text in lines if text]
 
@@ -147,6 +147,12 @@ def _graph(facts: Facts) -> str:
     if rho is None:
         return str(graph)
     return f"{graph}, spectral gap {1 - rho:.4g} (rho {rho:.4g})"
+
+
+def _rounds(first: int, last: int, saves: str) -> str:
+    if first >= last:
+        return f"all {last:,} rounds are done: nothing is left to do"
+    return f"rounds {first + 1:,} to {last:,}, {saves}"
 
 
 def _range(low: int, high: int) -> str:

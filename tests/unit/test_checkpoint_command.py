@@ -89,6 +89,33 @@ def test_a_path_without_a_checkpoint(run_folder, path, round, says):
     assert caught.value.exit_code == 3
 
 
+def test_checkpoints_of_another_run_are_not_taken(run_folder, capsys):
+    mine, theirs = "a" * 32, "b" * 32
+    (run_folder / "run.json").write_text(json.dumps({"id": mine}))
+    for round, run in ((20, mine), (30, theirs)):
+        store = CheckpointStore(
+            run_folder / "checkpoints",
+            world=LocalWorld(AGENTS),
+            run=run,
+            identity={},
+            config="",
+            versions={},
+            keep=5,
+        )
+        store.save(round, states(round), {})
+        store.flush()
+    for path in (run_folder, run_folder / "checkpoints"):
+        assert call("show", path, "--json") == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["round"] == 20
+        assert "round_000020 is of this run" in said.err and "30" in said.err
+        assert call("digest", path, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["round"] == 20
+    with pytest.raises(CheckpointError, match="of another run"):
+        call("show", run_folder, "--round", 30)
+    assert call("show", run_folder / "checkpoints" / "round_000030") == 0
+
+
 def test_show(run_folder, capsys):
     assert call("show", run_folder, "--round", 10) == 0
     text = capsys.readouterr().out

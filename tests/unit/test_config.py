@@ -60,6 +60,8 @@ def test_overrides_win_and_are_typed():
         ("[runs]\nrounds = 3", ["[runs]", "did you mean 'run'"]),
         ('[run]\nrounds = "3"', ["run.rounds = '3'", "a string", "an integer"]),
         ("[run]\nrounds = true", ["run.rounds", "an integer"]),
+        ("[run]\nrounds = 1000000000000000000", ["run.rounds = 1", "1000000000 or less"]),
+        ("[algorithm]\nlocal_steps = 9223372036854775807", ["algorithm.local_steps = 9", "or less"]),
         ("[run]\nrounds = 0", ["run.rounds = 0", "1 or more"]),
         ("[run]\nseed = -1", ["run.seed = -1", "0 or more"]),
         ("[optim]\nlr = 0", ["optim.lr", "more than 0"]),
@@ -266,3 +268,26 @@ def test_a_named_pipe_is_no_configuration_but_an_open_one_is(tmp_path):
     os.close(writer)
     assert load(f"/dev/fd/{reader}").run.rounds == 3
     os.close(reader)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[optim]\nmomentum = 1.0",
+        '[optim]\nkind = "adamw"\nbetas = [0.9, 1.0]',
+        '[algorithm]\nkind = "fedavg"\nserver_momentum = 1.0',
+        '[algorithm]\nkind = "outer_momentum"\nouter_momentum = 1.0',
+        '[algorithm]\nkind = "quasi_global_momentum"\nmu = 1.0\nbeta = 1.0',
+        "[run]\nrounds = 2000000000",
+        "[optim]\nwarmup_steps = 1000",
+    ],
+)
+def test_what_earlier_versions_trained_with_can_still_be_read(text):
+    with pytest.raises(ConfigError):
+        parse(text)
+    assert parse(text, reading=True).to_toml()
+
+
+def test_reading_still_refuses_what_no_version_took():
+    with pytest.raises(ConfigError, match="momentum = 1.5"):
+        parse("[optim]\nmomentum = 1.5", reading=True)

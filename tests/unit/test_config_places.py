@@ -134,3 +134,12 @@ def test_what_is_no_run_or_configuration_is_told_what_there_is(elsewhere, monkey
         assert main(words.split()) in (2, 3)
         said = capsys.readouterr().err
         assert all(part in said for part in expected.split("|")), said
+
+
+def test_a_place_that_is_not_utf8_is_refused_at_the_start(elsewhere):
+    odd = elsewhere / "d\udcff"
+    (odd / "it").mkdir(parents=True)
+    config = parse(TEXTS["data.shards"])
+    with pytest.raises(ConfigError, match="not UTF-8") as caught:
+        find_paths(config, odd / "c.toml", print)
+    assert "data.shards = 'it'" in caught.value.what

@@ -55,6 +55,12 @@ def test_a_resumed_run_and_one_without_a_graph():
     assert "rounds 121 to 200" in text and "graph" not in text and "8 in 1 process on 1" in text
 
 
+def test_a_finished_run_that_is_resumed_has_nothing_left_to_do():
+    text = "\n".join(block(facts([process()], rounds=[200, 200])))
+    assert "runs/a, all 200 rounds are done: nothing is left to do" in text
+    assert "201" not in text
+
+
 @pytest.mark.parametrize(
     ("changes", "ranks", "wanted", "said"),
     [
