@@ -116,13 +116,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace | None:
         from decdpo.commands.completion import answer
 
         answer(parser)
-    for text in sys.argv[1:] if argv is None else argv:
-        if not writable(text):
-            parser.error(
-                f"{text!r} is not UTF-8, and no file of a run could name it: rename that file or "
-                "folder, or run decdpo from inside it"
-            )
     args = parser.parse_args(argv)
+    out = str(getattr(args, "out", ""))
+    if not writable(out):
+        args.parser.error(f"--out {out!r} is not UTF-8, and no file could name it: give another")
     if not hasattr(args, "run"):
         parser.print_help()
         return None

@@ -61,7 +61,7 @@ def test_overrides_win_and_are_typed():
         ('[run]\nrounds = "3"', ["run.rounds = '3'", "a string", "an integer"]),
         ("[run]\nrounds = true", ["run.rounds", "an integer"]),
         ("[run]\nrounds = 1000000000000000000", ["run.rounds = 1", "1000000000 or less"]),
-        ("[algorithm]\nlocal_steps = 9223372036854775807", ["algorithm.local_steps = 9", "or less"]),
+        ("[algorithm]\nlocal_steps = 9223372036854775807", ["algorithm.local_steps", "or less"]),
         ("[run]\nrounds = 0", ["run.rounds = 0", "1 or more"]),
         ("[run]\nseed = -1", ["run.seed = -1", "0 or more"]),
         ("[optim]\nlr = 0", ["optim.lr", "more than 0"]),
