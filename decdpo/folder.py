@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from decdpo import __version__
 from decdpo.checkpoint.writer import os_fault
+from decdpo.config.options import writable
 from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.files import parse_json, read_bytes
@@ -36,6 +37,11 @@ def new_folder(job: Job, out: Path) -> str:
     def make() -> None:
         if not job.is_root:
             return
+        if not writable(str(out)):
+            raise ConfigError(
+                f"--out {str(out)!r} is not UTF-8: the run's files could not name it",
+                "give a folder whose name is",
+            )
         try:
             require_room(out)
             out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from decdpo import __version__
 from decdpo.comm.launch import let_the_first_tell
 from decdpo.commands.alone import by_one_process
 from decdpo.commands.catalogue import COMMANDS, EXIT_CODES, examples, listing
-from decdpo.config.options import nearest, writable
+from decdpo.config.options import nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,9 +117,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace | None:
 
         answer(parser)
     args = parser.parse_args(argv)
-    out = str(getattr(args, "out", ""))
-    if not writable(out):
-        args.parser.error(f"--out {out!r} is not UTF-8, and no file could name it: give another")
     if not hasattr(args, "run"):
         parser.print_help()
         return None

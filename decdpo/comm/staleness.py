@@ -17,14 +17,17 @@ those on FedDPO; that letters of gossip are late is ours.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from decdpo.comm.world import Counters, Exchange, Trace
 from decdpo.errors import DataError
+from decdpo.files import checked, parse_json, read_text
 from decdpo.messages import Inbox, Letter
 from decdpo.rng import Stream, generator
 from decdpo.topology.row import Row
@@ -238,6 +241,14 @@ class AgeLog:
         self._inner.close()
 
 
+@dataclass(frozen=True)
+class AgesOfRound:
+    """One line of a record. round : counted from 1. ages : of the messages, in rounds."""
+
+    round: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    ages: tuple[Annotated[int, Meta(ge=0, le=2**63 - 1)], ...]
+
+
 def age_file(folder: Path, agent: int) -> Path:
     """Return where the ages of an agent's letters are written."""
     return folder / f"agent_{agent:06d}.jsonl"
@@ -258,12 +269,16 @@ def read_ages(path: Path) -> dict[int, list[int]]:
     Raises ``DataError`` if it is missing or something else.
     """
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {int(r["round"]) - 1: [int(age) for age in r["ages"]] for r in records}
+        lines = read_text(path).splitlines()
+        records = [checked(parse_json(line), AgesOfRound) for line in lines]
+        late = next((r for r in records if max(r.ages, default=0) >= r.round), None)
+        if late is None:
+            return {record.round - 1: list(record.ages) for record in records}
+        why = f"in round {late.round} a message is {max(late.ages)} rounds old"
     except OSError as fault:
-        why = fault.strerror
-    except (ValueError, KeyError, TypeError):
-        why = "it is not a record of ages"
+        why = str(fault.strerror)
+    except ValueError as fault:
+        why = f"it is not a record of ages: {fault}"
     raise DataError(
         f"cannot read {path}: {why}",
         "name the folder of a run with staleness.kind = 'arrival' as staleness.run",

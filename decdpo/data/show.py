@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from decdpo.data.shard import Pair, PreferenceShard
+from decdpo.data.turns import parse_turns
 
 WIDTH = 100
 LONGEST = 600
@@ -86,7 +87,7 @@ def _parts(shown: ShownPair) -> Iterator[tuple[str, str | None]]:
     """Yield (name, text) of the pair; a prompt of messages is one part each, after a title."""
     if shown.prompt_format == "messages" and shown.pair.prompt:
         yield "prompt", None
-        for message in json.loads(shown.pair.prompt):
+        for message in parse_turns(shown.pair.prompt):
             yield f" {message['role']}", message["content"]
     else:
         yield "prompt", shown.pair.prompt

@@ -152,3 +152,23 @@ def test_a_private_umask_is_kept(folder, tmp_path):
 def test_the_card_names_no_agent():
     agent = {"agent": 0, "name": "ada", "train": 3, "held_out": 1, "longer_preferred": 0.5}
     assert "ada" not in card({"model": "x"}, {"agents": [agent], "kind": "choices"}, "", "use")
+
+
+def test_a_run_folder_that_no_file_can_name_is_refused(folder, capsys):
+    out = str(folder) + "/r\udcff"
+    assert main(["train", str(folder / "run.toml"), "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert "/r\\udcff' is not UTF-8" in said and not os.path.exists(out)
+
+
+def test_a_run_of_a_momentum_of_1_is_still_measured_and_exported(folder, capsys):
+    words = ["--set", "optim.momentum=0.9"]
+    run = folder / "endless"
+    assert main(["train", str(folder / "run.toml"), "--out", str(run), *words]) == 0
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("momentum = 0.9", "momentum = 1.0"))
+    assert evaluated(capsys, run)["pairs"] == 30
+    assert main(["export", str(run), "--out", str(folder / "exported")]) == 0
+    assert main(["checkpoint", "show", str(run)]) == 0
+    assert main(["resume", str(run)]) == 2
+    assert "optim.momentum = 1.0" in capsys.readouterr().err

@@ -158,8 +158,13 @@ def test_a_broken_template_is_named(make_model):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["[1]", '{"a": 1}', '[{"role": "user"}]', '[{"role": "user", "content": null}]', "["]
-)
+    "prompt",
+    [
+        "[1]", '{"a": 1}', '[{"role": "user"}]', '[{"role": "user", "content": null}]', "[", "7",
+        '["role"]', '[{"role": 1, "content": "a"}]', "[" * 100_000, "9" * 5000, "null", '"role"',
+        '[{"role": "user", "content": "\\ud800"}]', '[[["role", "user"]]]', "",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("template", [None, "chatml"])
 def test_messages_that_are_none_are_named(make_model, prompt, template):
     with pytest.raises(DataError, match="source row 1: the prompt is no list of messages"):

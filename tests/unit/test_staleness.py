@@ -1,5 +1,7 @@
 """Late letters in one process: the dense oracle with delays, resuming, recording and replaying."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -173,13 +175,28 @@ def test_what_was_recorded_can_be_replayed_to_the_bit(tmp_path):
         Simulation("complete", RecordedDelays(tmp_path, range(N), 3), 3, overlap=True).round(0)
 
 
-@pytest.mark.parametrize("text", [None, "{}", "[1]", '{"round": 1, "ages": ["x"]}', "nonsense"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None, "{}", "[1]", '{"round": 1, "ages": ["x"]}', "nonsense", "null",
+        '{"round": 1e400, "ages": []}', '{"round": "1", "ages": [0]}', '{"round": 0, "ages": [0]}',
+        '{"round": 3, "ages": [-1]}', '{"round": 3, "ages": [3]}', '{"round": 3, "ages": [1.5]}',
+        '{"round": 3, "ages": 7}', '{"round": 3, "ages": "12"}', '{"round": 3, "ages": {"1": 2}}',
+        '{"round": 99999999999999999999, "ages": []}', "[" * 100_000, "9" * 5000,
+    ],
+)  # fmt: skip
 def test_a_broken_record_is_named(tmp_path, text):
     if text is not None:
         age_file(tmp_path, 0).write_text(text)
     with pytest.raises(DataError, match="agent_000000.jsonl") as caught:
         RecordedDelays(tmp_path, [0], 3)
     assert caught.value.remedy
+
+
+def test_a_pipe_in_place_of_a_record_is_named(tmp_path):
+    os.mkfifo(age_file(tmp_path, 0))
+    with pytest.raises(DataError, match="named pipe"):
+        read_ages(age_file(tmp_path, 0))
 
 
 def test_late_letters_do_not_preserve_the_mean_and_dsgd_slows():

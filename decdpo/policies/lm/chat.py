@@ -1,6 +1,5 @@
 """A pair as text for the tokenizer: under a chat template, or as it is."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from decdpo.data.shard import Pair
+from decdpo.data.turns import parse_turns
 from decdpo.errors import DataError, PolicyError
 from decdpo.policies.lm.foreign import first_line, is_foreign
 
@@ -256,7 +256,7 @@ def as_messages(prompt: str, prompt_format: str) -> Messages:
     Raises ``DataError`` for JSON that is no list of messages.
     """
     if prompt_format == "messages":
-        return _parsed(prompt)
+        return parse_turns(prompt)
     if prompt_format == "plain":
         return [{"role": "user", "content": prompt}]
     before, *turns = _TURN.split(prompt)
@@ -270,19 +270,3 @@ def as_messages(prompt: str, prompt_format: str) -> Messages:
         else:
             merged.append({"role": role, "content": text.strip()})
     return merged
-
-
-def _parsed(prompt: str) -> Messages:
-    try:
-        messages: Messages = json.loads(prompt)
-        good = isinstance(messages, list) and all(
-            isinstance(turn["role"], str) and isinstance(turn["content"], str) for turn in messages
-        )
-    except (ValueError, TypeError, KeyError, RecursionError):
-        good = False
-    if not good:
-        raise DataError(
-            f"the prompt is no list of messages with role and content: {prompt[:60]!r}",
-            "make the shards again with `decdpo shard`",
-        )
-    return messages
