@@ -51,10 +51,11 @@ def files_of(
     found: list[Path] = []
     for source in sources:
         path = Path(source)
-        if fetch is not None and not path.exists():
+        if fetch is not None and not os.path.exists(path):
             path = fetch(str(source))
-        found += _files(path, split, progress) if path.is_dir() else [path]
-    if split is not None and not any(Path(source).is_dir() for source in sources) and not fetch:
+        # os.path answers no where a path cannot be looked at; its reader says why.
+        found += _files(path, split, progress) if os.path.isdir(path) else [path]
+    if split is not None and not any(map(os.path.isdir, sources)) and not fetch:
         raise DataError(f"--split {split}, but the sources are files", "leave --split out")
     seen: dict[str, Path] = {}
     for path in found:
