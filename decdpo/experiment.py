@@ -53,7 +53,7 @@ FREE_KEYS = {
 }
 """Keys that a resumed run may change freely; what they point to is compared by digest."""
 
-LEARNT = ("agents", "model", "tokenizer", "data")
+LEARNT = ("agents", "model", "model_config", "tokenizer", "data")
 """What a checkpoint is read with, however it was trained and is measured."""
 
 FREE_SECTIONS = {"agents", "checkpoint", "log", "device", "comm"}

@@ -129,6 +129,7 @@ class CausalLM:
         self._pace = Pace() if pace is None else pace
         self._pace.begin("loading the model")
         module, self.tokenizer, self._config = hub.load(folder, torch.float32, allow_hub)
+        self._config_digest = hub.config_digest(folder, allow_hub)
         self.speller = Speller(self.tokenizer, rules)
         self.max_length, self.notes = length_limit(max_length, hub.context(module.config), folder)
         self.max_prompt_length = max_prompt_length
@@ -161,8 +162,8 @@ class CausalLM:
 
     @cached_property
     def identity(self) -> Mapping[str, str]:
-        """What a run was trained on besides weights and data: the tokenizer and its rules."""
-        return {"tokenizer": self.speller.digest[:16]}
+        """What a run was trained on besides weights and data: tokenizer, rules, configuration."""
+        return {"tokenizer": self.speller.digest[:16], "model_config": self._config_digest[:16]}
 
     def initial(self) -> Tensor:
         """Return a new (P,) vector: the folder's weights."""

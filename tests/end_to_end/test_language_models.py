@@ -102,6 +102,20 @@ def test_a_run_does_not_go_on_with_another_tokenizer(runs, make_model):
     assert "done" in runs("resume", runs.folder / "run", *words)
 
 
+def test_a_run_does_not_go_on_with_another_configuration(runs, make_model):
+    runs.shard(chats())
+    model = make_model()
+    runs.train(model)
+    path = model / "config.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "transformers_version": "9", "dtype": "float32"}))
+    assert "done" in runs("resume", runs.folder / "run", "--set", "run.rounds=3")
+    path.write_text(json.dumps({**told, "rms_norm_eps": 0.1}))
+    printed = runs("resume", runs.folder / "run", "--set", "run.rounds=4", status=3)
+    assert "is of another run" in printed and "model_config: saved" in printed
+    assert "model_config: saved" in runs("evaluate", runs.folder / "run", status=3)
+
+
 def test_a_run_that_did_not_save_its_tokenizer_goes_on(runs, make_model, monkeypatch):
     from decdpo import experiment
 
@@ -116,7 +130,7 @@ def test_a_run_that_did_not_save_its_tokenizer_goes_on(runs, make_model, monkeyp
         )
         runs.train(make_model())
     printed = runs("resume", runs.folder / "run", "--set", "run.rounds=3")
-    assert "saved before runs kept their tokenizer, which is not compared" in printed
+    assert "saved before runs kept their model_config, tokenizer, which is not compared" in printed
     printed = runs("resume", runs.folder / "run", "--set", "run.rounds=4")
     assert "not compared" not in printed
     words = ["--set", "run.rounds=5", "--set", "policy.eos=<|im_end|>"]

@@ -1,18 +1,49 @@
 """Hugging Face folders: loading and saving a causal language model, quietly and from disk alone."""
 
 import copy
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 
 from decdpo.data.storage import sync
 from decdpo.errors import EnvironmentFault, PolicyError
+from decdpo.files import checked, parse_json, read_bytes
 from decdpo.policies.lm.foreign import foreign
+
+_NOT_COMPUTED = {
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "use_cache",
+    "transformers.js_config",
+}
+"""Keys of a configuration that change no log-probability."""
+
+LARGEST_CONFIG = 1 << 24
+"""Bytes of the largest config.json or tokenizer_config.json that is read."""
+
+
+Size = Annotated[int, Meta(ge=1, le=2**40)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What of a config.json this project relies on, where it is there; models name the rest."""
+
+    model_type: str | None = None
+    vocab_size: Size | None = None
+    max_position_embeddings: Size | None = None
+    quantization_config: dict[str, Any] | None = None
 
 
 @contextmanager
@@ -102,6 +133,28 @@ def load_config(folder: str | os.PathLike[str], allow_hub: bool) -> Any:
         return AutoConfig.from_pretrained(name, **where)
 
 
+def config_digest(folder: str | os.PathLike[str], allow_hub: bool) -> str:
+    """Return the SHA-256 of what a model folder's config.json says of the arithmetic.
+
+    The file's own keys are taken, not what a version of transformers adds to them. Where the model
+    came from, and in which type its weights are stored, is not in it. Raises as ``load`` does.
+    """
+    name, where = _find(folder, allow_hub)
+    from transformers import PretrainedConfig
+
+    with quiet(), _readable(name):
+        told, _ = PretrainedConfig.get_config_dict(name, **where)
+    return hashlib.sha256(json.dumps(_essence(told), sort_keys=True).encode()).hexdigest()
+
+
+def _essence(value: Any) -> Any:
+    """Return a configuration, and those inside it, without what no log-probability depends on."""
+    if not isinstance(value, dict):
+        return value
+    kept = {k: v for k, v in value.items() if k not in _NOT_COMPUTED and not k.startswith("_")}
+    return {key: _essence(item) for key, item in kept.items()}
+
+
 def context(config: Any) -> int | None:
     """Return the most tokens that a model was made for, None if its configuration does not say."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -120,13 +173,43 @@ def _find(folder: str | os.PathLike[str], allow_hub: bool) -> tuple[str, dict[st
             "pip install 'decdpo[lm]'",
         ) from error
     name, local = os.fspath(folder), not allow_hub
-    if not name or local and not (Path(name) / "config.json").is_file():
+    if not name or local and not (Path(name) / "config.json").exists():
         missing = "is missing" if not name or not Path(name).is_dir() else "has no config.json"
         raise PolicyError(
             f"the model folder {name!r} {missing}",
             "set policy.model to a Hugging Face folder on disk, or allow_hub to download it",
         )
+    if Path(name).is_dir():
+        _require_plain(Path(name))
     return name, {"local_files_only": local, "trust_remote_code": False}
+
+
+def _require_plain(folder: Path) -> None:
+    """Raise ``PolicyError`` for a configuration that is no file, or no JSON object of such a kind.
+
+    Foreign code would wait for a named pipe, and take a list or a number for whatever it pleases.
+    """
+    for file in ("config.json", "tokenizer_config.json"):
+        path = folder / file
+        if not path.exists():
+            continue
+        try:
+            value = parse_json(read_bytes(path, LARGEST_CONFIG))
+            if not isinstance(value, dict):
+                raise ValueError("it is not a JSON object")
+            if file == "config.json":
+                checked(value, ModelConfig)
+        except (OSError, ValueError) as fault:
+            why = fault.strerror if isinstance(fault, OSError) else fault
+            raise PolicyError(
+                f"the model {str(folder)!r} cannot be loaded: {path} cannot be used: {why}",
+                "fetch the model again",
+            ) from None
+    for path in folder.iterdir():
+        # Devices, sockets and pipes, in the place of weights or of a tokenizer's files.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise PolicyError(f"the model {str(folder)!r} cannot be loaded: {path} is no file",
+                              "fetch the model again")  # fmt: skip
 
 
 @contextmanager
