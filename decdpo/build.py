@@ -120,6 +120,13 @@ def make_algorithm(
 ) -> Algorithm:
     """Return the algorithm of the section ``[algorithm]``; ``seed`` is of a codec's chances."""
     shared = layout.num_shared
+    clips = getattr(optimizer, "max_norm", 0.0) > 0
+    if section.kind == "centralized" and layout.has_personal and clips:
+        raise ConfigError(
+            "optim.clip_norm with algorithm.kind = 'centralized' and personal parameters would "
+            "scale the shared gradient by each agent's own: the agents would part",
+            "remove optim.clip_norm",
+        )
     if section.kind == "fedavg" and section.server_momentum:
         return OuterMomentum(optimizer, shared, SGD(momentum=section.server_momentum))
     if section.kind == "outer_momentum":

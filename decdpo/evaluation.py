@@ -24,12 +24,15 @@ FIRST_PAIRS = 8
 def average_model(world: World, agents: list[Agent]) -> FlatParams:
     """Return x_bar = mean_i x_i (P,), on the device of the agents. Collective.
 
-    Its gradient buffer is its own, so that a measurement never touches an agent's.
+    Only shared parameters leave an agent: the personal ones are 0 in what is returned, and
+    ``Agent.batch`` puts each agent's own in their place. Its gradient buffer is its own, so that a
+    measurement never touches an agent's.
     """
-    total = world.sum({a.id: _array(a.params.data) for a in agents})
+    total = world.sum({a.id: _array(a.params.shared) for a in agents})
     like = agents[0].params
     mean = torch.from_numpy(total / world.num_agents).to(like.data)
-    return FlatParams(like.layout, mean.contiguous())
+    personal = like.data.new_zeros(like.layout.size - like.layout.num_shared)
+    return FlatParams(like.layout, torch.cat((mean, personal)) if len(personal) else mean)
 
 
 def initial_model(run: Run) -> FlatParams:
@@ -98,10 +101,14 @@ def _looks(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def gradient_norm(run: Run, mean: FlatParams, rows: Mapping[int, np.ndarray]) -> float:
-    """Return ||grad L(x_bar)||, L the mean over agents of their loss on ``rows``. Collective."""
+    """Return ||grad L(x_bar)||, L the mean over agents of their loss on ``rows``. Collective.
+
+    The gradient is by the shared parameters.
+    """
     batches = [agent.batch(rows[agent.id], mean) for agent in run.agents]
     done = zip(run.agents, run.objective.gradients(batches))
-    total = run.world.sum((agent.id, _array(mean.grad)) for agent, _ in done)
+    shared = mean.layout.num_shared
+    total = run.world.sum((agent.id, _array(mean.grad[:shared])) for agent, _ in done)
     return float(np.linalg.norm(total)) / run.world.num_agents
 
 

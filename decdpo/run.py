@@ -99,11 +99,14 @@ class Agent:
     def batch(self, rows: np.ndarray, model: FlatParams | None = None) -> Batch:
         """Return the shard rows ``rows`` (B,), to be scored by the agent's model.
 
-        With another ``model`` the batch is for measuring, and leaves the agent's state alone.
+        With another ``model`` the batch is for measuring, and leaves the agent's state alone: the
+        shared part is the model's, the personal part the agent's own.
         """
         running = getattr(self.state, "running", None)
         if model is None:
             return Batch(self.params, self.data, rows, running)
+        if model.layout.has_personal:
+            model = self.params.with_shared(model.shared, model.grad)
         return Batch(model, self.data, rows, None if running is None else running.clone())
 
 

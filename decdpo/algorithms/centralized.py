@@ -2,9 +2,9 @@
 
     x <- x - eta (1/n) sum_i g_i(x)
 
-Every agent holds the same x and sends its gradient; the mean comes back as the one letter of the
-round (through a ``ServerExchange``). The baseline against which the decentralized methods are
-read: what pooling the data would give.
+Every agent holds the same x and sends its gradient by the shared parameters; the mean comes back
+as the one letter of the round (through a ``ServerExchange``). The baseline against which the
+decentralized methods are read: what pooling the data would give.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,9 @@ class CentralizedState:
 class Centralized:
     """Gradient averaging; ``optimizer`` steps along the mean, identically on every agent.
 
+    num_shared : the leading values that are shared, None for all. Personal ones follow the agent's
+    own gradient.
+
     The loss of an agent is refused: the mean over the survivors is the gradient of another
     objective.
     """
@@ -38,6 +41,7 @@ class Centralized:
     needs: ClassVar[Needs] = Needs(meets="server", on_loss="refuses")
 
     optimizer: Optimizer
+    num_shared: int | None = None
 
     def init(self, x: Tensor) -> CentralizedState:
         """Return the state of an agent that starts at ``x`` (P,)."""
@@ -53,12 +57,12 @@ class Centralized:
         state.lr = lr
 
     def message(self, state: CentralizedState) -> Tensor:
-        """Return g_i (P,)."""
-        return state.grad
+        """Return g_i, the shared part (M,)."""
+        return state.grad[: self.num_shared]
 
     def mix(self, state: CentralizedState, inbox: Inbox) -> None:
         """x <- x - eta mean_i g_i."""
         inbox.settle()
         (letter,) = inbox.letters
-        state.grad.copy_(letter.body)
+        state.grad[: self.num_shared].copy_(letter.body)
         self.optimizer.step(state.x, state.optim, state.grad, state.lr)

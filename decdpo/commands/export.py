@@ -60,6 +60,11 @@ def _export(job: "Job", args: argparse.Namespace) -> int:
             f"--agent {args.agent}: the run has agents 0 to {len(agents) - 1}", "name one of them"
         )
     done = experiment.store.load(experiment.states(), round=args.round, required=True)
+    if args.agent is None and agents[0].params.layout.has_personal:
+        raise ConfigError(
+            "the agents have personal parameters, of which there is no average",
+            "export the model of one agent with --agent",
+        )
     if args.agent is None:
         x = average_model(experiment.world, agents).data
         which = f"the average model of {len(agents)} agents"

@@ -88,6 +88,11 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
     config = job.together(lambda: _config(args, is_run, job.say))
     experiment = prepare(job, config, args.source, training=False)
     world, agents = experiment.world, experiment.agents
+    if agents[0].params.layout.has_personal:
+        raise ConfigError(
+            "the bounds are of one model for all agents, and these have personal parameters",
+            "measure a run without personal parameters",
+        )
     data = {a.id: a.data for a in agents}
     size = config.data.batch_size
 

@@ -40,6 +40,11 @@ class Layout:
         """P, the number of values."""
         return self.offsets[-1]
 
+    @property
+    def has_personal(self) -> bool:
+        """Whether some parameters are personal: they never leave their agent."""
+        return self.num_shared < self.size
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of names, shapes, split and dtype: equal on agents that may exchange messages."""
@@ -86,6 +91,17 @@ class FlatParams:
     def shared(self) -> Tensor:
         """(num_shared,) view of the shared prefix: all of the vector that ever travels."""
         return self.data[: self.layout.num_shared]
+
+    def with_shared(self, mean: Tensor, grad: Tensor | None = None) -> "FlatParams":
+        """Return the parameters with ``mean`` (num_shared,) as shared part, the personal part kept.
+
+        It is the model by which an agent with personal parameters measures what all share. Without
+        personal parameters it is ``mean`` itself, not a copy. grad : (P,) buffer for its gradient.
+        """
+        if not self.layout.has_personal:
+            return FlatParams(self.layout, mean, grad)
+        personal = self.data[self.layout.num_shared :]
+        return FlatParams(self.layout, torch.cat((mean, personal)), grad)
 
     def bind(self, module: nn.Module) -> None:
         """Make every parameter of ``module`` and its ``.grad`` a view into this vector.

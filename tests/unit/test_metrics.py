@@ -142,11 +142,11 @@ def test_summary_and_curves(tmp_path):
 
 
 def test_the_trace_is_a_chrome_trace_and_is_bounded(tmp_path, monkeypatch):
-    trace = ChromeTrace(3, "process 3")
+    trace = ChromeTrace(tmp_path / "trace" / "p.json", 3, "process 3")
     trace("wait", 1.0, 1.5, {"agent": 2, "round": 7, "neighbour": 5})
     monkeypatch.setattr("decdpo.trace.MOST_EVENTS", 1)
     trace("mix", 1.5, 1.6, {"agent": 2, "round": 7})
-    trace.write(tmp_path / "trace" / "p.json")
+    trace.close()
     document = json.loads((tmp_path / "trace" / "p.json").read_text())
     (span,) = [e for e in document["traceEvents"] if e["ph"] == "X"]
     assert (span["name"], span["ts"], span["dur"], span["pid"]) == ("wait", 1e6, 5e5, 3)
