@@ -331,7 +331,7 @@ def test_the_study_of_the_advisor_runs_to_its_figure(tmp_path, capsys):
     page = (tmp_path / "summary.md").read_text()
     assert "Spearman" in page and "nan" not in page and "not measured" not in page
     drawn = (tmp_path / "advisor.svg").read_text()
-    for name in ("FedDPO", "DecDPO ring", "default", "advised", "as predicted"):
+    for name in ("FedDPO", "DecDPO ring", "default", "advised", "bound = measured"):
         assert f">{name}</text>" in drawn, name
 
 
