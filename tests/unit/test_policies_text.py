@@ -275,3 +275,12 @@ def test_progress_counts_every_pair(make_model):
     tokenize(pairs, tokenizer, "plain", 64, progress=done.append)
     assert done == [256, 44]
     assert np.sum(done) == len(pairs)
+
+
+def test_a_signal_is_not_taken_for_a_fault_of_foreign_code():
+    class Interrupted(BaseException):
+        """What a signal raises, also in the middle of foreign code."""
+
+    with pytest.raises(Interrupted):
+        with foreign("the model cannot score", "look at the model"):
+            raise Interrupted

@@ -11,11 +11,12 @@ from decdpo.errors import DecdpoError, PolicyError
 def is_foreign(error: BaseException) -> bool:
     """Say whether ``error`` is a fault of foreign code or of what it was given.
 
-    Ours, interrupts and lack of memory are not. A panic of the Rust tokenizers derives from
-    ``BaseException`` alone.
+    Ours, interrupts, signals and lack of memory are not. A panic of the Rust tokenizers derives
+    from ``BaseException`` alone.
     """
-    ours = (DecdpoError, MemoryError, torch.OutOfMemoryError)
-    if isinstance(error, (*ours, KeyboardInterrupt, SystemExit, GeneratorExit)):
+    if not isinstance(error, Exception):
+        return type(error).__name__.startswith("Panic")
+    if isinstance(error, (DecdpoError, MemoryError, torch.OutOfMemoryError)):
         return False
     return "can't allocate memory" not in str(error)
 
