@@ -211,7 +211,8 @@ class Metrics:
         every_agent = world.collect({i: (accuracy[i], longest[i]) for i in accuracy})
         self._note(done, train, sums[4], world.num_agents)
         record: dict[str, Any] = {"round": done, **train}
-        record["lr"] = run.lr(done * run.local_steps - 1) if done else None
+        # Of the last local step; before the first one, of that.
+        record["lr"] = run.lr(max(done * run.local_steps - 1, 0))
         record["gradient_norm"] = norm
         record["consensus_distance"] = float(sums[3][0]) / world.num_agents
         record["rho"] = self.rho

@@ -79,7 +79,7 @@ def _measure(args: argparse.Namespace, index: Any, agents: list[int], pace: Any)
     from decdpo.policies.encoded import summed
     from decdpo.policies.lm import hub
     from decdpo.policies.lm.speller import Speller, TextRules
-    from decdpo.policies.lm.tokens import tokenize
+    from decdpo.policies.tokens import tokenize
 
     rules = TextRules(args.chat_template, args.eos, not args.no_line_break)
     speller = Speller(hub.load_tokenizer(args.model, args.allow_hub), rules)

@@ -26,7 +26,7 @@ from decdpo.policies.lm import hub
 from decdpo.policies.lm.choice import choose_scorer
 from decdpo.policies.lm.pace import Pace
 from decdpo.policies.lm.speller import Speller, TextRules
-from decdpo.policies.lm.tokens import TokenizedPairs, tokenize
+from decdpo.policies.tokens import TokenizedPairs, tokenize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -8,7 +8,7 @@ from decdpo.policies.lm.head import token_logps
 from decdpo.policies.lm.packed import PackedLM
 from decdpo.policies.lm.packing import pack, packed_size
 from decdpo.policies.lm.plain import PlainLM
-from decdpo.policies.lm.tokens import TokenizedPairs, Truncation
+from decdpo.policies.tokens import TokenizedPairs, Truncation
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,7 +8,7 @@ from decdpo.errors import PolicyError
 from decdpo.policies.lm.foreign import foreign
 from decdpo.policies.lm.packed import PackedLM
 from decdpo.policies.lm.plain import PlainLM
-from decdpo.policies.lm.tokens import TokenizedPairs, Truncation
+from decdpo.policies.tokens import TokenizedPairs, Truncation
 
 AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """How much the two ways may differ, relatively: more than they round, less than any mistake."""

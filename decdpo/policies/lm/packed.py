@@ -11,7 +11,7 @@ from decdpo.policies.lm.foreign import foreign
 from decdpo.policies.lm.head import token_logps
 from decdpo.policies.lm.packing import pack, packed_size
 from decdpo.policies.lm.plain import CANNOT_SCORE
-from decdpo.policies.lm.tokens import TokenizedPairs
+from decdpo.policies.tokens import TokenizedPairs
 
 
 class PackedLM:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decdpo.policies.lm.tokens import TokenizedPairs
+from decdpo.policies.tokens import TokenizedPairs
 
 
 @dataclass(frozen=True)

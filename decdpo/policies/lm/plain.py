@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from decdpo.policies.lm.foreign import foreign
-from decdpo.policies.lm.tokens import TokenizedPairs
+from decdpo.policies.tokens import TokenizedPairs
 
 
 @dataclass(frozen=True)
