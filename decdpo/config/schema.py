@@ -109,9 +109,9 @@ class CausalLM:
         True, "compute reference log-probabilities once and keep them in the shard"
     )
     tokens_at_once: int = option(
-        2048,
-        "tokens of the pairs that are scored together; 0 is pair by pair, so that the bits of a "
-        "pair do not depend on its batch",
+        0,
+        "tokens of the pairs that are scored together in one row; 0 is pair by pair, so that the "
+        "bits of a pair do not depend on its batch",
         low=0,
     )
     activation_checkpointing: bool = option(False, "recompute activations to save memory")
