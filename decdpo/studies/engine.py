@@ -149,7 +149,8 @@ def collect(study: Study, cells: Sequence[Cell], out: Path) -> Result:
         for record in cell.work.records(folder, memory):
             numbers = {k: v for k, v in record.items() if not isinstance(v, (list, dict))}
             row = {"cell": cell.digest, **cell.labels}
-            for key, value in {**numbers, **(record.get("system") or {})}.items():
+            system = {k: v for k, v in (record.get("system") or {}).items() if k != "crc"}
+            for key, value in {**numbers, **system}.items():
                 # A label says where the cell lies: lr is the run's, the record's is the round's.
                 row.setdefault(key, value)
             rows.append(row)
