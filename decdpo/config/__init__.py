@@ -21,7 +21,7 @@ from decdpo.topology.names import RANDOM, options_used, weights_allowed
 __all__ = ["Config", "load", "parse", "parse_override"]
 
 LANGUAGE_MODEL_DTYPES = ("float32", "bfloat16")
-"""Algorithms that need float32 or better."""
+"""Types in which a language model may compute; what is trained is float32 in both."""
 
 
 @dataclass(frozen=True)
@@ -247,8 +247,8 @@ def _check_language_model(policy: Any) -> None:
         raise ConfigError(
             f"policy.dtype = {policy.dtype!r} is not one that a language model is trained "
             f"in{nearest(policy.dtype, LANGUAGE_MODEL_DTYPES)}",
-            "use 'float32', or 'bfloat16' to compute in half the memory; parameters and moments "
-            "are float32 in both",
+            "use 'float32', or 'bfloat16' for the arithmetic; parameters and moments are float32 "
+            "in both",
         )
     if 0 < policy.max_length < 8:
         raise ConfigError(
