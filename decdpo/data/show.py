@@ -62,6 +62,21 @@ def pair_lines(shown: ShownPair, longest: int = LONGEST) -> Iterator[str]:
         yield from [f"  {name}"] if text is None else text_lines(name, text, longest)
 
 
+def wrapped(text: str, first: str, other: str) -> list[str]:
+    """Return ``text`` as lines of at most WIDTH characters, the first and the other ones indented.
+
+    Words stay whole: a path can be copied from its line, which may be longer for it.
+    """
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=other,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def text_lines(name: str, text: str, longest: int = LONGEST) -> Iterator[str]:
     """Yield a text in quotes beside its ``name``, line breaks and control characters escaped."""
     cut = len(text) - longest

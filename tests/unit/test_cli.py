@@ -107,8 +107,8 @@ def test_doctor_says_beforehand_what_a_start_would_say(tmp_path, monkeypatch, ca
 
 
 def test_a_path_that_is_not_utf8_is_sharded_and_escaped(tmp_path, capsys):
-    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
-    folder.mkdir()
+    folder = Path(os.fsdecode(os.fsencode(tmp_path / ("long" * 30)) + b"/\xff"))
+    folder.mkdir(parents=True)
     rows = [{"prompt": f"p{k}", "chosen": f"yes {k}", "rejected": f"no {k}"} for k in range(4)]
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["shard", str(folder / "a.jsonl"), "--agents", "2", "--out", str(folder / "s")]

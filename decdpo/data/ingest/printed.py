@@ -1,11 +1,10 @@
 """The report of a sharding as lines for people: what was understood, what is odd, the agents."""
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from decdpo.data.shard import row_of
-from decdpo.data.show import LONGEST, WIDTH, ShownPair, pair_lines
+from decdpo.data.show import LONGEST, ShownPair, pair_lines, wrapped
 
 AGENTS_SHOWN = 12
 """Agents of whom each has its line; of more, the first are shown."""
@@ -15,7 +14,7 @@ _NAME = 12
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the report as lines of at most 100 characters."""
+    """Yield the report as lines of at most 100 characters, but for paths that are longer."""
     yield "understood"
     for name, text in _understood(report):
         yield from _entry(name, text)
@@ -139,9 +138,7 @@ def _doubts(doubts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for doubt in doubts:
         mark = "!" if doubt["warning"] else "-"
         for text, first in ((doubt["what"], f"  {mark} "), (doubt["remedy"], "    > ")):
-            yield from textwrap.wrap(
-                text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first)
-            )
+            yield from wrapped(text, first, " " * len(first))
 
 
 def _agents(report: Mapping[str, Any]) -> Iterator[str]:
@@ -171,13 +168,7 @@ def _agents(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _entry(name: str, text: str) -> Iterator[str]:
-    yield from textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=f"  {name:<{_NAME}}",
-        subsequent_indent=" " * (_NAME + 2),
-        break_on_hyphens=False,
-    )
+    yield from wrapped(text, f"  {name:<{_NAME}}", " " * (_NAME + 2))
 
 
 def _rows(drop: Mapping[str, Any]) -> str:
