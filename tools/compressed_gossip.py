@@ -58,8 +58,8 @@ def losses(run: Path) -> tuple[float, float]:
 
     from decdpo.commands.resume import read_config
     from decdpo.evaluation import average_model, pooled
-    from decdpo.experiment import prepare
-    from decdpo.launch import Job, launch
+    from decdpo.session.experiment import prepare
+    from decdpo.session.job import Job, launch
 
     found: list[float] = []
 

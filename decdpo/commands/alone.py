@@ -41,7 +41,7 @@ def by_one_process(name: str, run: Run) -> Run:
 
 
 def _by_the_first(name: str, run: Run, args: argparse.Namespace) -> int:
-    from decdpo.launch import Job, launch
+    from decdpo.session.job import Job, launch
 
     def body(job: Job) -> int:
         if job.size > 1:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what ``args.action`` says; 0 if all is well, 3 if the checkpoint is damaged."""
     from decdpo.checkpoint.inspect import foreign, locate
-    from decdpo.folder import run_id
+    from decdpo.session.folder import run_id
 
     if args.state and args.action != "digest":
         raise ConfigError(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from decdpo.errors import DecdpoError
 
 if TYPE_CHECKING:
-    from decdpo.launch import Job
+    from decdpo.session.job import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         # The rest cannot even be imported.
         _print(needed, {}, [], [], args.json)
         return 2
-    from decdpo.launch import Job, launch
     from decdpo.report.start import block, warnings
+    from decdpo.session.job import Job, launch
 
     def body(job: Job) -> int:
         checks = [*needed, _attempt("MPI", _mpi), _attempt("disk", _disk),
@@ -80,7 +80,8 @@ def _facts(job: "Job", args: argparse.Namespace, device: str) -> dict[str, Any]:
         found = job.boot.collect({i: here for i in job.boot.local_agents})
         return {"processes": list(found.values()), "wanted_device": args.device}
     from decdpo.config import load
-    from decdpo.experiment import prepare, starting
+    from decdpo.session.experiment import prepare
+    from decdpo.session.training import starting
 
     config = job.together(lambda: load(args.config, args.set))
     if getattr(config.policy, "cache_reference", False):

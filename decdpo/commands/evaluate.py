@@ -19,8 +19,8 @@ from decdpo.commands.measuring import read_measured
 from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from decdpo.experiment import Experiment
-    from decdpo.launch import Job
+    from decdpo.session.experiment import Experiment
+    from decdpo.session.job import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,15 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table."""
-    from decdpo.launch import launch
+    from decdpo.session.job import launch
 
     return launch(lambda job: _evaluate(job, args), args.world)
 
 
 def _evaluate(job: "Job", args: argparse.Namespace) -> int:
-    from decdpo.experiment import prepare
     from decdpo.progress import Working
     from decdpo.report.heldout import heldout_table
+    from decdpo.session.experiment import prepare
 
     job.boot.require_same("the run folder", str(args.folder))
     job.boot.require_same("--data", " ".join(map(str, args.data or ())))

@@ -19,8 +19,8 @@ from decdpo.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from decdpo.experiment import Experiment
-    from decdpo.launch import Job
+    from decdpo.session.experiment import Experiment
+    from decdpo.session.job import Job
 
 USE_LANGUAGE_MODEL = '''from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
@@ -42,14 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export the model."""
-    from decdpo.launch import launch
+    from decdpo.session.job import launch
 
     return launch(lambda job: _export(job, args), "local")
 
 
 def _export(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.evaluation import average_model
-    from decdpo.experiment import prepare
+    from decdpo.session.experiment import prepare
 
     config = read_measured(args.folder, args.set, job.say, unused=("loss",))
     job.together(lambda: _require_room(args.out))

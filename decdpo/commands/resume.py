@@ -34,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resume, and return 0, or 85 if stopped early."""
     from decdpo import __version__
-    from decdpo.endings import finish
-    from decdpo.experiment import execute, prepare, restore_records
-    from decdpo.folder import locked
-    from decdpo.launch import Job, launch
-    from decdpo.resuming import change, step_sizes
+    from decdpo.session.endings import finish
+    from decdpo.session.experiment import prepare
+    from decdpo.session.folder import locked
+    from decdpo.session.job import Job, launch
+    from decdpo.session.resuming import change, step_sizes
+    from decdpo.session.training import execute, restore_records
     from decdpo.train import Ending
 
     def body(job: Job) -> int:

@@ -19,8 +19,8 @@ from decdpo.config.places import find_paths
 from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from decdpo.experiment import Experiment
-    from decdpo.launch import Job
+    from decdpo.session.experiment import Experiment
+    from decdpo.session.job import Job
 
 GRAPHS = ("ring", "torus", "exponential", "one_peer_exponential", "complete")
 
@@ -70,15 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, predict, advise, and print."""
-    from decdpo.launch import launch
+    from decdpo.session.job import launch
 
     return launch(lambda job: _theory(job, args), args.world)
 
 
 def _theory(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.evaluation import average_model
-    from decdpo.experiment import prepare
     from decdpo.report.theory_page import table
+    from decdpo.session.experiment import prepare
     from decdpo.theory.constants import measure
 
     job.boot.require_same("the source", str(args.source))

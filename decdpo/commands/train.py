@@ -46,10 +46,11 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and return 0, or 85 if stopped early."""
     from decdpo import __version__
-    from decdpo.endings import finish
-    from decdpo.experiment import execute, prepare
-    from decdpo.folder import locked, new_folder
-    from decdpo.launch import Job, launch
+    from decdpo.session.endings import finish
+    from decdpo.session.experiment import prepare
+    from decdpo.session.folder import locked, new_folder
+    from decdpo.session.job import Job, launch
+    from decdpo.session.training import execute
     from decdpo.train import Ending
 
     def body(job: Job) -> int:

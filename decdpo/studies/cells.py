@@ -26,12 +26,12 @@ from decdpo.divergence import excess
 from decdpo.errors import DataError
 from decdpo.evaluation import average_model, gradient_norm, pooled
 from decdpo.files import parse_json, read_bytes
-from decdpo.launch import Job
 from decdpo.metrics import Metrics
 from decdpo.policies.base import Policy
 from decdpo.progress import Progress
 from decdpo.report.curves import read_metrics
 from decdpo.run import Agent, Run
+from decdpo.session.job import Job
 from decdpo.studies.noted import Noted, clipped_gradient_sq
 from decdpo.studies.table import Row
 from decdpo.train import train

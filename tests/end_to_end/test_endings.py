@@ -8,7 +8,7 @@ import time
 import pytest
 
 from decdpo import cli
-from decdpo.endings import saved
+from decdpo.session.endings import saved
 
 GO_ON = "is saved; continue with: decdpo resume run"
 DIVERGES = ["--set", "optim.lr=1e38", "--set", "loss.beta=1e30"]
@@ -43,7 +43,7 @@ def test_before_anything_is_saved(tmp_path):
 
 def test_a_checkpoint_in_flight_is_kept_when_all_processes_fail(shell, config, monkeypatch):
     """All raise together after round 4, whose checkpoint is still being written."""
-    write, poll = "decdpo.checkpoint.writer.write_part", "decdpo.experiment.Checkpoints.poll"
+    write, poll = "decdpo.checkpoint.writer.write_part", "decdpo.session.training.Checkpoints.poll"
 
     def slowly(path, records, header, write_part=_of("decdpo.checkpoint.writer", "write_part")):
         time.sleep(0.0 if header["round"] == 0 else 0.7)

@@ -117,7 +117,7 @@ def test_a_run_does_not_go_on_with_another_configuration(runs, make_model):
 
 
 def test_a_run_that_did_not_save_its_tokenizer_goes_on(runs, make_model, monkeypatch):
-    from decdpo import experiment
+    from decdpo.session import experiment
 
     runs.shard(chats())
     now, later = experiment.identity, ("policy.eos", "policy.line_break")

@@ -149,7 +149,7 @@ def test_a_kill_right_after_an_allowed_change_leaves_a_run_that_goes_on(shell, c
 
     words = ["--set", "run.rounds=14", "--set", "optim.lr=0.01", "--allow", "optim.lr"]
     with monkeypatch.context() as patch:
-        patch.setattr("decdpo.experiment.train", kill)
+        patch.setattr("decdpo.session.training.train", kill)
         with pytest.raises(Kill):
             shell("resume", "run", *words)
     shell("resume", "run")

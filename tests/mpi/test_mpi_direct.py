@@ -278,7 +278,7 @@ def test_doctor_tells_and_tries(
 ) -> None:
     from decdpo.comm import mpi
     from decdpo.commands import doctor
-    from decdpo.launch import Job
+    from decdpo.session.job import Job
 
     monkeypatch.setattr(mpi, "Stream", LateStream)
     monkeypatch.setattr(cuda_aware, "cuda_support", lambda MPI: able)

@@ -32,7 +32,7 @@ def test_a_source_that_cannot_be_looked_at_is_named(tmp_path, capsys):
 def test_doctor_names_a_missing_library_without_importing_it(monkeypatch, capsys):
     missing = [("torch", False, "missing"), ("numpy", True, "1.0")]
     monkeypatch.setattr(doctor, "_libraries", lambda: missing)
-    monkeypatch.setitem(sys.modules, "decdpo.launch", None)
+    monkeypatch.setitem(sys.modules, "decdpo.session.job", None)
     assert doctor.run(argparse.Namespace(json=False)) == 2
     assert "FAIL torch          missing" in capsys.readouterr().out
 

@@ -13,8 +13,8 @@ from decdpo.comm.slots import HEADER, Format, Slot, aligned
 from decdpo.config import parse
 from decdpo.config.schema import Device
 from decdpo.errors import ConfigError, EnvironmentFault
-from decdpo.launch import Job
 from decdpo.messages import BLOCK
+from decdpo.session.job import Job
 
 
 class FakeLibrary:

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from decdpo import folder
 from decdpo.errors import EnvironmentFault
 from decdpo.locks import Lock
+from decdpo.session import folder
 
 
 def job(said: list[str]) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from decdpo import launch as module
 from decdpo.comm.launch import launched_by_mpi
 from decdpo.comm.mpirun import capture
 from decdpo.errors import CheckpointError, DecdpoError, EnvironmentFault
-from decdpo.launch import Job, as_fault, launch
+from decdpo.session import job as module
+from decdpo.session.job import Job, as_fault, launch
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
 under_mpirun = [
@@ -146,7 +146,7 @@ def mpirun(body: str, ranks: int = 3) -> tuple[int, str]:
     program = f"""
 import os, sys, time
 from decdpo.errors import EnvironmentFault, DecdpoError
-from decdpo.launch import Job, launch
+from decdpo.session.job import Job, launch
 def body(job):
 {body}
 try:

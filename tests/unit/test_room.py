@@ -9,7 +9,7 @@ import pytest
 from decdpo.checkpoint.format import MANIFEST, Manifest, _seal
 from decdpo.cli import main
 from decdpo.errors import ConfigError
-from decdpo.room import require_room
+from decdpo.session.room import require_room
 
 
 @pytest.fixture

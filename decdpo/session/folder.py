@@ -18,9 +18,9 @@ from decdpo.config.options import writable
 from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.files import parse_json, read_bytes
-from decdpo.launch import Job
 from decdpo.locks import Lock
-from decdpo.room import require_room
+from decdpo.session.job import Job
+from decdpo.session.room import require_room
 
 SHOWS = 10.0
 """Seconds after which a file written on one node is seen by all, on a file system that they share.

@@ -1,24 +1,21 @@
-"""From a configuration to objects: the only module that names concrete classes."""
+"""From a configuration to the agents, whom they meet, and the run that the loop takes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from decdpo.algorithms.base import Algorithm
-from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
-from decdpo.algorithms.choco import Choco
-from decdpo.algorithms.outer_momentum import OuterMomentum
+from decdpo.algorithms.catalogue import needs_of
 from decdpo.algorithms.recall import Recalling, told_since
 from decdpo.algorithms.running import Running
-from decdpo.codecs.base import Codec
-from decdpo.codecs.cast import Cast
-from decdpo.codecs.identity import Identity
-from decdpo.codecs.quantize import Quantize
-from decdpo.codecs.randomk import RandomK
-from decdpo.codecs.topk import TopK
+from decdpo.build.learning import (
+    make_algorithm,
+    make_learning_rate,
+    make_loss,
+    make_optimizer,
+)
 from decdpo.comm.server import ServerExchange
 from decdpo.comm.staleness import (
     AgeLog,
@@ -36,21 +33,9 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import FEATURES_FILE, load_features
 from decdpo.errors import ConfigError, TopologyError
 from decdpo.evaluation import HeldOut
-from decdpo.losses.base import PairLoss, RunningLoss
-from decdpo.losses.catalogue import LOSS_CLASSES
 from decdpo.losses.names import LOSSES
 from decdpo.metrics import RECORDS, Metrics
 from decdpo.params.flat import FlatParams, Layout
-from decdpo.params.optim import (
-    SGD,
-    AdamW,
-    Constant,
-    Cosine,
-    InverseSqrt,
-    LearningRate,
-    Optimizer,
-    Warmup,
-)
 from decdpo.policies.base import Policy
 from decdpo.policies.lm.pace import Pace
 from decdpo.policies.lm.speller import TextRules
@@ -75,75 +60,6 @@ AGES = "ages"
 
 UNION_ROUNDS = 64
 """Rounds of a time-varying schedule whose links together must connect all agents."""
-
-
-def make_loss(section: Any) -> PairLoss | RunningLoss:
-    """Return the loss of the section ``[loss]``."""
-    constants = {f.name: getattr(section, f.name) for f in fields(section) if f.name != "kind"}
-    return LOSS_CLASSES[section.kind](**constants)
-
-
-def make_optimizer(section: Any) -> Optimizer:
-    """Return the optimizer of the section ``[optim]``."""
-    common = {"weight_decay": section.weight_decay, "max_norm": section.clip_norm}
-    if section.kind == "sgd":
-        return SGD(momentum=section.momentum, nesterov=section.nesterov, **common)
-    beta1, beta2 = section.betas
-    return AdamW(beta1=beta1, beta2=beta2, eps=section.eps, **common)
-
-
-def make_learning_rate(section: Any, total_steps: int) -> LearningRate:
-    """Return the step sizes of the section ``[optim]`` over ``total_steps`` local steps."""
-    warmup = section.warmup_steps
-    if section.schedule == "cosine":
-        rate: LearningRate = Cosine(section.lr, total_steps - warmup)
-    elif section.schedule == "inverse_sqrt":
-        rate = InverseSqrt(section.lr)
-    else:
-        rate = Constant(section.lr)
-    return Warmup(warmup, rate) if warmup else rate
-
-
-def make_codec(section: Any, size: int, dtype: torch.dtype, seed: int) -> Codec:
-    """Return the codec of the section ``[algorithm]`` for vectors of ``size`` values."""
-    if section.codec == "topk":
-        return TopK.of_ratio(size, dtype, section.ratio)
-    if section.codec == "randomk":
-        return RandomK.of_ratio(size, dtype, section.ratio, seed)
-    if section.codec in ("int8", "int4"):
-        return Quantize(size, dtype, int(section.codec[3:]), seed)
-    return Cast(size, dtype) if section.codec == "bf16" else Identity(size, dtype)
-
-
-def make_algorithm(
-    section: Any, optimizer: Optimizer, layout: Layout, seed: int = 0
-) -> Algorithm:
-    """Return the algorithm of the section ``[algorithm]``; ``seed`` is of a codec's chances."""
-    shared = layout.num_shared
-    clips = getattr(optimizer, "max_norm", 0.0) > 0
-    if section.kind == "centralized" and layout.has_personal and clips:
-        raise ConfigError(
-            "optim.clip_norm with algorithm.kind = 'centralized' and personal parameters would "
-            "scale the shared gradient by each agent's own: the agents would part",
-            "remove optim.clip_norm",
-        )
-    if section.kind == "fedavg" and section.server_momentum:
-        return OuterMomentum(optimizer, shared, SGD(momentum=section.server_momentum))
-    if section.kind == "outer_momentum":
-        outer = SGD(momentum=section.outer_momentum, nesterov=section.nesterov)
-        return OuterMomentum(optimizer, shared, outer, section.outer_lr)
-    if section.kind == "choco":
-        codec = make_codec(section, shared, layout.dtype, seed)
-        return Choco(optimizer, shared, codec, section.gamma or codec.delta)
-    return plain_algorithm(section, optimizer, shared)
-
-
-def plain_algorithm(section: Any, optimizer: Optimizer, num_shared: int) -> Algorithm:
-    """Return an algorithm whose further fields are keys of its section ``[algorithm]``."""
-    cls = ALGORITHMS[section.kind]
-    given = {"optimizer": optimizer, "num_shared": num_shared, **vars(section)}
-    algorithm: Algorithm = cls(**{f.name: given[f.name] for f in fields(cls)})
-    return algorithm
 
 
 def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:

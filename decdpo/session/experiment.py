@@ -1,12 +1,10 @@
-"""One experiment in its run folder: prepare it, restore it, train it, leave its page behind."""
+"""One experiment with its objects on this process: prepared, on every process alike."""
 
 import json
 import platform
-import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
-from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,25 +16,14 @@ from decdpo.comm.staleness import record_digest
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
-from decdpo.data.storage import replacing
-from decdpo.divergence import Diverged
-from decdpo.endings import watching
-from decdpo.errors import DataError, DecdpoError
-from decdpo.evaluation import require_gradient
-from decdpo.folder import naming, record_start, run_id, versions
-from decdpo.launch import Job
-from decdpo.metrics import RECORDS, Metrics
+from decdpo.errors import DataError
 from decdpo.policies.base import Policy
 from decdpo.policies.encoded import Tally, summed
-from decdpo.records import Mark, keep_until
-from decdpo.report.curves import plot_run, read_metrics
-from decdpo.report.start import block, warnings
-from decdpo.report.summary import summarize
-from decdpo.resuming import why_rounds_matter
 from decdpo.run import Agent, Schedule
-from decdpo.starting import start_facts
+from decdpo.session.folder import naming, run_id, versions
+from decdpo.session.job import Job
+from decdpo.session.resuming import why_rounds_matter
 from decdpo.trace import ChromeTrace
-from decdpo.train import Ending, train
 
 FREE_KEYS = {
     "run.rounds",
@@ -240,167 +227,3 @@ def require_teaching(world: World, agents: Sequence[Agent]) -> None:
             "check which columns were taken as the two answers, and what policy.max_length cuts",
         )
     world.require(fault)
-
-
-class Checkpoints:
-    """When the loop saves: every so many rounds, and at the end.
-
-    extra : returns what is saved beside the states.
-    """
-
-    def __init__(self, store: CheckpointStore, every: int, last: int) -> None:
-        self.store = store
-        self.every = every
-        self.last = last
-        self.extra: Callable[[], dict[str, Any]] = dict
-
-    def due(self, done: int) -> bool:
-        """Say whether the state after ``done`` rounds is saved."""
-        return done == self.last or (self.every > 0 and done % self.every == 0)
-
-    def save(self, done: int, agents: list[Agent]) -> None:
-        """Save the state after ``done`` rounds; the writing goes on in the background."""
-        self.store.save(done, {agent.id: agent.state for agent in agents}, self.extra())
-
-    def poll(self) -> None:
-        """Raise if an earlier save has failed in the background."""
-        self.store.poll()
-
-    def flush(self) -> None:
-        """Wait until every save is on disk. Collective."""
-        self.store.flush()
-
-
-def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
-    """Train from ``next_round`` on, and write the run's files. Collective."""
-    config, world, out = experiment.config, experiment.world, experiment.out
-    if next_round == 0:
-        require_gradient(world, experiment.objective, experiment.agents)
-    if next_round == 0 or experiment.store.changed:
-        # From here on there is always a checkpoint to resume from, of this very configuration.
-        experiment.store.save(next_round, experiment.states(), experiment.store.extra)
-        experiment.store.flush()
-    if world.is_root:
-        with replacing(out / "config.toml", mode=0o644) as path:
-            path.write_text(config.to_toml(), encoding="utf-8")
-    _write_facts(job, experiment, next_round)
-    with naming("the run cannot go on", out):
-        return _train(job, experiment, next_round)
-
-
-def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
-    """Run the loop, and leave the run's page behind. Collective."""
-    config, world, out = experiment.config, experiment.world, experiment.out
-    store = Checkpoints(experiment.store, config.checkpoint.every, config.run.rounds)
-    run = build.make_run(
-        config,
-        world,
-        experiment.schedule,
-        experiment.exchange,
-        experiment.objective,
-        experiment.algorithm,
-        experiment.agents,
-        store,
-        out,
-        next_round,
-        experiment.progress,
-    )
-    run.trace = experiment.trace
-    assert isinstance(run.monitor, Metrics)
-    store.extra = run.monitor.mark
-    with watching(job, world, out, experiment.store):
-        try:
-            ending = train(run)
-        except Diverged:
-            # Its page shows how.
-            _leave_page(job, experiment)
-            raise
-        finally:
-            run.monitor.close()
-    _leave_page(job, experiment)
-    return ending
-
-
-def _leave_page(job: Job, experiment: Experiment) -> None:
-    if experiment.world.is_root:
-        with naming("cannot write the page of the run", experiment.out):
-            agents = experiment.world.num_agents
-            write_page(experiment.out, experiment.config, agents, job.say)
-
-
-def restore_records(job: Job, experiment: Experiment, done: int) -> None:
-    """Cut the records of a run to those of the checkpoint loaded, after ``done`` rounds.
-
-    Raises ``DataError`` on every process if they are not those that the checkpoint was saved with.
-    Collective.
-    """
-    path = experiment.out / RECORDS
-    mark = Mark.from_json(experiment.store.extra.get(RECORDS))
-
-    def restore() -> None:
-        if not job.is_root:
-            return
-        if mark is not None and mark.round and not path.exists():
-            job.say(f"{path} is missing: the records begin anew after round {done}")
-        keep_until(path, done, mark)
-
-    job.together(restore)
-
-
-def write_page(out: Path, config: Config, agents: int, say: Callable[[str], None]) -> None:
-    """Write ``summary.txt`` and ``curves.png`` from the metrics of the run folder ``out``."""
-    records = read_metrics(out / "metrics.jsonl")
-    algorithm = config.algorithm.kind
-    graph = f" on {config.topology.graph}" if config.topology is not None else ""
-    title = f"{algorithm}{graph}, {agents} agents, {config.policy.kind}, {config.loss.kind}"
-    facts = {
-        "run": str(out),
-        "data": config.data.shards,
-        "rounds": f"{records[-1]['round'] if records else 0} of {config.run.rounds}",
-    }
-    (out / "summary.txt").write_text(summarize(records, facts, title), encoding="utf-8")
-    try:
-        plot_run(records, out / "curves.png", title)
-    except DecdpoError as fault:
-        say(f"no curves.png: {fault.what}")
-
-
-def starting(experiment: Experiment, next_round: int) -> dict[str, Any]:
-    """Return what a start from ``next_round`` says of itself. Collective."""
-    return start_facts(
-        experiment.world,
-        experiment.config,
-        experiment.objective.policy,
-        experiment.schedule,
-        experiment.exchange,
-        experiment.agents,
-        experiment.device,
-        experiment.out,
-        next_round,
-    )
-
-
-def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
-    """Say what starts, and write ``run.json``: that, versions, command, all starts. Collective."""
-    start = starting(experiment, next_round)
-    job.say("\n  ".join(["start", *block(start)]))
-    for warning in warnings(start):
-        job.say(f"warning: {warning}")
-    here = {"host": platform.node(), "device": experiment.device}
-    places = experiment.world.collect({i: here for i in experiment.world.local_agents})
-    if not experiment.world.is_root:
-        return
-    facts = {
-        "id": experiment.store.run,
-        "command": shlex.join(sys.argv),
-        "folder": str(Path.cwd()),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "first_round": next_round,
-        "seed": experiment.config.run.seed,
-        "processes": job.size,
-        "agents": places,
-        "versions": versions(),
-        "names": dict(experiment.identity),
-        "start": start,
-    }
-    record_start(experiment.out, facts)

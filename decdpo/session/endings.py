@@ -11,7 +11,7 @@ from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.launch import speak_past_the_launcher
 from decdpo.comm.world import World
 from decdpo.errors import STOPPED_EARLY
-from decdpo.launch import Job
+from decdpo.session.job import Job
 from decdpo.signals import Signals, Watch
 
 LOOK = 1.0

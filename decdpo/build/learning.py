@@ -1,0 +1,100 @@
+"""From a configuration to what one agent does: its loss, its steps and its algorithm."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from decdpo.algorithms.base import Algorithm
+from decdpo.algorithms.catalogue import ALGORITHMS
+from decdpo.algorithms.choco import Choco
+from decdpo.algorithms.outer_momentum import OuterMomentum
+from decdpo.codecs.base import Codec
+from decdpo.codecs.cast import Cast
+from decdpo.codecs.identity import Identity
+from decdpo.codecs.quantize import Quantize
+from decdpo.codecs.randomk import RandomK
+from decdpo.codecs.topk import TopK
+from decdpo.errors import ConfigError
+from decdpo.losses.base import PairLoss, RunningLoss
+from decdpo.losses.catalogue import LOSS_CLASSES
+from decdpo.params.flat import Layout
+from decdpo.params.optim import (
+    SGD,
+    AdamW,
+    Constant,
+    Cosine,
+    InverseSqrt,
+    LearningRate,
+    Optimizer,
+    Warmup,
+)
+
+
+def make_loss(section: Any) -> PairLoss | RunningLoss:
+    """Return the loss of the section ``[loss]``."""
+    constants = {f.name: getattr(section, f.name) for f in fields(section) if f.name != "kind"}
+    return LOSS_CLASSES[section.kind](**constants)
+
+
+def make_optimizer(section: Any) -> Optimizer:
+    """Return the optimizer of the section ``[optim]``."""
+    common = {"weight_decay": section.weight_decay, "max_norm": section.clip_norm}
+    if section.kind == "sgd":
+        return SGD(momentum=section.momentum, nesterov=section.nesterov, **common)
+    beta1, beta2 = section.betas
+    return AdamW(beta1=beta1, beta2=beta2, eps=section.eps, **common)
+
+
+def make_learning_rate(section: Any, total_steps: int) -> LearningRate:
+    """Return the step sizes of the section ``[optim]`` over ``total_steps`` local steps."""
+    warmup = section.warmup_steps
+    if section.schedule == "cosine":
+        rate: LearningRate = Cosine(section.lr, total_steps - warmup)
+    elif section.schedule == "inverse_sqrt":
+        rate = InverseSqrt(section.lr)
+    else:
+        rate = Constant(section.lr)
+    return Warmup(warmup, rate) if warmup else rate
+
+
+def make_codec(section: Any, size: int, dtype: torch.dtype, seed: int) -> Codec:
+    """Return the codec of the section ``[algorithm]`` for vectors of ``size`` values."""
+    if section.codec == "topk":
+        return TopK.of_ratio(size, dtype, section.ratio)
+    if section.codec == "randomk":
+        return RandomK.of_ratio(size, dtype, section.ratio, seed)
+    if section.codec in ("int8", "int4"):
+        return Quantize(size, dtype, int(section.codec[3:]), seed)
+    return Cast(size, dtype) if section.codec == "bf16" else Identity(size, dtype)
+
+
+def make_algorithm(
+    section: Any, optimizer: Optimizer, layout: Layout, seed: int = 0
+) -> Algorithm:
+    """Return the algorithm of the section ``[algorithm]``; ``seed`` is of a codec's chances."""
+    shared = layout.num_shared
+    clips = getattr(optimizer, "max_norm", 0.0) > 0
+    if section.kind == "centralized" and layout.has_personal and clips:
+        raise ConfigError(
+            "optim.clip_norm with algorithm.kind = 'centralized' and personal parameters would "
+            "scale the shared gradient by each agent's own: the agents would part",
+            "remove optim.clip_norm",
+        )
+    if section.kind == "fedavg" and section.server_momentum:
+        return OuterMomentum(optimizer, shared, SGD(momentum=section.server_momentum))
+    if section.kind == "outer_momentum":
+        outer = SGD(momentum=section.outer_momentum, nesterov=section.nesterov)
+        return OuterMomentum(optimizer, shared, outer, section.outer_lr)
+    if section.kind == "choco":
+        codec = make_codec(section, shared, layout.dtype, seed)
+        return Choco(optimizer, shared, codec, section.gamma or codec.delta)
+    return plain_algorithm(section, optimizer, shared)
+
+
+def plain_algorithm(section: Any, optimizer: Optimizer, num_shared: int) -> Algorithm:
+    """Return an algorithm whose further fields are keys of its section ``[algorithm]``."""
+    cls = ALGORITHMS[section.kind]
+    given = {"optimizer": optimizer, "num_shared": num_shared, **vars(section)}
+    algorithm: Algorithm = cls(**{f.name: given[f.name] for f in fields(cls)})
+    return algorithm
