@@ -112,7 +112,7 @@ class Agent:
 
 @dataclass
 class Run:
-    """Everything the loop needs; ``build.py`` makes it."""
+    """Everything the loop needs; ``decdpo.build`` makes it."""
 
     world: World
     exchange: Exchange | None
