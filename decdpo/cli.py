@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from decdpo.comm.launch import is_first, let_the_first_tell
-from decdpo.errors import DecdpoError, EnvironmentFault, of_system
+from decdpo.errors import DecdpoError
 from decdpo.parser import parse
 from decdpo.signals import Interrupted, Signals
 from decdpo.terminal import lasting_streams, open_what_is_closed, to_null
@@ -50,7 +50,9 @@ def _run(argv: Sequence[str] | None, signals: Signals | None) -> int:
     except OSError as caught:
         # Whatever names a path looks at it in many places; a path that cannot even be looked at
         # (no permission, too long a name) is the user's to mend wherever that shows.
-        named = of_system(caught)
+        from decdpo.files import os_fault
+
+        named = os_fault(caught)
         report(named)
         return named.exit_code
     except Interrupted as caught:
@@ -69,8 +71,10 @@ def require_working_directory() -> None:
         os.getcwd()
     except OSError as fault:
         let_the_first_tell()
-        raise EnvironmentFault(
-            f"the working directory is gone: {fault.strerror}", "change to a folder that exists"
+        from decdpo.files import os_fault
+
+        raise os_fault(
+            fault, "the working directory is gone", remedy="change to a folder that exists"
         ) from None
 
 

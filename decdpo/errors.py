@@ -52,14 +52,6 @@ class EnvironmentFault(DecdpoError):
     """A machine, library or launch that cannot run the job (too few agents, no GPU, full disk)."""
 
 
-def of_system(caught: OSError) -> EnvironmentFault:
-    """Return what the operating system refused as an error that names the path."""
-    return EnvironmentFault(
-        f"{caught.filename or 'the system'}: {caught.strerror or caught}",
-        "check that the path exists, that you may use it, and that the disk has room",
-    )
-
-
 class CheckpointError(DecdpoError):
     """No checkpoint that can be used: missing, damaged, or of another run."""
 

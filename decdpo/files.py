@@ -1,23 +1,54 @@
-"""Reads files that may have been damaged, forged or replaced: nothing here waits or takes on trust.
+"""Files: read without trust, replaced as a whole, forced to disk, locked; what the system refuses.
 
-Only regular files are opened, so that a named pipe or a device in the place of one cannot hang the
-reader. What JSON holds is checked against the types and ranges of a dataclass before it is used.
+Reading takes nothing on trust and never waits: only regular files are opened, so that a named pipe
+or a device in the place of one cannot hang the reader, and what JSON or TOML holds is checked
+against the types and ranges of a dataclass before it is used. Writing leaves the old content or the
+new one, whatever kills it. ``os_fault`` alone turns what the system refuses into an error with a
+remedy.
 """
 
 import errno
+import fcntl
+import glob
 import json
 import os
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import msgspec
+
+from decdpo.errors import DecdpoError, EnvironmentFault
 
 T = TypeVar("T")
 
 LARGEST = 1 << 30
 """Bytes of the largest file that is read as a whole."""
 
+WRITING = "check the free space, the quota and the permissions of that folder"
+"""What helps where a file that is replaced as a whole cannot be written."""
+
+ANY = "check that the path exists, that you may use it, and that the disk has room"
+"""What helps against a refusal that none of ``_REMEDIES`` is for."""
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EROFS: "write to a folder on a writable file system",
+    errno.EACCES: "check its owner and permissions, and those of its folder",
+    errno.EPERM: "check its owner and permissions, and those of its folder",
+    errno.EEXIST: "move the file of that name away",
+    errno.ENOTDIR: "move the file of that name away",
+}
+
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+"""What flock says on a file system without locks, such as Lustre mounted so, or NFS."""
+
+_LEFTOVER_SECONDS = 3600
 _HANDED_OVER = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 _DEPTH = 64
 """Lists and objects within one another in any JSON that this project writes."""
@@ -116,3 +147,145 @@ def checked(value: Any, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as fault:
         raise Malformed(str(fault)) from None
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o600) -> Iterator[Path]:
+    """Yield a temporary file beside ``path`` that replaces it if the block ends without an error.
+
+    The file is on the disk before the new name is: a reader sees the old content or the new one.
+
+    Raises ``EnvironmentFault`` if the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _remove_leftovers(path)
+        os.close(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, mode))
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+    except OSError as fault:
+        raise os_fault(fault, f"cannot write {path}", remedy=WRITING) from fault
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files that processes killed while writing ``path`` left behind."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        # A younger one may belong to another process that is still writing.
+        if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+            leftover.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file and force it to disk; its folder is left to the caller. Raises ``OSError``."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk. Raises ``OSError``."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Lock:
+    """The lock ``folder``/.lock, taken until ``close`` or the end of this process: a kill opens it.
+
+    folder : which exists. busy : says what is at work there if another process has the lock.
+
+    Raises ``EnvironmentFault`` if another process has it, ``OSError`` if the file cannot be made or
+    the system refuses for another reason. Where the file system has no locks nothing is taken, and
+    ``missing`` says why; it is empty otherwise.
+    """
+
+    def __init__(self, folder: Path, busy: str) -> None:
+        self.missing = ""
+        # Opened to append: what the holder of the lock has written there stays.
+        self._file: TextIO = open(folder / ".lock", "a", encoding="utf-8", opener=_at_once)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise EnvironmentFault(
+                f"another {busy} in {folder}", "wait for it, or stop it first"
+            ) from None
+        except OSError as fault:
+            if fault.errno not in NO_LOCKS:
+                self._file.close()
+                raise
+            self.missing = (
+                f"nothing keeps a second job out of {folder}: its file system has no locks "
+                f"({reason(fault)}); see to it that none is started there"
+            )
+
+    def write(self, text: str) -> None:
+        """Put ``text`` into the file of the lock, for others to read."""
+        self._file.truncate(0)
+        self._file.write(text)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._file.close()
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for a reader, should the file be a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
+def reason(fault: Exception) -> str:
+    """Return why something failed: of the system, in its own few words even if a library adds."""
+    if not isinstance(fault, OSError):
+        return str(fault)
+    own = os.strerror(fault.errno) if fault.errno else ""
+    text = str(fault.strerror or fault)
+    return own if own and own in text else text
+
+
+def os_fault(
+    fault: OSError,
+    what: str = "",
+    *,
+    remedy: str = "",
+    also: str = "",
+    kind: type[DecdpoError] = EnvironmentFault,
+) -> DecdpoError:
+    """Return what the system refused as an error that a user can act on.
+
+    what : could not be done, with the path; empty is the path that the system names. remedy : empty
+    is what helps against this refusal. also : stands after the remedy. kind : of the error.
+    """
+    named = what or str(fault.filename or "the system")
+    advice = remedy or _REMEDIES.get(fault.errno or 0, ANY)
+    return kind(f"{named}: {reason(fault)}", f"{advice}; {also}" if also else advice)
+
+
+@contextmanager
+def naming(what: str, path: Path, also: str = "") -> Iterator[None]:
+    """Turn what the system refuses within the block into an error that names ``path``.
+
+    what : could not be done. also : stands after the remedy.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # of our own output
+    except OSError as fault:
+        raise os_fault(fault, f"{what}: {fault.filename or path}", also=also) from fault

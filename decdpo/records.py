@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from decdpo.errors import DataError
-from decdpo.files import open_regular, parse_json
+from decdpo.files import open_regular, os_fault, parse_json, replacing
 
 _CRC = re.compile(rb', "crc": "([0-9a-f]{8})"(\}{1,2})$')
 _LONGEST = 1 << 28
@@ -126,12 +126,8 @@ def keep_until(path: Path, last_round: int, mark: Mark | None = None) -> None:
             f"CRC {mark.crc:08x}",
             _REMEDY,
         )
-    spare = path.with_name(path.name + ".writing")
-    with spare.open("wb") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(spare, path)
+    with replacing(path, mode=0o644) as spare:
+        spare.write_bytes(b"".join(kept))
 
 
 def _lines(path: Path) -> Iterator[_Line]:
@@ -149,8 +145,8 @@ def _lines(path: Path) -> Iterator[_Line]:
                 line = _line(path, number, raw, line)
                 yield line
     except OSError as fault:
-        raise DataError(
-            f"{path} cannot be read: {fault.strerror}", "give the folder of a run"
+        raise os_fault(
+            fault, f"{path} cannot be read", remedy="give the folder of a run", kind=DataError
         ) from None
 
 

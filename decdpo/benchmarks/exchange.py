@@ -28,7 +28,7 @@ import torch
 
 from decdpo.comm import mpi
 from decdpo.comm.window import PAGE
-from decdpo.data.storage import replacing
+from decdpo.files import replacing
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
 

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from decdpo.errors import CheckpointError
-from decdpo.files import Malformed, checked, parse_json, read_bytes
+from decdpo.files import Malformed, checked, parse_json, read_bytes, reason, sync
 
 FORMAT = "decdpo-checkpoint"
 VERSION = 1
@@ -101,7 +101,7 @@ class Manifest:
         except FileNotFoundError:
             raise Damaged(f"{path} is missing: not a whole checkpoint") from None
         except OSError as fault:
-            raise Damaged(f"{path} cannot be read: {fault.strerror}") from None
+            raise Damaged(f"{path} cannot be read: {reason(fault)}") from None
         try:
             found = parse_json(content)
             named, version = found.pop("format"), found.pop("version")
@@ -164,23 +164,6 @@ def committed(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and force it to disk; its folder is left to the caller."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the entries of a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def commit(temporary: Path, final: Path) -> None:
     """Rename a finished checkpoint to its final name, replacing one of the same round."""
     old = final.with_name(OLD + final.name)
@@ -188,7 +171,7 @@ def commit(temporary: Path, final: Path) -> None:
         remove(old)
         os.rename(final, old)
     os.rename(temporary, final)
-    sync_folder(final.parent)
+    sync(final.parent)
     remove(old)
 
 

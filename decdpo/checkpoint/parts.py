@@ -37,6 +37,7 @@ from decdpo.checkpoint.state import (
     restore,
 )
 from decdpo.errors import CheckpointError
+from decdpo.files import reason
 
 LARGE = 1 << 20
 _STRUCTURE = "state structure"  # with a space: never the path of a field
@@ -295,4 +296,4 @@ def check_part(path: Path, size: int, crc32: str) -> None:
     except OSError as fault:
         if fault.errno in hdf5.OF_THE_SYSTEM:
             raise
-        raise Damaged(f"{path} cannot be read: {fault.strerror or fault}") from None
+        raise Damaged(f"{path} cannot be read: {reason(fault)}") from None

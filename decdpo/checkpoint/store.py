@@ -17,14 +17,14 @@ from decdpo.checkpoint.format import (
     only_ours,
     round_name,
     round_of,
-    sync_folder,
 )
 from decdpo.checkpoint.identity import Identity
 from decdpo.checkpoint.parts import check_part, open_part
 from decdpo.checkpoint.state import Snapshot
-from decdpo.checkpoint.writer import Job, Writer, os_fault
+from decdpo.checkpoint.writer import Job, Writer, write_fault
 from decdpo.comm.world import World
-from decdpo.errors import CheckpointError, ConfigError, EnvironmentFault
+from decdpo.errors import CheckpointError, ConfigError, DecdpoError, EnvironmentFault
+from decdpo.files import reason, sync
 
 _SPARE = 1 << 20
 
@@ -111,7 +111,7 @@ class CheckpointStore:
             try:
                 _prepare(self.folder)
             except OSError as error:
-                fault = os_fault("cannot keep checkpoints", self.folder, error)
+                fault = write_fault(error, f"cannot keep checkpoints: {self.folder}")
         world.require(fault)
         channel = None if read_only else world.side_channel()
         self._writer = Writer(
@@ -221,7 +221,7 @@ class CheckpointStore:
         try:
             return list(committed(self.folder))
         except OSError as fault:
-            return f"{self.folder} cannot be read: {fault.strerror}"
+            return f"{self.folder} cannot be read: {reason(fault)}"
 
     def _load_one(self, round: int, states: Mapping[int, Any], allow: Collection[str]) -> bool:
         folder = self.folder / round_name(round)
@@ -289,7 +289,7 @@ class CheckpointStore:
                     for agent in local:
                         reader.restore(agent, states[agent])
 
-    def _shortage(self, nbytes: int) -> EnvironmentFault | None:
+    def _shortage(self, nbytes: int) -> DecdpoError | None:
         """Return a fault if the checkpoint will not fit on the disk."""
         if not self._world.is_root:
             return None
@@ -297,7 +297,7 @@ class CheckpointStore:
         try:
             free = shutil.disk_usage(self.folder).free
         except OSError as fault:
-            return os_fault("cannot write a checkpoint", self.folder, fault)
+            return write_fault(fault, f"cannot write a checkpoint: {self.folder}")
         if free >= needed:
             return None
         return EnvironmentFault(
@@ -327,7 +327,7 @@ class CheckpointStore:
             try:
                 discard(path)
             except OSError as fault:
-                self._warn(f"an old checkpoint could not be removed: {path}: {fault.strerror}")
+                self._warn(f"an old checkpoint could not be removed: {path}: {reason(fault)}")
 
     def _may_go(self, folder: Path) -> bool:
         """Say whether a folder is a checkpoint of this run, as far as it can be read."""
@@ -362,7 +362,7 @@ def _prepare(folder: Path) -> None:
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     if new:
-        sync_folder(folder.parent)
+        sync(folder.parent)
     probe = folder / ".probe"
     probe.touch()
     probe.unlink()

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,24 +18,15 @@ from decdpo.checkpoint.format import (
     part_name,
     remove,
     round_name,
-    sync_folder,
-    write_durably,
 )
 from decdpo.checkpoint.parts import write_part
 from decdpo.checkpoint.state import Record
 from decdpo.comm.faults import pack, unpack
-from decdpo.errors import CheckpointError, DecdpoError, EnvironmentFault
+from decdpo.errors import CheckpointError, DecdpoError
+from decdpo.files import os_fault, sync, write_durably
 
-_REMEDIES = {
-    errno.ENOSPC: "free some space there, or lower checkpoint.keep",
-    errno.EDQUOT: "free some of your quota, or lower checkpoint.keep",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    errno.EROFS: "write to a folder on a writable file system",
-    errno.EACCES: "make the folder writable",
-    errno.EPERM: "make the folder writable",
-    errno.EEXIST: "move the file of that name away",
-    errno.ENOTDIR: "move the file of that name away",
-}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or of a quota, that is used up."""
 
 
 @dataclass(frozen=True)
@@ -201,25 +191,21 @@ def _commit(temporary: Path, final: Path, manifest: Manifest, written: Sequence[
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     write_durably(temporary / MANIFEST, complete.to_bytes())
-    sync_folder(temporary)
+    sync(temporary)
     commit(temporary, final)
 
 
 def _failure(path: Path, fault: Exception) -> str:
     """Describe a failed write as JSON, so that all processes raise the same."""
     if isinstance(fault, OSError):
-        named: DecdpoError = os_fault("the checkpoint was not written", path, fault)
+        named = write_fault(fault, f"the checkpoint was not written: {path}")
     else:
         what = f"the checkpoint was not written: {path}: {type(fault).__name__}: {fault}"
         named = CheckpointError(what, "the earlier checkpoints are intact")
     return json.dumps({"fault": pack(named)})
 
 
-def os_fault(what: str, path: Path, fault: OSError) -> EnvironmentFault:
-    """Return the error for a system call that failed on ``path``, with what helps against it."""
-    code = fault.errno or 0
-    reason = os.strerror(code) if code else str(fault)
-    advice = _REMEDIES.get(code, "check the disk and the permissions")
-    return EnvironmentFault(
-        f"{what}: {path}: {reason}", f"{advice}; earlier checkpoints are intact"
-    )
+def write_fault(fault: OSError, what: str) -> DecdpoError:
+    """Return the error for a checkpoint that the system did not take; ``what`` names it."""
+    less = "or lower checkpoint.keep; " if fault.errno in FULL else ""
+    return os_fault(fault, what, also=f"{less}earlier checkpoints are intact")

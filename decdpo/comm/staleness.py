@@ -27,7 +27,7 @@ from torch import Tensor
 
 from decdpo.comm.world import Counters, Exchange, Trace
 from decdpo.errors import DataError
-from decdpo.files import checked, parse_json, read_text
+from decdpo.files import checked, parse_json, read_text, reason
 from decdpo.messages import Inbox, Letter
 from decdpo.rng import Stream, generator
 from decdpo.topology.row import Row
@@ -276,7 +276,7 @@ def read_ages(path: Path) -> dict[int, list[int]]:
             return {record.round - 1: list(record.ages) for record in records}
         why = f"in round {late.round} a message is {max(late.ages)} rounds old"
     except OSError as fault:
-        why = str(fault.strerror)
+        why = reason(fault)
     except ValueError as fault:
         why = f"it is not a record of ages: {fault}"
     raise DataError(

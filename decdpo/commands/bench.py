@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             f"nothing was measured within {args.limit:g} s", "raise --limit, or measure less"
         )
     if args.out is not None and records:
-        from decdpo.data.storage import replacing
+        from decdpo.files import replacing
 
         with replacing(args.out, mode=0o644) as partial:
             partial.write_text(json.dumps(records, indent=1) + "\n")

@@ -86,7 +86,7 @@ def _write_card(
     """Write README.md beside the model."""
     from decdpo import __version__
     from decdpo.checkpoint.state import parameter_digest
-    from decdpo.data.storage import replacing
+    from decdpo.files import replacing
     from decdpo.report.card import card
 
     config, index = experiment.config, experiment.index

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decdpo.commands.resume import read_config
-from decdpo.errors import ConfigError, DataError, DecdpoError, of_system
+from decdpo.errors import ConfigError, DataError, DecdpoError
+from decdpo.files import os_fault
 
 if TYPE_CHECKING:
     from decdpo.report.compare import RunFacts
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             runs.append(read_run(folder))
         except (DecdpoError, OSError) as fault:
-            broken.append(fault if isinstance(fault, DecdpoError) else of_system(fault))
+            broken.append(fault if isinstance(fault, DecdpoError) else os_fault(fault))
     if not runs:
         return _name(broken)
     print(json.dumps([r.to_json() for r in runs], indent=1) if args.json else table(runs))

@@ -15,7 +15,7 @@ from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest
 from decdpo.config.schema import SECTIONS
 from decdpo.errors import ConfigError
-from decdpo.files import read_text
+from decdpo.files import os_fault, read_text
 from decdpo.topology.names import RANDOM, options_used, weights_allowed
 
 __all__ = ["Config", "load", "parse", "parse_override"]
@@ -80,9 +80,11 @@ def load(
         try:
             text = read_text(path, "utf-8-sig")
         except OSError as fault:
-            raise ConfigError(
-                f"cannot read the configuration {str(path)!r}: {fault.strerror}",
-                f"{_other_files(Path(path))}; `decdpo config` prints one to start from",
+            raise os_fault(
+                fault,
+                f"cannot read the configuration {str(path)!r}",
+                remedy=f"{_other_files(Path(path))}; `decdpo config` prints one to start from",
+                kind=ConfigError,
             ) from None
         except UnicodeDecodeError:
             raise ConfigError(f"{path} is not a text file", "give a TOML file") from None

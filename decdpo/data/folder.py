@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from decdpo.data.index import FILE_NAME, FORMAT
-from decdpo.data.storage import sync
 from decdpo.data.trajectories import FEATURES_FILE
 from decdpo.errors import DataError, EnvironmentFault
+from decdpo.files import WRITING, os_fault, sync
 
 
 def require_room(out: Path, force: bool) -> None:
@@ -22,8 +22,8 @@ def require_room(out: Path, force: bool) -> None:
     except NotADirectoryError:
         raise DataError(f"{out} is a file, or is in one", "give another folder to --out") from None
     except OSError as fault:
-        raise DataError(
-            f"{out} cannot be used: {fault.strerror}", "give another folder to --out"
+        raise os_fault(
+            fault, f"{out} cannot be used", remedy="give another folder to --out", kind=DataError
         ) from None
     if not present:
         return
@@ -55,10 +55,7 @@ def staging(out: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
         yield folder
     except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write shards to {out}: {error.strerror or error}",
-            "check the free space, the quota and the permissions of that folder",
-        ) from error
+        raise os_fault(error, f"cannot write shards to {out}", remedy=WRITING) from error
     except MemoryError:
         raise EnvironmentFault(
             f"the shards for {out} do not fit into memory", "ask for fewer or smaller ones"

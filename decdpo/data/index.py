@@ -10,9 +10,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from decdpo.data.shard import PreferenceShard
-from decdpo.data.storage import replacing
 from decdpo.errors import DataError
-from decdpo.files import Malformed, checked, parse_json, read_bytes
+from decdpo.files import Malformed, checked, os_fault, parse_json, read_bytes, replacing
 
 FORMAT = "decdpo-shards"
 VERSION = 1
@@ -75,7 +74,9 @@ class ShardIndex:
             missing = "no index.json in" if folder.is_dir() else "there is no folder"
             raise DataError(f"no shards: {missing} {folder}", remedy) from None
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}", remedy) from error
+            raise os_fault(
+                error, f"{path} cannot be read", remedy=remedy, kind=DataError
+            ) from error
         except ValueError as error:
             raise DataError(f"{path} cannot be read: {error}", remedy) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:

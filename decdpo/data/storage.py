@@ -1,11 +1,9 @@
 """The HDF5 file of one shard: its schema, its checksums, and writing that no kill can damage."""
 
 import errno
-import glob
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +14,8 @@ import h5py
 import numpy as np
 
 from decdpo import hdf5
-from decdpo.errors import DataError, EnvironmentFault
+from decdpo.errors import DataError
+from decdpo.files import reason, replacing
 
 FORMAT = "decdpo-shard"
 VERSION = 1
@@ -42,7 +41,6 @@ REQUIRED = ("text", "spans", "source_row")
 
 # Large datasets start on a 1 MiB boundary; small shards (a thousand agents) must not be padded.
 _ALIGNMENT = {"alignment_threshold": 1 << 20, "alignment_interval": 1 << 20}
-_LEFTOVER_SECONDS = 3600
 _REMAKE = "make the shards again with `decdpo shard`, or restore the file from a copy"
 
 
@@ -74,50 +72,6 @@ def content_digest(header: ShardHeader, columns: Mapping[str, tuple[str, Any, st
         "columns": {name: [kind, list(shape), sha] for name, (kind, shape, sha) in columns.items()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def replacing(path: Path, mode: int = 0o600) -> Iterator[Path]:
-    """Yield a temporary file beside ``path`` that replaces it if the block ends without an error.
-
-    The file is on the disk before the new name is: a reader sees the old content or the new one.
-
-    Raises ``EnvironmentFault`` if the folder cannot be written or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _remove_leftovers(path)
-        os.close(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, mode))
-        try:
-            yield temporary
-            sync(temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync(path.parent)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write {path}: {error.strerror or error}",
-            "check the free space, the quota and the permissions of that folder",
-        ) from error
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files that processes killed while writing ``path`` left behind."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        # A younger one may belong to another process that is still writing.
-        if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-            leftover.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_shard(
@@ -257,14 +211,14 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, int]]:
     except (*hdf5.UNSOUND, IndexError) as error:
         if isinstance(error, OSError) and error.errno in hdf5.OF_THE_SYSTEM:
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EISDIR):
-            raise DataError(f"{path} is no shard: {error.strerror}", _REMAKE) from error
-        if "truncated" in reason or path.stat().st_size == 0:
+            raise DataError(f"{path} is no shard: {reason(error)}", _REMAKE) from error
+        if "truncated" in why or path.stat().st_size == 0:
             raise DataError(f"{path} is truncated", _REMAKE) from error
-        if "signature not found" in reason:
+        if "signature not found" in why:
             raise DataError(f"{path} is not an HDF5 file", _REMAKE) from error
-        raise DataError(f"{path} is damaged: {reason}", _REMAKE) from error
+        raise DataError(f"{path} is damaged: {why}", _REMAKE) from error
 
 
 def _reference_name(key: str) -> str:

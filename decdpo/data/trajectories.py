@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from decdpo.data.shard import PreferenceShard
-from decdpo.data.storage import replacing
 from decdpo.errors import DataError
-from decdpo.files import open_regular
+from decdpo.files import open_regular, os_fault, replacing
 
 FEATURES_FILE = "features.npy"
 """Name of the feature map in a folder of shards."""
@@ -86,9 +85,11 @@ def load_features(path: Path) -> np.ndarray:
         with open_regular(path) as file:
             features = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
-        raise DataError(
-            f"cannot read the feature map {path}: {error.strerror}",
-            "name the .npy file that holds phi(s, u), or use shards that have one",
+        raise os_fault(
+            error,
+            f"cannot read the feature map {path}",
+            remedy="name the .npy file that holds phi(s, u), or use shards that have one",
+            kind=DataError,
         ) from None
     except ValueError as error:
         raise DataError(f"{path} is not an array of NumPy: {error}", "write it anew") from None

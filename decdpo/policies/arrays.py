@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decdpo.data.storage import replacing
 from decdpo.errors import PolicyError
+from decdpo.files import replacing
 from decdpo.losses.base import PairScores
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from decdpo.data.storage import replacing
 from decdpo.errors import DecdpoError, EnvironmentFault
+from decdpo.files import replacing
 
 P = ParamSpec("P")
 T = TypeVar("T")

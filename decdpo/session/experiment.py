@@ -17,10 +17,11 @@ from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.data.index import ShardIndex
 from decdpo.errors import DataError
+from decdpo.files import naming, reason
 from decdpo.policies.base import Policy
 from decdpo.policies.encoded import Tally, summed
 from decdpo.run import Agent, Schedule
-from decdpo.session.folder import naming, run_id, versions
+from decdpo.session.folder import run_id, versions
 from decdpo.session.job import Job
 from decdpo.session.resuming import why_rounds_matter
 from decdpo.trace import ChromeTrace
@@ -76,7 +77,7 @@ class Experiment:
         if self.trace is not None:
             self.trace.close()
             if self.trace.fault is not None:
-                fault = self.trace.fault.strerror
+                fault = reason(self.trace.fault)
                 print(f"decdpo: the trace of process {self.trace.process} ends early: {fault}",
                       file=sys.stderr, flush=True)  # fmt: skip
 

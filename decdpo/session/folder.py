@@ -13,12 +13,9 @@ from typing import Any
 from uuid import uuid4
 
 from decdpo import __version__
-from decdpo.checkpoint.writer import os_fault
 from decdpo.config.options import writable
-from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError, EnvironmentFault
-from decdpo.files import parse_json, read_bytes
-from decdpo.locks import Lock
+from decdpo.files import Lock, naming, os_fault, parse_json, read_bytes, replacing
 from decdpo.session.job import Job
 from decdpo.session.room import require_room
 
@@ -46,9 +43,11 @@ def new_folder(job: Job, out: Path) -> str:
             require_room(out)
             out.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
-            raise ConfigError(
-                f"cannot use the run folder {out}: {fault.strerror}",
-                "give a folder that you may write to with --out",
+            raise os_fault(
+                fault,
+                f"cannot use the run folder {out}",
+                remedy="give a folder that you may write to with --out",
+                kind=ConfigError,
             ) from None
 
     job.together(make)
@@ -63,20 +62,6 @@ def run_id(out: Path) -> str:
         if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found):
             return found
     return ""
-
-
-@contextmanager
-def naming(what: str, path: Path) -> Iterator[None]:
-    """Turn what the system says of a full disk and the like into an error that names ``path``.
-
-    what : could not be done.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # of our own output
-    except OSError as fault:
-        raise os_fault(what, Path(str(fault.filename or path)), fault) from fault
 
 
 @contextmanager

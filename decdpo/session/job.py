@@ -18,7 +18,8 @@ import torch
 from decdpo.comm.launch import launched_by_mpi
 from decdpo.comm.placement import Placement
 from decdpo.comm.world import World
-from decdpo.errors import DecdpoError, EnvironmentFault, of_system
+from decdpo.errors import DecdpoError, EnvironmentFault
+from decdpo.files import os_fault
 from decdpo.policies.lm.pace import Pace
 from decdpo.signals import Interrupted, Signals
 
@@ -259,7 +260,7 @@ def as_fault(caught: BaseException) -> DecdpoError | None:
     if isinstance(caught, DecdpoError):
         return caught
     if isinstance(caught, OSError):
-        return of_system(caught)
+        return os_fault(caught)
     text = str(caught).partition("\n")[0]
     if isinstance(caught, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY in text:
         return EnvironmentFault(

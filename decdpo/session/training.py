@@ -11,10 +11,10 @@ from typing import Any
 from decdpo import build
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.config import Config
-from decdpo.data.storage import replacing
 from decdpo.divergence import Diverged
 from decdpo.errors import DecdpoError
 from decdpo.evaluation import require_gradient
+from decdpo.files import naming, replacing
 from decdpo.metrics import RECORDS, Metrics
 from decdpo.records import Mark, keep_until
 from decdpo.report.curves import plot_run, read_metrics
@@ -23,10 +23,13 @@ from decdpo.report.summary import summarize
 from decdpo.run import Agent
 from decdpo.session.endings import watching
 from decdpo.session.experiment import Experiment
-from decdpo.session.folder import naming, record_start, versions
+from decdpo.session.folder import record_start, versions
 from decdpo.session.job import Job
 from decdpo.session.start import start_facts
 from decdpo.train import Ending, train
+
+SAVED = "earlier checkpoints are intact"
+"""What may be said of a run once its first checkpoint is written."""
 
 
 class Checkpoints:
@@ -71,7 +74,7 @@ def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
         with replacing(out / "config.toml", mode=0o644) as path:
             path.write_text(config.to_toml(), encoding="utf-8")
     _write_facts(job, experiment, next_round)
-    with naming("the run cannot go on", out):
+    with naming("the run cannot go on", out, SAVED):
         return _train(job, experiment, next_round)
 
 
@@ -110,7 +113,7 @@ def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
 
 def _leave_page(job: Job, experiment: Experiment) -> None:
     if experiment.world.is_root:
-        with naming("cannot write the page of the run", experiment.out):
+        with naming("cannot write the page of the run", experiment.out, SAVED):
             agents = experiment.world.num_agents
             write_page(experiment.out, experiment.config, agents, job.say)
 

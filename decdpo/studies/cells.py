@@ -21,11 +21,10 @@ from decdpo import build
 from decdpo.config import Config, parse
 from decdpo.data.index import ShardIndex
 from decdpo.data.shard import PreferenceShard
-from decdpo.data.storage import replacing
 from decdpo.divergence import excess
 from decdpo.errors import DataError
 from decdpo.evaluation import average_model, gradient_norm, pooled
-from decdpo.files import parse_json, read_bytes
+from decdpo.files import parse_json, read_bytes, replacing
 from decdpo.metrics import Metrics
 from decdpo.policies.base import Policy
 from decdpo.progress import Progress

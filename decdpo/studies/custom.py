@@ -25,7 +25,7 @@ from typing import Any
 from decdpo.config import parse_override
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
-from decdpo.files import read_text
+from decdpo.files import os_fault, read_text
 from decdpo.report.canvas import plain
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
@@ -209,8 +209,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read_text(path, "utf-8-sig"))
     except OSError as fault:
-        raise ConfigError(
-            f"cannot read {path}: {fault.strerror}", "give the path of a TOML file"
+        raise os_fault(
+            fault, f"cannot read {path}", remedy="give the path of a TOML file", kind=ConfigError
         ) from None
     except (ValueError, RecursionError) as fault:
         raise ConfigError(f"{path} is not valid TOML: {fault}", "mend that line") from None

@@ -11,9 +11,8 @@ from pathlib import Path
 from time import monotonic
 
 from decdpo.data.index import FILE_NAME as INDEX
-from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError, DecdpoError, EnvironmentFault
-from decdpo.locks import Lock
+from decdpo.files import Lock, os_fault, replacing
 from decdpo.progress import Working
 from decdpo.report.study_figures import draw
 from decdpo.studies.cells import Cell, Memory, Training
@@ -55,8 +54,8 @@ def locked(out: Path, say: Say = lambda line: None) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         lock = Lock(out, "study is at work")
     except OSError as fault:
-        raise EnvironmentFault(
-            f"cannot use the folder {out}: {fault.strerror}", "give another one with --out"
+        raise os_fault(
+            fault, f"cannot use the folder {out}", remedy="give another one with --out"
         ) from None
     if lock.missing:
         say(f"decdpo: {lock.missing}")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from decdpo.data.storage import replacing
 from decdpo.evaluation import average_model
+from decdpo.files import replacing
 from decdpo.report.looks import subject
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, Memory, Training, read_json

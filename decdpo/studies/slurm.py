@@ -6,8 +6,8 @@ from pathlib import Path
 
 from decdpo.build import num_agents
 from decdpo.data.index import ShardIndex
-from decdpo.data.storage import replacing
 from decdpo.errors import ConfigError
+from decdpo.files import replacing
 from decdpo.studies.cells import Cell, Training
 from decdpo.studies.study import Study
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from decdpo.data.storage import replacing
 from decdpo.errors import DecdpoError
+from decdpo.files import replacing
 
 Row = dict[str, Any]
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse import csr_array, load_npz
 
 from decdpo.errors import TopologyError
-from decdpo.files import open_regular
+from decdpo.files import open_regular, reason
 from decdpo.topology.names import MAX_AGENTS
 
 MATRIX_SUFFIXES = (".npz", ".npy", ".csv")
@@ -228,9 +228,8 @@ def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def _unreadable(path: str | Path, fault: Exception) -> TopologyError:
-    reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
     return TopologyError(
-        f"{path} cannot be read: {reason}",
+        f"{path} cannot be read: {reason(fault)}",
         "name an edge list (lines 'i j [weight]') or a matrix (.npz, .npy or .csv)",
     )
 

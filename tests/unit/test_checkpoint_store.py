@@ -285,7 +285,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_path, monk
     assert str(tmp_path / "file") in faults[0].what
 
     def refuse(self, *args, **kwargs):
-        raise OSError(errno.EROFS, "read-only")
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "touch", refuse)
     faults = run(TWO, lambda world: make(tmp_path, world))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from decdpo.errors import EnvironmentFault
-from decdpo.locks import Lock
+from decdpo.files import Lock, naming
 from decdpo.session import folder
 
 
@@ -96,12 +96,12 @@ def test_a_lock_that_fails_otherwise_is_an_error_of_that_folder(
 
 def test_a_full_disk_is_named_with_its_folder(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault) as caught:
-        with folder.naming("the run cannot go on", tmp_path):
+        with naming("the run cannot go on", tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.what == f"the run cannot go on: {tmp_path}: No space left on device"
     assert "free some space" in caught.value.remedy
     with pytest.raises(BrokenPipeError):
-        with folder.naming("the run cannot go on", tmp_path):
+        with naming("the run cannot go on", tmp_path):
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 

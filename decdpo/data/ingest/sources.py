@@ -15,6 +15,7 @@ from decdpo.data.ingest.json_values import json_records
 from decdpo.data.ingest.streams import HEAD, Text, peek, require_utf8, unpacked
 from decdpo.data.ingest.tables import table_records
 from decdpo.errors import DataError
+from decdpo.files import reason
 
 Record = dict[str, Any]
 
@@ -92,7 +93,7 @@ def records(path: Path) -> Iterator[Record | str]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         after = f" after row {rows}" if rows else ""
         raise DataError(
-            f"{path} cannot be read{after}: {error}", "check the file, or fetch it again"
+            f"{path} cannot be read{after}: {reason(error)}", "check the file, or fetch it again"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from decdpo.data.shard import Pair
 from decdpo.data.turns import parse_turns
 from decdpo.errors import DataError, PolicyError
+from decdpo.files import reason
 from decdpo.policies.lm.foreign import first_line, is_foreign
 
 Messages = list[dict[str, str]]
@@ -232,7 +233,7 @@ def find_template(tokenizer: Any, choice: str) -> str | None:
     except (OSError, ValueError) as fault:
         raise PolicyError(
             f"policy.chat_template = {choice!r} is no template of the tokenizer (it has {names}) "
-            f"and no file that can be read: {first_line(fault)}",
+            f"and no file that can be read: {reason(fault)}",
             "name a Jinja file or one of the tokenizer's templates, or 'none' for text as it is",
         ) from None
     if not text.strip():

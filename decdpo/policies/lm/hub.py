@@ -14,9 +14,8 @@ from typing import Annotated, Any
 import torch
 from msgspec import Meta
 
-from decdpo.data.storage import sync
 from decdpo.errors import EnvironmentFault, PolicyError
-from decdpo.files import checked, parse_json, read_bytes
+from decdpo.files import WRITING, checked, os_fault, parse_json, read_bytes, reason, sync
 from decdpo.policies.lm.foreign import foreign
 
 _NOT_COMPUTED = {
@@ -200,9 +199,9 @@ def _require_plain(folder: Path) -> None:
             if file == "config.json":
                 checked(value, ModelConfig)
         except (OSError, ValueError) as fault:
-            why = fault.strerror if isinstance(fault, OSError) else fault
             raise PolicyError(
-                f"the model {str(folder)!r} cannot be loaded: {path} cannot be used: {why}",
+                f"the model {str(folder)!r} cannot be loaded: {path} cannot be used: "
+                + reason(fault),
                 "fetch the model again",
             ) from None
     for path in folder.iterdir():
@@ -250,10 +249,7 @@ def save(module: Any, tokenizer: Any, config: Any, out: str | os.PathLike[str]) 
         os.replace(partial, path)
         sync(path.parent)
     except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write {path}: {error.strerror or error}",
-            "check the free space, the quota and the permissions of that folder",
-        ) from error
+        raise os_fault(error, f"cannot write {path}", remedy=WRITING) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
