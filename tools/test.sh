@@ -19,7 +19,8 @@ export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 # Tests that another user of this machine runs must not tidy up the files of these.
 PYTEST_DEBUG_TEMPROOT="$(mktemp -d)"
 export PYTEST_DEBUG_TEMPROOT
-trap 'rm -rf "$PYTEST_DEBUG_TEMPROOT"' EXIT
+BESIDE="$(mktemp -d)" # what the step beside the others prints
+trap 'rm -rf "$PYTEST_DEBUG_TEMPROOT" "$BESIDE"' EXIT
 SUMMARY=()
 FAILED=0
 
@@ -35,6 +36,20 @@ step() { # name, time limit in seconds, command...
     SUMMARY+=("$(printf '%-22s %5d s  %s' "$name" $((SECONDS - began)) "$verdict")")
 }
 
+beside() { # as step, in the background: the others go on meanwhile
+    (
+        step "$@" >"$BESIDE/said" 2>&1
+        printf '%s\n' "${SUMMARY[@]: -1}" >"$BESIDE/summary"
+        exit "$FAILED"
+    ) &
+}
+
+joined() { # waits for the step in the background and takes over what it found
+    wait "$!" || FAILED=1
+    cat "$BESIDE/said"
+    SUMMARY+=("$(cat "$BESIDE/summary") (beside the others)")
+}
+
 existing() { # folders: those that exist
     local folder
     for folder in "$@"; do [ ! -d "$folder" ] || echo "$folder"; done
@@ -45,6 +60,9 @@ mapfile -t UNIT_TESTS < <(existing tests/unit tests/contract tests/slurm)
 mapfile -t WHOLE_TESTS < <(existing tests/end_to_end)
 mapfile -t MPI_TESTS < <(existing tests/contract tests/mpi)
 
+if [ "${1:-}" != quick ]; then # its jobs mostly wait
+    beside "tests, SLURM" 1500 "$PYTHON" -m pytest -rs --durations=25 -m slurm tests/slurm
+fi
 step "lint (flake8)" 300 "$PYTHON" -m flake8 "${SOURCES[@]}"
 step "lint (isort)" 300 "$PYTHON" -m isort --check-only --quiet "${SOURCES[@]}"
 step "types (mypy)" 600 "$PYTHON" -m mypy
@@ -61,7 +79,7 @@ else
             step "tests, $ranks rank(s)" 1000 bash tools/test-ranks.sh "$ranks" "${MPI_TESTS[@]}"
         done
     fi
-    step "tests, SLURM" 1200 "$PYTHON" -m pytest -rs --durations=25 -m slurm tests/slurm
+    joined
 fi
 
 echo

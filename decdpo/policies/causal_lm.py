@@ -20,6 +20,7 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.errors import EnvironmentFault, PolicyError
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.compute import ComputeView
+from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams, Layout, flatten
 from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
 from decdpo.policies.lm import hub
@@ -68,7 +69,10 @@ class CausalLMPass:
         if self.graph is None:
             raise ValueError("this pass was made without a gradient, or has given it already")
         self.policy.bind(self.params)
-        self.graph.backward(torch.stack((cotangents["chosen"], cotangents["rejected"])))
+        slopes = torch.stack((cotangents["chosen"], cotangents["rejected"]))
+        with torch.enable_grad():
+            total = paired(self.graph, slopes)
+        total.backward()
         self.graph = None
 
 

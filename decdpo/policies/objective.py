@@ -30,6 +30,7 @@ from decdpo.losses.base import (
     RunningLoss,
     couples_pairs,
 )
+from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams
 from decdpo.policies.base import ForwardPass, Policy
 from decdpo.policies.encoded import EncodedShard
@@ -241,9 +242,8 @@ class Objective:
         with torch.enable_grad():
             inputs = [tensor.requires_grad_() for tensor in leaves.values()]
             losses = self._loss(group[0])(pairs)
-            found = torch.autograd.grad(
-                losses, inputs, lanes.spread(share, losses), allow_unused=True
-            )
+            total = paired(losses, lanes.spread(share, losses))
+            found = torch.autograd.grad(total, inputs, allow_unused=True)
         # A loss may ignore one of the answers; its cotangent is then zero.
         slopes = [torch.zeros_like(losses) if slope is None else slope for slope in found]
         with torch.no_grad():

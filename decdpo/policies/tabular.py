@@ -23,6 +23,7 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import read_answers
 from decdpo.errors import PolicyError
 from decdpo.losses.base import Leaves, PairScores
+from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.arrays import (
     CPU,
@@ -73,9 +74,9 @@ class TabularPass:
         slope = np.zeros(self.table.numel(), dtype=self.table.detach().numpy().dtype)
         for counts, name in zip(self.sides, ("chosen", "rejected"), strict=True):
             counts.add_combination(cotangents[name].numpy(), slope)
-        (grad,) = torch.autograd.grad(
-            self.table, self.x, torch.from_numpy(slope).view_as(self.table)
-        )
+        with torch.enable_grad():
+            total = paired(self.table, torch.from_numpy(slope).view_as(self.table))
+        (grad,) = torch.autograd.grad(total, self.x)
         self.params.grad.add_(grad)
 
 

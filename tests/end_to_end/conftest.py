@@ -1,86 +1,14 @@
 """Whole commands in processes of their own, with and without mpirun."""
 
-import contextlib
-import io
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-from decdpo.cli import main
-from decdpo.comm.mpirun import capture, command_of, environment
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 120
-"""Seconds after which a command counts as hanging."""
+from shells import CONFIG, ROOT, Shell
 
 
-class Shell:
-    """Runs decdpo in a folder of its own; ``said`` is what the last command printed.
-
-    Without ``ranks`` a command runs in this process, which saves the time to import torch.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.said = ""
-
-    def command(self, words, ranks):
-        program = [sys.executable, "-m", "decdpo", *map(str, words)]
-        if ranks is None:
-            return program
-        return command_of(ranks, program)
-
-    def environment(self):
-        return environment({"PYTHONPATH": str(ROOT)})
-
-    def __call__(self, *words, ranks=None, status=0):
-        """Run a command to its end, check its status, return its standard output."""
-        if ranks is None:
-            out, err = io.StringIO(), io.StringIO()
-            with contextlib.chdir(self.folder):
-                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                    code = main([str(word) for word in words])
-            self.said = out.getvalue() + err.getvalue()
-            assert code == status, f"status {code}\n{self.said}"
-            return out.getvalue()
-        code, out, err = capture(
-            ranks, self.command(words, None), limit=LIMIT, cwd=self.folder,
-            more={"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        self.said = out + err
-        assert code == status, f"status {code}\n{self.said}"
-        return out
-
-    def start(self, *words, ranks=None):
-        """Start a command and return its process."""
-        return subprocess.Popen(
-            self.command(words, ranks),
-            cwd=self.folder,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def write(self, name, text):
-        path = self.folder / name
-        path.write_text(text)
-        return path
-
-    def digests(self, run):
-        """Return one digest per agent."""
-        return json.loads(self("checkpoint", "digest", run, "--json"))["agents"]
-
-    def metrics(self, run):
-        """Return the records without times and traffic."""
-        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        for record in records:
-            del record["system"]
-        return records
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch, request):
+    """Draw no curves at the end of a run in this process: it takes long. Tests of figures do."""
+    if "figure" not in request.node.name:
+        monkeypatch.setattr("decdpo.session.training.plot_run", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
@@ -101,15 +29,4 @@ def shell(tmp_path):
 @pytest.fixture
 def config(shell, shards):
     """Write run.toml, a short run on the embedded data set."""
-    text = f"""[run]
-rounds = 12
-[data]
-shards = "{shards}"
-[policy]
-dimension = 4096
-[checkpoint]
-every = 4
-[comm]
-timeout = 60.0
-"""
-    return shell.write("run.toml", text)
+    return shell.write("run.toml", CONFIG.format(shards=shards))

@@ -32,6 +32,8 @@ def test_every_command_works_without_docstrings(shell, config):
         "              ['checkpoint', 'show', 'run'], ['report', 'run']):\n"
         "    status = main(words)\n"
         "    if status: raise SystemExit(f'{words}: {status}')\n"
+        "import sys\n"
+        "print('slow to import:', [m for m in ('sympy',) if m in sys.modules])\n"
     )
     done = subprocess.run(
         [sys.executable, "-OO", "-c", code], cwd=shell.folder, env=shell.environment(),
@@ -39,6 +41,7 @@ def test_every_command_works_without_docstrings(shell, config):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "# Run(" not in done.stdout
+    assert done.stdout.endswith("slow to import: []\n"), done.stdout[-200:]
 
 
 def test_an_out_that_differs_between_ranks_is_named(shell, config):

@@ -1,0 +1,198 @@
+"""Whole runs on the ranks of these tests: the bits of one process, also after a stop."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shells import CONFIG, ROOT, RankShell, Shell
+
+pytestmark = pytest.mark.mpi
+MODEL = ROOT.parent / "shared" / "models" / "stories260K-hf"
+PAIRS = 40
+"""Pairs of each of the 8 users."""
+ALGORITHMS = {
+    "dsgd": ["algorithm.local_steps=2", "optim.kind=adamw", "optim.lr=0.01"],
+    "centralized": ["optim.kind=adamw", "optim.lr=0.01"],
+    "fedavg": ["algorithm.participants=3", "algorithm.local_steps=2", "optim.momentum=0.9"],
+    "fedavg with momentum": ["algorithm.participants=2", "algorithm.server_momentum=0.9"],
+    "outer_momentum": ["algorithm.local_steps=2", "optim.kind=adamw", "optim.lr=0.01"],
+    "gradient_tracking": ["optim.momentum=0.9", "topology.graph=one_peer_exponential"],
+    "exact_diffusion": ["topology.graph=random_matching"],
+    "quasi_global_momentum": ["algorithm.local_steps=2", "topology.graph=exponential"],
+    "push_sum": ["optim.momentum=0.9", "topology.graph=exponential"],
+    "choco": ["algorithm.codec=randomk", "algorithm.gamma=0.1", "optim.momentum=0.9"],
+}
+LATE = ["staleness.kind=seeded", "staleness.max_age=3"]
+CHOCO = ["algorithm.kind=choco", "algorithm.gamma=0.3"]
+STALE = {
+    "late": LATE,
+    "compressed": [*CHOCO, "algorithm.codec=int4"],
+    "late, with a statistic": ["loss.kind=beta_dpo", *LATE],
+}
+SYNTHETIC = {
+    "loglinear": ("choices", ["policy.features=columns"]),
+    "trajectory": ("trajectories", []),
+    "tabular": ("trajectories", ["policy.states=20", "policy.actions=5", "policy.hidden=4"]),
+}
+
+
+def options(pairs):
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch):
+    """Draw no curves at the end of a run: it takes longer than the run."""
+    monkeypatch.setattr("decdpo.session.training.plot_run", lambda *_: None)
+
+
+@pytest.fixture
+def shell(tmp_path, agree):
+    """Return a shell in a folder that all ranks share."""
+    folder = Path(agree.texts(str(tmp_path))[0])
+    return RankShell(folder, lambda text: agree.texts(text)[0], agree.rank)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Return a folder with one shard for each of 8 users, the same on every rank."""
+    folder, seen, rows = tmp_path_factory.mktemp("few"), Counter(), []
+    with gzip.open(ROOT / "data" / "preferences.jsonl.gz", "rt") as lines:
+        for line in lines:
+            user = json.loads(line)["user"]
+            seen[user] += 1
+            rows += [line] if seen[user] <= PAIRS else []
+    (folder / "few.jsonl").write_text("".join(rows))
+    Shell(folder)("shard", "few.jsonl", "--partition", "by:user", "--out", "users")
+    return folder / "users"
+
+
+@pytest.fixture
+def config(shell, few):
+    """Write run.toml, a short run on a part of the embedded data set."""
+    shards = shell.share(str(few))
+    if shell.rank == 0:
+        shell.write("run.toml", CONFIG.format(shards=shards))
+    shell.share("written")
+    return "run.toml"
+
+
+@pytest.fixture
+def same_bits(shell, config):
+    """Train on all ranks and on one; check the bits and the records, return the records."""
+
+    def check(*pairs):
+        words = options(pairs)
+        shell("train", config, "--out", "spread", *words)
+        shell.alone("train", config, "--out", "alone", *words)
+        assert shell.digests("spread") == shell.digests("alone")
+        assert shell.metrics("spread") == shell.metrics("alone")
+        return shell.metrics("alone")
+
+    return check
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+def test_the_bits_of_one_process(shell, same_bits, overlap):
+    records = same_bits(f"algorithm.overlap={overlap}")
+    assert len(shell.digests("spread")) == 8
+    assert [record["round"] for record in records] == list(range(13))
+    assert records[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
+    assert records[0]["heldout/average/accuracy"] == 0.5
+    assert records[-1]["messages"] == 12 * 16
+    assert records[-1]["bytes"] == 12 * 16 * 4 * 4096
+
+
+@pytest.mark.parametrize("transport", ["p2p", "window"])
+@pytest.mark.parametrize(
+    "graph", ["exponential", "one_peer_exponential", "random_matching", "star"]
+)
+def test_every_kind_of_graph_and_transport(same_bits, graph, transport):
+    same_bits(f"topology.graph={graph}", f"comm.transport={transport}", "log.every=6")
+
+
+@pytest.mark.parametrize("kind", ["centralized", "local"])
+def test_the_baselines(shell, same_bits, kind):
+    records = same_bits(f"algorithm.kind={kind}", "optim.momentum=0.9")
+    assert records[-1]["messages"] == (12 * 2 * 7 if kind == "centralized" else 0)
+    different = {agent["x"] for agent in shell.digests("alone").values()}
+    assert len(different) == (1 if kind == "centralized" else 8)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_stopped_on_these_ranks_goes_on_elsewhere(shell, config, name):
+    words = options([f"algorithm.kind={name.split()[0]}", *ALGORITHMS[name]])
+    shell.alone("train", config, "--out", "whole", *words)
+    shell("train", config, "--out", "part", *words, "--set", "run.rounds=7")
+    assert shell.digests("part") != shell.digests("whole")
+    shell.alone("resume", "part", "--set", "run.rounds=12")
+    assert shell.digests("part") == shell.digests("whole")
+    assert shell.metrics("part") == shell.metrics("whole")
+
+
+@pytest.mark.parametrize("name", STALE)
+def test_late_and_compressed_messages_go_on_on_these_ranks(shell, config, name):
+    words = options(STALE[name])
+    shell.alone("train", config, "--out", "whole", *words)
+    shell.alone("train", config, "--out", "part", *words, "--set", "run.rounds=7")
+    shell("resume", "part", "--set", "run.rounds=12")
+    assert shell.digests("part") == shell.digests("whole")
+    assert shell.metrics("part") == shell.metrics("whole")
+
+
+def test_compressed_messages_are_counted_as_they_travel(shell, same_bits, agree):
+    records = same_bits(*CHOCO, "algorithm.ratio=0.05")
+    code = 8 + (int(0.05 * 4 * 4096) - 8) // 6 * 6
+    ranks = len(agree.texts(""))
+    # Each border between the blocks of agents of two processes is crossed both ways.
+    crossing = 2 * ranks if ranks > 1 else 0
+    lines = (shell.folder / "spread" / "metrics.jsonl").read_text().splitlines()
+    system = [json.loads(line)["system"] for line in lines]
+    assert [s["messages_between_processes"] for s in system] == [0, *[crossing] * 12]
+    assert [s["bytes_between_processes"] for s in system] == [0, *[crossing * (64 + code)] * 12]
+    assert [s["messages_between_nodes"] for s in system] == [0] * 13
+    assert [r["messages"] for r in records] == [16 * r["round"] for r in records]
+    assert [r["bytes"] for r in records] == [16 * r["round"] * code for r in records]
+
+
+def test_an_evaluation_gives_the_numbers_of_one_process(shell, config):
+    shell("train", config, "--out", "run", "--set", "optim.lr=10", "--set", "run.rounds=60")
+    alone = json.loads(shell.alone("evaluate", "run", "--json"))
+    assert json.loads(shell("evaluate", "run", "--json")) == alone and len(alone["agents"]) == 8
+    last = shell.metrics("run")[-1]
+    assert alone["average"]["accuracy"] == last["heldout/average/accuracy"]
+    assert alone["own"]["accuracy"] == last["heldout/accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("kind", SYNTHETIC)
+def test_synthetic_users(shell, config, kind):
+    users, pairs = SYNTHETIC[kind]
+    shell.alone("synthesize", users, "--agents", "6", "--pairs", "24", "--out", "users")
+    if shell.rank == 0:
+        (shell.folder / config).write_text("[run]\nrounds = 6\n[comm]\ntimeout = 60.0\n")
+    words = options(["data.shards=users", f"policy.kind={kind}", *pairs])
+    shell("train", config, "--out", "spread", *words)
+    shell.alone("train", config, "--out", "alone", *words)
+    assert shell.digests("spread") == shell.digests("alone")
+    assert shell.metrics("spread") == shell.metrics("alone")
+
+
+@pytest.mark.skipif(not MODEL.exists(), reason="no language model in ../shared/models")
+def test_a_language_model_goes_on_on_these_ranks(shell, config):
+    pytest.importorskip("transformers")
+    if shell.rank == 0:
+        path = shell.folder / config
+        path.write_text(path.read_text().replace("dimension = 4096", ""))
+    words = ["policy.kind=causal_lm", f"policy.model={MODEL}", "agents.count=4"]
+    words += ["optim.kind=adamw", "data.batch_size=2", "policy.max_length=64"]
+    words = options([*words, "log.gradient_pairs=2", "log.heldout_pairs=2"])
+    shell.alone("train", config, "--out", "one", *words, "--set", "run.rounds=4")
+    shell("train", config, "--out", "two", *words, "--set", "run.rounds=2")
+    shell.alone("resume", "two", "--set", "run.rounds=3")
+    shell("resume", "two", "--set", "run.rounds=4")
+    assert shell.digests("two") == shell.digests("one")
+    assert shell.metrics("two") == shell.metrics("one")
+    assert shell.metrics("one")[0]["rewards/margins"] == 0
