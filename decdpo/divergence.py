@@ -35,11 +35,15 @@ class Diverged(NumericalError):
 class Divergence:
     """Looks at a run; every process sees the same numbers, and so decides alike.
 
-    above : multiple of the start's loss; 0 to look at nothing. loss, norm : of the start.
+    above : multiple of the start's loss; 0 to look at nothing. loss, norm : of the start. remedy :
+    what helps against steps that are too large.
     """
 
-    def __init__(self, above: float, loss: float, norm: float) -> None:
+    def __init__(
+        self, above: float, loss: float, norm: float, remedy: str = "lower optim.lr"
+    ) -> None:
         self._above = above
+        self._remedy = remedy
         self._loss = loss
         self._norm = norm
         self._round = 0
@@ -59,7 +63,7 @@ class Divergence:
         if doubt and (before or last):
             raise Diverged(
                 f"the run diverged: in round {done} {doubt}",
-                "lower optim.lr or set optim.clip_norm: the last checkpoint is of before, and "
+                f"{self._remedy}: the last checkpoint is of before, and "
                 "`decdpo resume RUN --allow optim.lr --set optim.lr=...` goes on from there; "
                 f"run.diverged_above = {self._above:g} says what counts as diverged, 0 is nothing",
             )

@@ -93,7 +93,10 @@ class Metrics:
             loss = pooled(run.world, train).means().get("loss", 0.0)
             length = float(np.sqrt(pool(run.world, squared_lengths(run.agents, model))[0][0]))
             self._divergence = Divergence(
-                self._above, loss, length / np.sqrt(run.world.num_agents)
+                self._above,
+                loss,
+                length / np.sqrt(run.world.num_agents),
+                run.algorithm.needs.smaller_steps,
             )
             if run.next_round == 0:
                 at_start = self.heldout.average(run, model)

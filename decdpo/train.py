@@ -14,11 +14,6 @@ from decdpo.policies.stats import Stats
 from decdpo.run import Agent, Run
 from decdpo.topology.row import Mixing
 
-REMEDY = (
-    "lower optim.lr or, unless algorithm.kind = 'exact_diffusion', set optim.clip_norm; what was "
-    "saved before is intact"
-)
-
 
 class Ending(Enum):
     """How the loop ended."""
@@ -89,7 +84,7 @@ def save(run: Run, t: int, *, last: bool) -> None:
     """
     with span(run, "checkpoint", t):
         run.world.occasion = f"the checkpoint of round {t + 1}"
-        faults = (not_finite(agent, f"after round {t}") for agent in run.agents)
+        faults = (not_finite(run, agent, f"after round {t}") for agent in run.agents)
         run.world.require(next(filter(None, faults), None))
         if run.monitor.sound(t, run, last=last):
             run.monitor.sync()
@@ -127,9 +122,10 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
                 run.algorithm.local_step(agent.state, agent.params.grad, lr)
             check_gradients(active, batches, extremes)
         except NumericalError as fault:
-            raise NumericalError(f"round {t}, local step {h}: {fault.what}", fault.remedy) from None
+            what = f"round {t}, local step {h}: {fault.what}"
+            raise NumericalError(what, remedy(run)) from None
     for agent, batch in zip(active, batches):
-        broken = not_finite(agent, f"after its local steps of round {t}", batch.rows)
+        broken = not_finite(run, agent, f"after its local steps of round {t}", batch.rows)
         if broken is not None:
             raise broken
 
@@ -153,12 +149,13 @@ def check_gradients(agents: list[Agent], batches: list[Batch], extremes: list[Te
         first = int(finite.logical_not().nonzero()[0]) // 2
         raise NumericalError(
             f"the gradient of agent {agents[first].id} has NaN or infinite values, on "
-            + source_rows(agents[first], batches[first].rows),
-            REMEDY,
+            + source_rows(agents[first], batches[first].rows)
         )
 
 
-def not_finite(agent: Agent, when: str, rows: np.ndarray | None = None) -> NumericalError | None:
+def not_finite(
+    run: Run, agent: Agent, when: str, rows: np.ndarray | None = None
+) -> NumericalError | None:
     """Return the error if a parameter is NaN or infinite.
 
     rows : (B,) shard rows of the last local step, if that may be the cause.
@@ -171,8 +168,13 @@ def not_finite(agent: Agent, when: str, rows: np.ndarray | None = None) -> Numer
         return None
     last = "" if rows is None else f", the last of them on {source_rows(agent, rows)}"
     return NumericalError(
-        f"agent {agent.id} has {bad} NaN or infinite parameters {when}{last}", REMEDY
+        f"agent {agent.id} has {bad} NaN or infinite parameters {when}{last}", remedy(run)
     )
+
+
+def remedy(run: Run) -> str:
+    """Return what helps against values that are not finite."""
+    return f"{run.algorithm.needs.smaller_steps}; what was saved before is intact"
 
 
 def source_rows(agent: Agent, rows: np.ndarray) -> str:

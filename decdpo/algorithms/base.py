@@ -22,6 +22,7 @@ class Needs:
     fixed_weights : whether the weights must be the same in every round.
     every_message : whether every message must be mixed exactly once, in its own round.
     equal_steps : whether all agents must step alike along their gradients: no Adam, no clipping.
+    instead : the kind of an algorithm that does without the weights and the steps needed here.
     momentum : the key of its own momentum, which excludes any of the optimizer; "" if it has none.
     sends_bytes : whether a message is a code of uint8; else it has the type of the parameters.
     on_loss : what the survivors do when an agent is lost: go on with the state they have ("keeps"),
@@ -33,9 +34,15 @@ class Needs:
     fixed_weights: bool = False
     every_message: bool = False
     equal_steps: bool = False
+    instead: str = ""
     momentum: str = ""
     sends_bytes: bool = False
     on_loss: Literal["keeps", "restarts", "refuses"]
+
+    @property
+    def smaller_steps(self) -> str:
+        """What helps against steps that are too large."""
+        return "lower optim.lr" + ("" if self.equal_steps else " or set optim.clip_norm")
 
 
 class Algorithm(Protocol[S]):

@@ -71,7 +71,11 @@ class Choco:
     """
 
     needs: ClassVar[Needs] = Needs(
-        fixed_weights=True, every_message=True, sends_bytes=True, on_loss="restarts"
+        fixed_weights=True,
+        every_message=True,
+        sends_bytes=True,
+        instead="dsgd",
+        on_loss="restarts",
     )
 
     optimizer: Optimizer

@@ -59,7 +59,11 @@ class ExactDiffusion:
     """
 
     needs: ClassVar[Needs] = Needs(
-        weights="symmetric", every_message=True, equal_steps=True, on_loss="restarts"
+        weights="symmetric",
+        every_message=True,
+        equal_steps=True,
+        instead="gradient_tracking",
+        on_loss="restarts",
     )
 
     optimizer: Optimizer

@@ -96,10 +96,11 @@ def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
         push_sum=needs.weights == "column",
     )
     if needs.weights == "symmetric" and not schedule.symmetric:
+        other = needs.instead
         raise TopologyError(
             f"the weights of topology.file = {section.file!r} are not symmetric: "
             f"{algorithm.kind.replace('_', ' ')} is known to converge with symmetric ones only",
-            "symmetrize them, or use algorithm.kind = 'gradient_tracking'",
+            "symmetrize them" + (f", or use algorithm.kind = {other!r}" if other else ""),
         )
     if section.graph in TIME_VARYING:
         require_connected_union(schedule, num_agents, min(config.run.rounds, UNION_ROUNDS))

@@ -20,6 +20,13 @@ from decdpo.topology.names import RANDOM, options_used, weights_allowed
 
 __all__ = ["Config", "load", "parse", "parse_override"]
 
+OF_OTHERS = {
+    "policy.max_prompt_length": "a prompt has no limit of its own here: what is longer than "
+    "policy.max_length loses the start of its prompt, down to half of the limit, then the end of "
+    "its answers; set policy.max_length",
+}
+"""Keys that other trainers have, or earlier versions had, and what there is instead."""
+
 LANGUAGE_MODEL_DTYPES = ("float32", "bfloat16")
 """Types in which a language model may compute; what is trained is float32 in both."""
 
@@ -200,6 +207,9 @@ def _unknown_key(
         where = f"{section} of kind {kind!r}"
     else:
         where = f"[{section}]"
+    other = OF_OTHERS.get(f"{section}.{key}")
+    if other:
+        return ConfigError(f"{section}.{key} is not a key of {where}", other)
     return ConfigError(
         f"{section}.{key} is not a key of {where}{nearest(key, known)}",
         "the keys are " + ", ".join(known),

@@ -37,7 +37,7 @@ def check_needs(config: Any) -> None:
 
     needs = needs_of(config.algorithm.kind)
     if needs.equal_steps:
-        _check_steps(config, traits)
+        _check_steps(config, traits, needs)
     if needs.momentum and (traits.adaptive or traits.momentum):
         raise ConfigError(
             f"{_name(config)} brings its own momentum, and has no place for that of optim",
@@ -59,7 +59,7 @@ def _traits(config: Any) -> Traits:
     )
 
 
-def _check_steps(config: Any, traits: Traits) -> None:
+def _check_steps(config: Any, traits: Traits, needs: Any) -> None:
     """Refuse steps that agents rescale each by themselves."""
     name, optim = _name(config), config.optim
     if traits.adaptive:
@@ -67,14 +67,13 @@ def _check_steps(config: Any, traits: Traits) -> None:
             f"{name} is not exact with optim.kind = {optim.kind!r}: every agent rescales its "
             "gradient by its own history, so that the fixed point is not the optimum of the "
             "average loss",
-            "use optim.kind = 'sgd', or algorithm.kind = 'gradient_tracking'",
+            f"use optim.kind = 'sgd'{_instead(needs)}",
         )
     if traits.clipped:
         raise ConfigError(
             f"{name} is not exact with optim.clip_norm = {optim.clip_norm}: every agent clips its "
             "own gradient, so that the fixed point is not the optimum of the average loss",
-            "remove optim.clip_norm and lower optim.lr if need be, or use algorithm.kind = "
-            "'gradient_tracking', which clips the tracked average",
+            f"remove optim.clip_norm, and {needs.smaller_steps} if need be{_instead(needs)}",
         )
 
 
@@ -86,19 +85,23 @@ def _check_weights(config: Any, traits: Traits, needs: Any) -> None:
             f"{name} cannot use topology.graph = {config.topology.graph!r}, whose "
             "weights change: an agent adds up what its neighbours tell, under fixed weights, and "
             "would miss what is told while they are not its neighbours",
-            "choose a graph that stays the same, or algorithm.kind = 'dsgd'",
+            f"choose a graph that stays the same{_instead(needs)}",
         )
     if needs.weights != "column" and traits.pushing:
+        from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
+
+        suited = [kind for kind in ALGORITHMS if needs_of(kind).weights == "column"]
         raise ConfigError(
             "topology.weights = 'push' is only column-stochastic: with "
             f"{name} the agents would not converge to the mean",
-            "choose doubly stochastic weights, such as uniform, or algorithm.kind = 'push_sum'",
+            "choose doubly stochastic weights, such as uniform, or algorithm.kind = "
+            + " or ".join(map(repr, suited)),
         )
     if needs.weights == "symmetric" and traits.one_way:
         raise ConfigError(
             f"topology.graph = {config.topology.graph!r} is directed: {name} is known to converge "
             "with symmetric weights only",
-            "use an undirected graph, or algorithm.kind = 'gradient_tracking'",
+            f"use an undirected graph{_instead(needs)}",
         )
 
 
@@ -136,6 +139,11 @@ def check_late(config: Any) -> None:
             "travel as messages",
             "remove comm.transport",
         )
+
+
+def _instead(needs: Any) -> str:
+    """Name the algorithm that does without what this one needs, as the end of a remedy."""
+    return f", or use algorithm.kind = {needs.instead!r}" if needs.instead else ""
 
 
 def _name(config: Any) -> str:

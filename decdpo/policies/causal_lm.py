@@ -85,7 +85,7 @@ class CausalLM:
     dtype : "float32" or "bfloat16", of the arithmetic (log-softmax: float32 always). The parameters
         that are trained, sent and saved are float32 in any case.
     device : where it computes.
-    max_length, max_prompt_length : limits in tokens, see ``tokens.tokenize``. 0 is 512, or what the
+    max_length, min_prompt_length : limits in tokens, see ``tokens.tokenize``. 0 is 512, or what the
         model was made for if that is less.
     gradient_checkpointing : recompute activations in the backward pass to save memory.
     cache_reference : compute the reference's log-probabilities once and keep them in the shard;
@@ -110,7 +110,7 @@ class CausalLM:
         dtype: str = "float32",
         device: str | torch.device = "cpu",
         max_length: int = 0,
-        max_prompt_length: int | None = None,
+        min_prompt_length: int | None = None,
         gradient_checkpointing: bool = False,
         cache_reference: bool = True,
         allow_hub: bool = False,
@@ -121,12 +121,12 @@ class CausalLM:
     ) -> None:
         if dtype not in DTYPES:
             raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'bfloat16'")
-        least = 1 if max_prompt_length is None else max_prompt_length
+        least = 1 if min_prompt_length is None else min_prompt_length
         if not 0 < least < (max_length or MAX_LENGTH) or tokens_at_once < 0:
             raise PolicyError(
-                f"max_length = {max_length}, max_prompt_length = {max_prompt_length},"
+                f"max_length = {max_length}, min_prompt_length = {min_prompt_length},"
                 f" tokens_at_once = {tokens_at_once} leave no room for an answer",
-                "choose max_length >= 2, 0 < max_prompt_length < max_length, tokens_at_once >= 0",
+                "choose max_length >= 2, 0 < min_prompt_length < max_length, tokens_at_once >= 0",
             )
         self.device = torch.device(device)
         self.cache_reference, self._tokens_at_once = cache_reference, tokens_at_once
@@ -136,7 +136,7 @@ class CausalLM:
         self._config_digest = hub.config_digest(folder, allow_hub)
         self.speller = Speller(self.tokenizer, rules)
         self.max_length, self.notes = length_limit(max_length, hub.context(module.config), folder)
-        self.max_prompt_length = max_prompt_length
+        self.min_prompt_length = min_prompt_length
         if gradient_checkpointing and not getattr(module, "supports_gradient_checkpointing", True):
             raise PolicyError(
                 f"{folder}: {type(module).__name__} cannot recompute its activations",
@@ -211,7 +211,7 @@ class CausalLM:
                 self.speller,
                 shard.prompt_format,
                 self.max_length,
-                self.max_prompt_length,
+                self.min_prompt_length,
                 source_rows=[shard.places[row] for row in range(shard.num_pairs)],
                 where=where,
                 progress=self._pace.step,

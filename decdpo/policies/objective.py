@@ -383,5 +383,5 @@ def _not_finite(
     return NumericalError(
         f"agent {data.agent}: {names[first]} is {stacked[first, where[0]]} at"
         f" {_name_rows(data, rows[where])}",
-        "lower optim.lr or, unless algorithm.kind = 'exact_diffusion', set optim.clip_norm",
+        "lower optim.lr",
     )

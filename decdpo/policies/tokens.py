@@ -83,7 +83,7 @@ def tokenize(
     tokenizer: Any,
     prompt_format: str,
     max_length: int,
-    max_prompt_length: int | None = None,
+    min_prompt_length: int | None = None,
     *,
     source_rows: Sequence[Any] | None = None,
     where: str = "",
@@ -102,7 +102,7 @@ def tokenize(
     tokenizer : of transformers, or a ``Speller``, which brings other rules than the usual ones.
     prompt_format : "plain", "hh" (a transcript that ends with "Assistant:") or "messages" (JSON).
     max_length : most tokens of a prompt and an answer together. What is too long loses the start of
-        its prompt, down to ``max_prompt_length`` tokens (default: half of it), then the end of its
+        its prompt, down to ``min_prompt_length`` tokens (default: half of it), then the end of its
         answers. The beginning-of-sequence token stays.
     source_rows : (N,) rows to name in errors; counted from 1 by default. where : begins an error.
     progress : is called with the number of pairs done since the last call.
@@ -111,7 +111,7 @@ def tokenize(
     tokenizer that cannot take a pair; ``DataError`` for messages that are none.
     """
     speller = tokenizer if isinstance(tokenizer, Speller) else Speller(tokenizer)
-    least = max_length // 2 if max_prompt_length is None else max_prompt_length
+    least = max_length // 2 if min_prompt_length is None else min_prompt_length
     listed = list(pairs)
     rows = list(range(1, len(listed) + 1) if source_rows is None else source_rows)
     findings = Findings()

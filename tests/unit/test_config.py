@@ -58,6 +58,11 @@ def test_overrides_win_and_are_typed():
     [
         ("[run]\nround = 3", ["run.round", "did you mean 'rounds'"]),
         ("[runs]\nrounds = 3", ["[runs]", "did you mean 'run'"]),
+        # Of another trainer, where it means the most tokens of a prompt.
+        (
+            '[policy]\nkind = "causal_lm"\nmax_prompt_length = 9',
+            ["policy.max_prompt_length is not a key", "set policy.max_length"],
+        ),
         ('[run]\nrounds = "3"', ["run.rounds = '3'", "a string", "an integer"]),
         ("[run]\nrounds = true", ["run.rounds", "an integer"]),
         ("[run]\nrounds = 1000000000000000000", ["run.rounds = 1", "1000000000 or less"]),

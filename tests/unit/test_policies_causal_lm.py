@@ -471,8 +471,8 @@ def test_truncation_is_reported(policy):
         ({"dtype": "float16"}, "float16"),
         ({"max_length": 1024}, "made for 512 tokens"),
         ({"max_length": 1}, "no room"),
-        ({"max_length": 8, "max_prompt_length": 8}, "no room"),
-        ({"max_prompt_length": 0}, "no room"),
+        ({"max_length": 8, "min_prompt_length": 8}, "no room"),
+        ({"min_prompt_length": 0}, "no room"),
         ({"tokens_at_once": -1}, "no room"),
     ],
 )

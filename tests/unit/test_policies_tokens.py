@@ -135,7 +135,7 @@ LONG = Pair("a b c d e f g h", " yes", " no no no")
     ],
 )
 def test_truncation_is_minimal_and_counted(limit, least, expected, counts):
-    read, tokens = words(make(), [LONG], max_length=limit, max_prompt_length=least)
+    read, tokens = words(make(), [LONG], max_length=limit, min_prompt_length=least)
     assert read == [expected]
     cut = tokens.truncation
     assert (cut.prompts, cut.answers, cut.tokens) == counts

@@ -1,5 +1,6 @@
 """The gate of the training loop: what is not a finite number is neither told nor saved."""
 
+import inspect
 import math
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -8,15 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from decdpo import divergence
+from decdpo import train as train_module
+from decdpo.algorithms.catalogue import ALGORITHMS
 from decdpo.algorithms.centralized import Centralized
 from decdpo.algorithms.dsgd import Dsgd
+from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
+from decdpo.config import needs
 from decdpo.data.shard import SourceRows
 from decdpo.errors import NumericalError
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import SGD
+from decdpo.policies import objective
 from decdpo.policies.stats import Stats
 from decdpo.run import Agent, Run
 from decdpo.topology.row import Row
@@ -31,6 +38,7 @@ KINDS = {
     "dsgd, overlapped": (Dsgd(SGD(), P), RING, True),
     "gradient tracking": (GradientTracking(SGD(), P), RING, False),
     "gradient tracking, overlapped": (GradientTracking(SGD(), P), RING, True),
+    "exact diffusion": (ExactDiffusion(SGD(), P), RING, False),
     "centralized": (Centralized(SGD()), Averaging(range(N)), False),
 }
 
@@ -119,6 +127,8 @@ def test_a_gradient_that_is_not_finite_is_neither_told_nor_saved(kind, bad):
         "round 3, local step 0: the gradient of agent 2 has NaN or infinite values, on source "
         "rows 203"
     )
+    clips = not run.algorithm.needs.equal_steps
+    assert ("optim.clip_norm" in caught.value.remedy) == clips and "intact" in caught.value.remedy
 
 
 def test_the_local_step_is_named():
@@ -146,6 +156,12 @@ def test_a_step_that_overflows_is_not_saved(kind):
     with pytest.raises(NumericalError, match="NaN or infinite parameters after .*round 3"):
         train(run)
     assert run.store.rounds == [1, 2, 3]
+
+
+def test_the_loop_and_what_it_measures_name_no_algorithm():
+    for module in (train_module, divergence, objective, needs):
+        text = inspect.getsource(module)
+        assert not [kind for kind in ALGORITHMS if f"'{kind}'" in text or f'"{kind}"' in text]
 
 
 def test_agents_that_rest_are_not_asked():
