@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decdpo.params.flat import FlatParams, Layout
+from decdpo.params.flat import FlatParams, Layout, set_main_grad
 
 
 class ComputeView:
@@ -27,11 +27,13 @@ class ComputeView:
         self._cast = torch.empty(layout.size, dtype=dtype, device=first.device)
         self._params: FlatParams | None = None
         self._seen = (0, -1)
+        self._parameters: list[tuple[nn.Parameter, int, int]] = []
         offsets = layout.offsets
         for name, shape, lo, hi in zip(layout.names, layout.shapes, offsets, offsets[1:]):
             parameter = parameters[name]
             parameter.data = self._cast[lo:hi].view(shape)
             parameter.grad = None
+            self._parameters.append((parameter, lo, hi))
             parameter.register_post_accumulate_grad_hook(self._collect(lo, hi))
 
     def follow(self, params: FlatParams) -> None:
@@ -41,11 +43,17 @@ class ComputeView:
         if seen != self._seen:
             self._cast.copy_(params.data)
             self._seen = seen
+        if self._params is None or self._params.grad is not params.grad:
+            for parameter, lo, hi in self._parameters:
+                set_main_grad(parameter, params.grad[lo:hi].view(parameter.shape))
         self._params = params
 
     def _collect(self, lo: int, hi: int) -> Any:
         def collect(parameter: Tensor) -> None:
-            assert self._params is not None and parameter.grad is not None
+            assert self._params is not None
+            if parameter.grad is None:
+                # It was added to the main gradient by who computed it.
+                return
             self._params.grad[lo:hi].add_(parameter.grad.view(-1))
             parameter.grad = None
 

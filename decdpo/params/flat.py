@@ -115,6 +115,17 @@ class FlatParams:
             parameter = parameters[name]
             parameter.data = self.data[lo:hi].view(shape)
             parameter.grad = self.grad[lo:hi].view(shape)
+            set_main_grad(parameter, parameter.grad)
+
+
+def set_main_grad(parameter: Tensor, grad: Tensor) -> None:
+    """Note that the gradient of ``parameter`` is to be added to ``grad``, of the same shape."""
+    setattr(parameter, "main_grad", grad)
+
+
+def main_grad(parameter: Tensor) -> Tensor | None:
+    """Return what the gradient of ``parameter`` is to be added to, None if nobody has said."""
+    return getattr(parameter, "main_grad", None)
 
 
 def flatten(module: nn.Module, layout: Layout) -> Tensor:

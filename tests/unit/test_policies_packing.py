@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from decdpo.params.flat import FlatParams, Layout, flatten
 from decdpo.policies.lm.head import token_logps
 from decdpo.policies.lm.packed import PackedLM
 from decdpo.policies.lm.packing import pack, packed_size
@@ -112,6 +113,48 @@ def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed):
     assert float(error.norm() / slope.norm()) < 1e-5
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("padding", [None, 5])
+def test_gradients_of_tokens_gather_in_the_vector_with_autograds_bits(tied, padding):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**GROUPED, tie_word_embeddings=tied, pad_token_id=padding)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    pairs, weights = tokens(6), torch.linspace(-1, 1, 4).view(2, 2)
+    layout = Layout.of(model)
+    params = FlatParams(layout, flatten(model, layout))
+    found = []
+    for embeds in (False, True):
+        params.bind(model)
+        if not embeds:
+            for p in model.parameters():
+                del p.main_grad
+        params.grad.zero_()
+        scored = PackedLM(model, 10**6, embeds)
+        for rows in ([3, 0], [4, 1]):
+            (scored(pairs, np.array(rows)) * weights).sum().backward()
+        found.append(params.grad.clone())
+        scored.release()
+    assert found[0].any() and torch.equal(*found)
+
+
+def test_a_model_that_wants_ids_is_scored_fast_all_the_same(monkeypatch):
+    from decdpo.policies.lm.choice import choose_scorer
+
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]()).eval()
+    inner, calls = model.model.forward, []
+
+    def forward(input_ids=None, inputs_embeds=None, **rest):
+        calls.append(inputs_embeds is None)
+        return inner(input_ids=input_ids[:, :], **rest)
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    scorer, notes = choose_scorer(model, VOCABULARY, 64, 0)
+    assert isinstance(scorer, PackedLM) and notes == () and False in calls
+    calls.clear()
+    scorer(tokens(3), np.arange(3)).sum().backward()
+    assert calls == [True]
+
+
 def test_rows_hold_as_many_pairs_as_the_budget_and_all_in_order():
     pairs, rows = tokens(20), np.array([3, 3, 19, 0, 7, 8, 1])
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]())
@@ -180,7 +223,19 @@ def test_the_matrix_of_all_logits_never_exists(monkeypatch):
     weight = torch.randn(50, 8, requires_grad=True)
     targets = torch.zeros(64, dtype=torch.long)
     token_logps(hidden, weight, targets, chunk_values=500).sum().backward()
-    assert len(made) == 2 * 7 and max(logits.numel() for logits in made) <= 500
+    # The first chunk is kept for the gradient.
+    assert len(made) == 2 * 7 - 1 and max(logits.numel() for logits in made) <= 500
+
+
+def test_what_fits_into_a_chunk_is_computed_once(monkeypatch):
+    from decdpo.policies.lm import head
+
+    made = []
+    whole = head.linear
+    monkeypatch.setattr(head, "linear", lambda *args: made.append(args) or whole(*args))
+    hidden, weight = torch.randn(8, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    token_logps(hidden, weight, torch.zeros(8, dtype=torch.long)).sum().backward()
+    assert len(made) == 1
 
 
 def test_the_gradient_of_a_half_precision_head_is_summed_in_float32():

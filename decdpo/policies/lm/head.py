@@ -4,7 +4,7 @@
 
 with the optional soft cap c(z) = k tanh(z / k). Of A scored tokens over a vocabulary of V, the
 (A, V) logits never exist: a chunk of tokens is computed, used and dropped, once forward and once
-more for the gradient
+more for the gradient, for which one chunk alone is kept
 
     dlogit_v = g ([v = y] - pi_v) c'(z_v),    dh = W^T dlogit,    dW = sum over tokens dlogit h^T.
 """
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+from decdpo.policies.lm.vocabulary import VocabularyGradient
 
 CHUNK_VALUES = 1 << 23
 """Logits computed at a time: 32 MiB in float32."""
@@ -26,14 +28,18 @@ def token_logps(
     bias: Tensor | None = None,
     softcap: float | None = None,
     chunk_values: int = CHUNK_VALUES,
+    gradient: VocabularyGradient | None = None,
 ) -> Tensor:
     """Return (A,) float32 log-probabilities (nats) of the tokens ``targets`` (A,).
 
     hidden : (A, H) states that predict them. weight : (V, H), bias : (V,) of the head; where it is
     frozen, no gradient of it is formed. softcap : k, if the model caps its logits. The softmax is
     taken in float32. The gradient of the weight is summed over chunks in float32.
+    gradient : where that of the weight goes, if not the way that autograd takes.
     """
-    result: Tensor = _TokenLogps.apply(hidden, weight, bias, targets, softcap, chunk_values)
+    result: Tensor = _TokenLogps.apply(
+        hidden, weight, bias, targets, softcap, chunk_values, gradient
+    )
     return result
 
 
@@ -47,48 +53,57 @@ class _TokenLogps(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
         chunk_values: int,
+        gradient: VocabularyGradient | None,
     ) -> Tensor:
         step = max(1, chunk_values // weight.shape[0])
         logps, norms = [], []
-        for h, y in zip(hidden.split(step), targets.split(step)):
+        logits: Tensor | None = None
+        for h, y in reversed([*zip(hidden.split(step), targets.split(step))]):
+            # Freed before the next chunk is made.
+            logits = None
             logits = _logits(h, weight, bias, softcap)
             norms.append(logits.logsumexp(dim=1))
             logps.append(logits.gather(1, y[:, None])[:, 0] - norms[-1])
         empty = hidden.new_zeros(0, dtype=torch.float32)
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat([empty, *norms]))
-        ctx.softcap, ctx.step = softcap, step
-        return torch.cat([empty, *logps])
+        found = torch.cat([empty, *reversed(norms)]), torch.cat([empty, *reversed(logps)])
+        ctx.save_for_backward(hidden, weight, bias, targets, found[0])
+        ctx.softcap, ctx.step, ctx.gradient = softcap, step, gradient
+        # Backward needs the memory of a chunk anyway, and begins with the first one.
+        ctx.first = logits if any(ctx.needs_input_grad) else None
+        return found[1]
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = slopes
         hidden, weight, bias, targets, norms = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        d_hidden: list[Tensor] = []
-        d_weight = weight.new_zeros(weight.shape, dtype=torch.float32) if wants_weight else None
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight: Tensor | None = None
         d_bias = bias.new_zeros(bias.shape, dtype=torch.float32) if wants_bias else None
-        pieces = (tensor.split(ctx.step) for tensor in (hidden, targets, norms, slope))
-        for h, y, norm, g in zip(*pieces):
-            logits = _logits(h, weight, bias, ctx.softcap)
-            bend = None if ctx.softcap is None else 1.0 - (logits / ctx.softcap).square_()
-            d = logits.sub_(norm[:, None]).exp_().mul_(-g[:, None])
-            d.scatter_add_(1, y[:, None], g[:, None])
-            if bend is not None:
-                d.mul_(bend)
+        kept, ctx.first = ctx.first, None
+        for begin in range(0, len(targets), ctx.step):
+            part = slice(begin, begin + ctx.step)
+            logits = _logits(hidden[part], weight, bias, ctx.softcap) if kept is None else kept
+            kept = None
+            d = _slopes(logits, targets[part], norms[part], slope[part], ctx.softcap)
             if d_bias is not None:
                 d_bias.add_(d.sum(dim=0))
             d = d.to(weight.dtype)
-            if wants_hidden:
-                d_hidden.append(d @ weight)
-            if d_weight is not None:
-                _add_outer(d_weight, d, h)
+            if d_hidden is not None:
+                torch.mm(d, weight, out=d_hidden[part])
+            if ctx.gradient is not None:
+                ctx.gradient.head(d, hidden[part])
+            elif wants_weight:
+                d_weight = _add_outer(d_weight, d, hidden[part])
+        if ctx.gradient is not None:
+            ctx.gradient.head_done()
+        elif wants_weight and d_weight is None:
+            d_weight = torch.zeros_like(weight)
         return (
-            torch.cat([hidden[:0], *d_hidden]) if wants_hidden else None,
+            d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
@@ -98,9 +113,20 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float 
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
-def _add_outer(total: Tensor, slopes: Tensor, hidden: Tensor) -> None:
-    """Add sum_a slopes_a hidden_a^T to ``total`` (V, H) float32."""
+def _slopes(
+    logits: Tensor, targets: Tensor, norms: Tensor, slope: Tensor, softcap: float | None
+) -> Tensor:
+    """Return dL/dlogits (A, V) before the cap, for dL/dlog pi = ``slope`` (A,), over ``logits``."""
+    bend = None if softcap is None else 1.0 - (logits / softcap).square_()
+    d = logits.sub_(norms[:, None]).exp_().mul_(-slope[:, None])
+    d.scatter_add_(1, targets[:, None], slope[:, None])
+    return d if bend is None else d.mul_(bend)
+
+
+def _add_outer(total: Tensor | None, slopes: Tensor, hidden: Tensor) -> Tensor:
+    """Add sum_a slopes_a hidden_a^T to ``total`` (V, H) float32, or begin it."""
+    if total is None:
+        return (slopes.t() @ hidden).float()
     if slopes.dtype == total.dtype:
-        total.addmm_(slopes.t(), hidden)
-    else:
-        total.add_(slopes.t() @ hidden)
+        return total.addmm_(slopes.t(), hidden)
+    return total.add_(slopes.t() @ hidden)

@@ -11,6 +11,7 @@ from decdpo.policies.lm.foreign import foreign
 from decdpo.policies.lm.head import token_logps
 from decdpo.policies.lm.packing import pack, packed_size
 from decdpo.policies.lm.plain import CANNOT_SCORE
+from decdpo.policies.lm.vocabulary import Vocabulary
 from decdpo.policies.tokens import TokenizedPairs
 
 
@@ -21,19 +22,23 @@ class PackedLM:
         activation checkpointing it is computed again in the backward pass.
     tokens_at_once : the most tokens of a row, but for a pair that alone has more. 0 is one pair a
         row: then the bits of an answer do not depend on its batch.
+    embeds : hand the model the states of its tokens instead of their ids, which spares memory and
+        time in the backward pass; some models want the ids.
 
     What a model does to its logits after the head is known for a factor (Cohere's
     ``logit_scale``, Granite's ``logits_scaling``) and a soft cap (Gemma 2); for whatever else a
     model may do, compare with the plain way before use.
     """
 
-    def __init__(self, module: Any, tokens_at_once: int = 0) -> None:
+    def __init__(self, module: Any, tokens_at_once: int = 0, embeds: bool = True) -> None:
         attention.register()
         configs = [part.config for part in module.modules() if hasattr(part, "config")]
         self._before = [(config, config._attn_implementation) for config in configs]
         for config in configs:
             config._attn_implementation = attention.SEGMENTS
         self.module = module
+        self._vocabulary = Vocabulary(module, embeds)
+        self._embeds = embeds
         self._tokens_at_once = tokens_at_once
         config = module.config
         self._softcap = getattr(config, "final_logit_softcapping", None)
@@ -47,7 +52,7 @@ class PackedLM:
 
     def of(self, module: Any) -> "PackedLM":
         """Return what scores with another module in the same way."""
-        return PackedLM(module, self._tokens_at_once)
+        return PackedLM(module, self._tokens_at_once, self._embeds)
 
     def parts(self, tokens: TokenizedPairs, rows: np.ndarray) -> list[np.ndarray]:
         """Split the pairs ``rows`` (B,), in order, by the tokens that a packed row may have."""
@@ -63,14 +68,16 @@ class PackedLM:
     def __call__(self, tokens: TokenizedPairs, rows: np.ndarray) -> Tensor:
         """Return (2, B) float32 log-probabilities (nats) of chosen and rejected answers."""
         row = pack(tokens, rows)
-        head: Any = self.module.get_output_embeddings()
+        head = self._vocabulary.head
         weight: Tensor = head.weight
         device = weight.device
+        of_head, of_embedding = self._vocabulary.gradients()
+        fed = self._vocabulary.fed(row.ids.to(device), of_embedding)
         masks = [(slice(s.begin, s.end), s.mask(weight.dtype, device)) for s in row.segments]
         name = type(self.module).__name__
         with foreign(f"the model {name} cannot score an answer", CANNOT_SCORE):
             hidden = self.module.base_model(
-                input_ids=row.ids[None].to(device),
+                **fed,
                 position_ids=row.positions[None].to(device),
                 use_cache=False,
                 segments=masks,
@@ -79,6 +86,8 @@ class PackedLM:
         if self._scale != 1.0:
             states = states * self._scale
         bias = getattr(head, "bias", None)
-        logps = token_logps(states, weight, row.targets.to(device), bias, self._softcap)
+        logps = token_logps(
+            states, weight, row.targets.to(device), bias, self._softcap, gradient=of_head
+        )
         answers = torch.stack([answer.sum() for answer in logps.split(row.lengths)])
         return answers.view(len(rows), 2).t()
