@@ -88,9 +88,9 @@ class PairStore:
         for name in _FEATURES:
             self._features[name].extend(getattr(item, name) or ())
         self._edges.append(self._end)
-        for text in (item.prompt, item.chosen, item.rejected):
-            data = text.encode()
-            self._file.write(data)
+        texts = [text.encode() for text in (item.prompt, item.chosen, item.rejected)]
+        self._file.write(b"".join(texts))
+        for data in texts:
             self._end += len(data)
             self._edges.append(self._end)
         for name in _NUMBERS:
@@ -152,15 +152,20 @@ class PairStore:
     def text(self, rows: np.ndarray) -> Iterator[bytes]:
         """Yield the texts of some pairs end to end, in parts of a few MiB."""
         self._file.flush()
-        parts, size = [], 0
+        # Pairs that follow each other in the file are read at once.
+        spans: list[list[int]] = []
+        size = 0
         for start, end in self.edges[rows][:, [0, 3]].tolist():
-            parts.append(self._read(start, end))
+            if spans and spans[-1][1] == start:
+                spans[-1][1] = end
+            else:
+                spans.append([start, end])
             size += end - start
             if size >= _PART:
-                yield b"".join(parts)
-                parts, size = [], 0
-        if parts:
-            yield b"".join(parts)
+                yield b"".join(self._read(*span) for span in spans)
+                spans, size = [], 0
+        if spans:
+            yield b"".join(self._read(*span) for span in spans)
 
     def _read(self, start: int, end: int) -> bytes:
         return os.pread(self._file.fileno(), end - start, start)

@@ -87,10 +87,14 @@ def survey(store: PairStore) -> Survey:
         base = edges[first, 0]
         last = int(np.searchsorted(edges[:, 3], base + len(part), side="right"))
         places = edges[first:last] - base
+        known: dict[bytes, bytes] = {}  # Texts recur, and those of one part are few.
         for row, (a, b, c, d) in enumerate(places.tolist(), first):
             prompt, chosen, rejected = part[a:b], part[b:c], part[c:d]
             for text in (prompt, chosen, rejected):
-                digests += blake2b(text.strip(), digest_size=8).digest()
+                digest = known.get(text)
+                if digest is None:
+                    digest = known[text] = blake2b(text.strip(), digest_size=8).digest()
+                digests += digest
             for kind in _kinds(prompt, chosen, rejected):
                 found[kind].append(row)
         for kind, marked in _signs(part, places[:, 0], first).items():
