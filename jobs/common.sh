@@ -69,7 +69,7 @@ decdpo_launch() { # command...
     DECDPO_CHILD=$!
 }
 
-# Pass a stop on to the ranks, again and again: the first may come before they can hear it, and
+# Pass a stop on to the ranks, again and again: the first may come before they can take it, and
 # sent at once it could meet srun or mpirun while they start.
 decdpo_forward_stop() { # pid
     while sleep "${DECDPO_GRACE:-5}" && kill -USR1 "$1"; do :; done
@@ -137,7 +137,7 @@ decdpo_requeue() { # RUN why
         return
     fi
     shift
-    # SLURM ends a cancelled job and one past its limit alike; only its reason tells which it was.
+    # SLURM ends a cancelled job and one past its limit alike; only its reason says which it was.
     if [ -n "${DECDPO_TERMINATED:-}" ] \
         && ! scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'Reason=TimeLimit'; then
         decdpo_say "$1, and ended from outside: not requeued. Submit it again to resume"

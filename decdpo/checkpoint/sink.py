@@ -46,7 +46,7 @@ class Sink:
         return size
 
     def finish(self) -> None:
-        """Force all to disk; raise what failed. A failed push is told to nobody but its caller."""
+        """Force all to disk; raise what failed. A failed push is reported to its caller alone."""
         if self.fault is not None:
             raise self.fault
         for push in self._pushes:

@@ -161,7 +161,7 @@ class CheckpointStore:
     def poll(self) -> None:
         """Raise what the write in the background failed of, once; costs nothing otherwise.
 
-        A failure of any process fails them all, but each hears of it at the end of the round it
+        A failure of any process fails them all, but each learns of it at the end of the round it
         is in, so the error is not ``collective``: the first to raise it must end the job.
         """
         self._writer.poll()

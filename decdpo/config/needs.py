@@ -10,7 +10,7 @@ from decdpo.errors import ConfigError
 from decdpo.topology.names import DIRECTED, TIME_VARYING
 
 ONE_WAY = (*DIRECTED, "one_peer_exponential")
-"""Graphs on which agents hear others that do not hear them."""
+"""Graphs on which agents receive from others that they do not send to."""
 
 
 class Traits(NamedTuple):
@@ -83,8 +83,8 @@ def _check_weights(config: Any, traits: Traits, needs: Any) -> None:
     if needs.fixed_weights and traits.changing:
         raise ConfigError(
             f"{name} cannot use topology.graph = {config.topology.graph!r}, whose "
-            "weights change: an agent adds up what its neighbours tell, under fixed weights, and "
-            "would miss what is told while they are not its neighbours",
+            "weights change: an agent adds up what its neighbours send, under fixed weights, and "
+            "would miss what is sent while they are not its neighbours",
             f"choose a graph that stays the same{_instead(needs)}",
         )
     if needs.weights != "column" and traits.pushing:
@@ -118,9 +118,9 @@ def check_late(config: Any) -> None:
     needs = needs_of(kind)
     if needs.meets != "neighbours" or needs.every_message:
         if needs.meets != "neighbours":
-            why = "its agents have no neighbours whose letters could be late"
+            why = "its agents have no neighbours whose messages could be late"
         else:
-            why = "its sums are right only if every letter of every round enters them once"
+            why = "its sums are right only if every message of every round enters them once"
         others = ((name, needs_of(name)) for name in ALGORITHMS)
         suited = [n for n, o in others if o.meets == "neighbours" and not o.every_message]
         raise ConfigError(
@@ -130,12 +130,12 @@ def check_late(config: Any) -> None:
     if config.topology.graph in TIME_VARYING:
         raise ConfigError(
             f"staleness.kind = {late.kind!r} does not suit topology.graph = "
-            f"{config.topology.graph!r}: a neighbour of this round has sent no older letters",
+            f"{config.topology.graph!r}: a neighbour of this round has sent no older messages",
             "choose a graph that stays the same",
         )
     if late.kind == "arrival" and config.comm.transport == "window":
         raise ConfigError(
-            "comm.transport = 'window' is not used by staleness.kind = 'arrival', whose letters "
+            "comm.transport = 'window' is not used by staleness.kind = 'arrival', whose messages "
             "travel as messages",
             "remove comm.transport",
         )

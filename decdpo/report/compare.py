@@ -97,7 +97,7 @@ def table(runs: Sequence[RunFacts]) -> str:
 
 
 def names_of(runs: Sequence[RunFacts]) -> list[str]:
-    """Return a name for each run: its folder's, with as much of the path as tells all apart."""
+    """Return a name for each run: its folder's, with as much of the path as distinguishes them."""
     paths = [run.folder.absolute().parts for run in runs]
     found = []
     for path in paths:

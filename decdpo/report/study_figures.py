@@ -13,7 +13,7 @@ from decdpo.report.looks import Look, looks, subject
 CROWD = 3
 """More curves than this in one panel have bars at their markers in place of bands."""
 APART = 3.0
-"""Points by which the curves of a crowd are moved aside, so that their bars can be told apart."""
+"""Points by which the curves of a crowd are moved aside, so that their bars lie apart."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ _TERMS = {
     "drift": "unlike users",
     "drift_noise": "noise between agents",
     "participation": "drawing participants",
-    "staleness": "late letters",
+    "staleness": "late messages",
 }
 
 
@@ -60,7 +60,7 @@ def _prediction(found: Mapping[str, Any], measured: Mapping[str, float] | None) 
         if not name.startswith("bound"):
             continue
         if name != "bound":
-            lines.append(f"  with letters {name.split('_')[1]} rounds late:")
+            lines.append(f"  with messages {name.split('_')[1]} rounds late:")
         for term, value in bound["terms"].items():
             lines.append(f"    {_TERMS[term]:<32}{_number(value):>14}")
         lines.append(f"    {'total':<32}{_number(bound['total']):>14}")

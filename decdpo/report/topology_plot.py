@@ -86,13 +86,13 @@ def _links(
     """Draw the links of one round: a line for a mutual one, an arrow for another."""
     mixing = schedule.mixing(round)
     rows = [mixing.row(agent) for agent in range(len(at))]
-    heard = [dict(zip(row.sources, row.weights, strict=True)) for row in rows]
-    largest = max((w for h in heard for w in h.values()), default=1.0)
+    received = [dict(zip(row.sources, row.weights, strict=True)) for row in rows]
+    largest = max((w for h in received for w in h.values()), default=1.0)
     label = f"round {round}" if named else None
-    width = 1.4 if sum(map(len, heard)) < 500 else 0.6
-    for i, sources in enumerate(heard):
+    width = 1.4 if sum(map(len, received)) < 500 else 0.6
+    for i, sources in enumerate(received):
         for j, weight in sources.items():
-            mutual = i in heard[j]
+            mutual = i in received[j]
             if mutual and i > j:
                 continue
             alpha = 0.25 + 0.65 * weight / largest

@@ -2,7 +2,7 @@
 
 For every seed the constants are measured on its pairs, and the advisor is asked for a budget: that
 of the default setting, counted in three ways. Every candidate it ranks is then run, each with the
-step size that makes its bound smallest, for as many rounds as the budget pays for. A bound speaks
+step size that makes its bound smallest, for as many rounds as the budget pays for. A bound is
 of the mean of ||grad L(x_bar)||^2 over the rounds, ``mean_gradient_sq``.
 """
 

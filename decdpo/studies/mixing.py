@@ -20,7 +20,7 @@ from decdpo.studies.table import Row
 from decdpo.topology.mixing import MixingMatrix
 from decdpo.topology.schedule import Static, Topology, make_schedule, round_weights
 
-PATIENCE = (10_000, 30_000)
+MOST_ROUNDS = (10_000, 30_000)
 """Rounds taken one by one before a slow matrix is tried by its slowest modes, and tried again."""
 
 MODES = 96
@@ -70,8 +70,8 @@ def starting_point(start: str, agents: int, seed: int) -> np.ndarray:
 def rounds_to_consensus(schedule: Topology, x: np.ndarray, target: float) -> int | None:
     """Return the first t with ||x_t - mean||^2 <= target ||x_0 - mean||^2.
 
-    Rounds are taken one by one as far as ``PATIENCE``; from there on a symmetric matrix is followed
-    along its slowest eigenvectors, in closed form. None if neither ends.
+    Rounds are taken one by one as far as ``MOST_ROUNDS``; from there on a symmetric matrix is
+    followed along its slowest eigenvectors, in closed form. None if neither ends.
 
     x : (n, d), left as it is.
     """
@@ -79,8 +79,8 @@ def rounds_to_consensus(schedule: Topology, x: np.ndarray, target: float) -> int
     goal = target * float((x**2).sum())
     weights = _matrix(schedule, 0)
     done = 0
-    for patience in PATIENCE:
-        for _ in range(patience):
+    for most in MOST_ROUNDS:
+        for _ in range(most):
             x = weights @ x
             done += 1
             if float(np.vdot(x, x)) <= goal:

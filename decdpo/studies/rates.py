@@ -1,7 +1,7 @@
 """Study ``rates``: the predicted bounds, with measured constants, over the measured curves.
 
 For every seed the constants L, kappa^2, zeta^2 and the initial gap are measured at the start. The
-bounds of ``decdpo.theory.bounds`` speak of the mean of ||grad L(x_bar)||^2 over the models that the
+bounds of ``decdpo.theory.bounds`` are of the mean of ||grad L(x_bar)||^2 over the models that the
 rounds so far began from; ``mean_gradient_sq`` is that mean, and ``ratio`` the bound over it.
 """
 

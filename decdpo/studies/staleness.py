@@ -1,9 +1,9 @@
-"""Study ``staleness``: letters up to q rounds late.
+"""Study ``staleness``: messages up to q rounds late.
 
 The source's experiment has the same q, but is on FedDPO: in the authors' public program some of the
 users take part in a round, and with q > 0 each begins at the global model of the round it last took
 part in, however long ago, so that q = 2 and q = 5 are the same computation with other draws. It
-draws the squared norms of batch gradients clipped to norm 1. Gossip with letters up to q rounds
+draws the squared norms of batch gradients clipped to norm 1. Gossip with messages up to q rounds
 late is our counterpart, measured at the average model, and no copy of that experiment.
 """
 
@@ -33,9 +33,9 @@ class Staleness(Study):
     """q in {0, 2, 5} at three step sizes."""
 
     name = "staleness"
-    title = "DecDPO with stale letters"
+    title = "DecDPO with stale messages"
     source = f"{PAPER}, on gossip where the source has FedDPO"
-    setting = "DecDPO on a ring, E = 1; every letter's age is uniform on 0 ... q (seeded)"
+    setting = "DecDPO on a ring, E = 1; every message's age is uniform on 0 ... q (seeded)"
     summary_columns = (("lr", "q"), ("gap", "loss", "consensus_distance", "heldout/accuracy"))
 
     def cells(self, options: Options) -> list[Cell]:
@@ -105,7 +105,7 @@ def _ordered(table: Table, lr: float, y: str) -> Verdict:
         "1 + q/2 (1 - w), w an agent's own weight, and leaves the fixed point where it is: once "
         "near it, a slower average is also a less noisy one.",
         "consensus_distance": "The bound takes moves of at most eta E G for as large as they can "
-        "be. Agents that hear old letters move more slowly, and drift apart less by it.",
+        "be. Agents that receive old messages move more slowly, and drift apart less by it.",
     }
     return increasing(table, y, hue(lr), why[y])
 
@@ -128,7 +128,7 @@ def flat(table: Table) -> Verdict:
     if any(outcomes[age] is False for age in AGES[1:]):
         reasons.append(
             "In gossip an agent's own model is always today's and ages are drawn anew for every "
-            "letter: staleness slows the descent by a factor and does not stop it. The source is "
+            "message: staleness slows the descent by a factor and does not stop it. The source is "
             "on FedDPO and calls its stall more severe than its theorem; if its curves are those "
             "of the authors' public program, flat at 1 says that batch gradients stayed above "
             "their clip."
@@ -139,7 +139,7 @@ def flat(table: Table) -> Verdict:
 def slowdown(table: Table) -> Verdict:
     """Compare ln gap without and with staleness to the predicted division of the step, by seed.
 
-    An age is q/2 rounds on average, and a share 1 - w of an agent is heard from others: the average
+    An age is q/2 rounds on average, and a share 1 - w of an agent comes from others: the average
     model moves by v with v = -(1 - w) (q / 2) v - eta g.
     """
     final = table.final()

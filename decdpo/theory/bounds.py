@@ -50,7 +50,7 @@ at most 4 A^2 + 2 B^2, which is (2), for c <= 1/8. Up to our limit c = 1/2 it is
 noise, 4 B^2 without heterogeneity, and 8 of both together; we keep 2 and 4 there, for the same
 reason as above.
 
-Staleness, neighbours heard up to q rounds late, own weight w (ours: of Theorem 5.5 we know the
+Staleness, messages up to q rounds late, own weight w (ours: of Theorem 5.5 we know the
 penalty C_q q_max alone, and it stands among the theorems on FedDPO, not on gossip):
 
     (1 + q (1 - w)) 2 Delta / (eta E R) + the rest of (2)

@@ -1,4 +1,4 @@
-"""The constants that the theory speaks of, measured on the agents' own training pairs.
+"""The constants of the theory, measured on the agents' own training pairs.
 
     L         smoothness of the global objective: the largest curvature
     L_max     the same of one agent's objective, the largest of all agents

@@ -159,7 +159,7 @@ def largest_eigenvalue(
     operator = LinearOperator((size, size), matvec=lambda v: apply(v.ravel()), dtype=np.float64)
     start = apply(generator(0, Stream.INITIAL_MODEL, agent=size).standard_normal(size))
     if not start.any():
-        # Without any curvature, of which ARPACK would not hear.
+        # Without any curvature, which ARPACK does not take.
         return 0.0
     basis = 8 if tolerance >= ROUGH else None
     values = eigsh(

@@ -10,7 +10,7 @@ from decdpo.errors import DataError
 def mean_over_rounds(rounds: Sequence[int], values: Sequence[float]) -> float:
     """Return the mean over rounds t = first ... last - 1 of a quantity g_t known in some of them.
 
-    A bound speaks of the models that the rounds start from, so the last record counts only through
+    A bound is about the models that the rounds start from, so the last record counts only through
     the straight lines between records. With the trapezoid rule T for the integral of g,
 
         sum_{t = first}^{last - 1} g_t ~ T + (g_first - g_last) / 2,

@@ -18,7 +18,7 @@ class Summary:
     """One line of the table; of a time-varying schedule, links and traffic are those of a round.
 
     graph, weights : names. nodes : agents. edges : undirected edges, or arcs if directed. directed.
-    degree_min, degree_max, degree_mean : neighbours that an agent hears in a round.
+    degree_min, degree_max, degree_mean : neighbours that an agent receives from in a round.
     diameter : longest shortest path in hops; None where not worked out, or the graph varies.
     period : rounds after which the weights repeat. rho, spectral_gap : over one period.
     rho_per_round : rho**(1/period). rounds_to_halve : rounds that surely halve the consensus error
@@ -56,8 +56,8 @@ def summarize(
 
     num_params : values in a message. value_size : bytes of each.
     """
-    heard = schedule.num_sources
-    messages = int(heard.sum())
+    sources = schedule.num_sources
+    messages = int(sources.sum())
     rho = schedule.rho
     return Summary(
         graph=graph,
@@ -65,8 +65,8 @@ def summarize(
         nodes=schedule.num_agents,
         edges=messages if schedule.directed else messages // 2,
         directed=schedule.directed,
-        degree_min=int(heard.min()),
-        degree_max=int(heard.max()),
+        degree_min=int(sources.min()),
+        degree_max=int(sources.max()),
         degree_mean=messages / schedule.num_agents,
         diameter=diameter(schedule),
         period=schedule.period,

@@ -1,6 +1,6 @@
 """Graphs and mixing matrices from files, with errors that name the line or the entry.
 
-Two kinds, told apart by the suffix:
+Two kinds, distinguished by the suffix:
 
 - edge list (any suffix but those below): a line ``i j`` or ``i j weight`` per undirected edge,
   separated by blanks; ``i i weight`` sets an agent's own weight; ``#`` starts a comment.
@@ -82,7 +82,7 @@ def read_edge_list(path: str | Path, num_agents: int | None = None) -> EdgeList:
             if weight is None:
                 raise TopologyError(
                     f"{where}: an edge from agent {i} to itself",
-                    "delete the line: every agent hears itself",
+                    "delete the line: every agent counts itself",
                 )
             own[i] = weight
             continue

@@ -1,7 +1,7 @@
 """Graphs of agents: who may talk to whom.
 
 Each function maps the number of agents n to a networkx graph on the nodes 0 ... n-1 without
-self-loops (an agent always hears itself). An edge (j, i) of a directed graph means that j sends
+self-loops (an agent always counts itself). An edge (j, i) of a directed graph means that j sends
 to i.
 """
 
@@ -92,7 +92,7 @@ def hops(num_agents: int) -> tuple[int, ...]:
 
 
 def exponential(num_agents: int) -> nx.DiGraph:
-    """Return the static exponential graph: agent i hears (i + 2**k) mod n, k = 0 ... tau-1.
+    """Return the static exponential graph: agent i receives from (i + 2**k) mod n, k = 0 ... tau-1.
 
     Directed, with in- and out-degree tau = ceil(log2 n). Ying et al., "Exponential graph is
     provably efficient for decentralized deep training", 2021; the hops are those of Assran et al.,

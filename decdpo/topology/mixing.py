@@ -70,12 +70,12 @@ class MixingMatrix:
         return self.weights.tocsc()
 
     def row(self, agent: int) -> Row:
-        """Return what ``agent`` hears and tells; the same object every time."""
+        """Return what ``agent`` receives and sends; the same object every time."""
         row = self._rows.get(agent)
         if row is None:
             w, c = self.weights, self._columns
-            heard = slice(w.indptr[agent], w.indptr[agent + 1])
-            sources, values = w.indices[heard], w.data[heard]
+            received = slice(w.indptr[agent], w.indptr[agent + 1])
+            sources, values = w.indices[received], w.data[received]
             others = sources != agent
             targets = c.indices[c.indptr[agent] : c.indptr[agent + 1]]
             row = self._rows[agent] = Row(
@@ -88,7 +88,7 @@ class MixingMatrix:
 
     @cached_property
     def num_sources(self) -> np.ndarray:
-        """How many neighbours each agent hears, (n,) int64."""
+        """From how many neighbours each agent receives, (n,) int64."""
         return np.diff(self.weights.indptr).astype(np.int64) - (self.own != 0)
 
     @property
@@ -105,7 +105,7 @@ class MixingMatrix:
 
     @cached_property
     def directed(self) -> bool:
-        """Whether some agent hears another that does not hear it."""
+        """Whether some agent receives from another that it does not send to."""
         return bool(csr_array(self.support - self.support.T).count_nonzero())
 
     @cached_property
@@ -167,13 +167,13 @@ class CompleteMatrix:
         return (self.other,) * (self.num_agents - 1)
 
     def row(self, agent: int) -> Row:
-        """Return what ``agent`` hears and tells: everybody, except itself."""
+        """Return what ``agent`` receives and sends: from and to all, except itself."""
         others = self._agents[:agent] + self._agents[agent + 1 :]
         return Row(self.own, others, self._others, others)
 
     @property
     def num_sources(self) -> np.ndarray:
-        """How many neighbours each agent hears, (n,) int64."""
+        """From how many neighbours each agent receives, (n,) int64."""
         return np.full(self.num_agents, self.num_agents - 1)
 
     @property

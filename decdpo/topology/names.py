@@ -13,10 +13,10 @@ UNDIRECTED = (
     "erdos_renyi",
     "small_world",
 )
-"""Graphs on which neighbours hear each other, the same in every round."""
+"""Graphs on which neighbours send to each other, the same in every round."""
 
 DIRECTED = ("exponential",)
-"""Graphs on which agent i may hear j although j does not hear i."""
+"""Graphs on which agent i may receive from j although it does not send to j."""
 
 TIME_VARYING = ("one_peer_exponential", "random_matching")
 """Schedules with another graph in every round; they bring their own weights."""

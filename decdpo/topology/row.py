@@ -24,7 +24,7 @@ class Mixing(Protocol):
     """The weights of one round of communication."""
 
     def row(self, agent: int) -> Row:
-        """Return what ``agent`` hears and tells in this round."""
+        """Return what ``agent`` receives and sends in this round."""
         ...
 
 

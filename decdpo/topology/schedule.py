@@ -52,7 +52,7 @@ class Topology(Schedule, Protocol):
 
     @property
     def directed(self) -> bool:
-        """Whether in some round an agent hears another that does not hear it."""
+        """Whether in some round an agent receives from another that it does not send to."""
         ...
 
     @property
@@ -87,7 +87,7 @@ class Topology(Schedule, Protocol):
 
     @property
     def num_sources(self) -> np.ndarray:
-        """How many neighbours each agent hears in a round, (n,) int64."""
+        """From how many neighbours each agent receives in a round, (n,) int64."""
         ...
 
 
@@ -108,7 +108,7 @@ class Static:
 
     @property
     def directed(self) -> bool:
-        """Whether some agent hears another that does not hear it."""
+        """Whether some agent receives from another that it does not send to."""
         return self.matrix.directed
 
     @property
@@ -133,12 +133,12 @@ class Static:
 
     @property
     def num_sources(self) -> np.ndarray:
-        """How many neighbours each agent hears, (n,) int64."""
+        """From how many neighbours each agent receives, (n,) int64."""
         return self.matrix.num_sources
 
 
 class Averaging:
-    """Everybody hears the weighted mean of the participants: what a server computes. O(n) memory.
+    """All receive the weighted mean of the participants: what a server computes. O(n) memory.
 
     Its row is the same for every agent: own weight 0, all participants as sources, no targets; only
     that an agent which does not participate is not ``active``. It is its own schedule. McMahan et

@@ -14,7 +14,7 @@ from decdpo.topology.row import Row
 
 @dataclass(frozen=True)
 class _Hop:
-    """One round of the one-peer exponential graph: agent i hears i + hop alone."""
+    """One round of the one-peer exponential graph: agent i receives from i + hop alone."""
 
     num_agents: int
     hop: int
@@ -27,12 +27,12 @@ class _Hop:
 
 
 class OnePeerExponential:
-    """The one-peer exponential graph: in round t agent i hears (i + 2**(t mod tau)) mod n alone.
+    """The one-peer exponential graph: agent i receives from one other agent in each round.
 
-    tau = ceil(log2 n); the own weight and the peer's are 1/2 each. If n is a power of two, tau
-    rounds give the exact average. For other n the hops are the same: every round stays doubly
-    stochastic, and a period contracts the distance to consensus by
-    rho = max_m prod_k |cos(pi m 2**k / n)| <= 1/2.
+    In round t that is (i + 2**(t mod tau)) mod n, tau = ceil(log2 n); the own weight and the peer's
+    are 1/2 each. If n is a power of two, tau rounds give the exact average. For other
+    n the hops are the same: every round stays doubly stochastic, and a period contracts the
+    distance to consensus by rho = max_m prod_k |cos(pi m 2**k / n)| <= 1/2.
 
     Ying et al., "Exponential graph is provably efficient for decentralized deep training", 2021,
     periodic exact averaging; the rho of other n is ours.
@@ -155,7 +155,7 @@ class RandomMatching:
 
     @property
     def num_sources(self) -> np.ndarray:
-        """How many neighbours each agent hears in round 0, (n,) int64; as many in any round."""
+        """From how many neighbours each agent receives in any round, (n,) int64."""
         partner = np.array(self.mixing(0).partner)
         return (partner != np.arange(self.num_agents)).astype(np.int64)
 

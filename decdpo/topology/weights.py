@@ -53,7 +53,7 @@ def uniform(graph: nx.Graph) -> MixingMatrix:
 
 
 def push(graph: nx.Graph) -> MixingMatrix:
-    """Return column-stochastic weights: j gives 1 / (1 + its out-degree) to all that hear it.
+    """Return column-stochastic weights: j gives 1 / (1 + its out-degree) to all it sends to.
 
     For push-sum, which corrects the bias; plain gossip would drift to a weighted average. Assran
     et al., "Stochastic gradient push for distributed deep learning", 2019. Any strongly connected
@@ -96,10 +96,10 @@ def from_weights(
         coo = difference.tocoo()
         row, column, sign = (int(a[0]) for a in (*coo.coords, coo.data))
         fault = (
-            f"is {matrix.weights[row, column]:g}, but in the graph agent {row} does not hear "
-            f"agent {column}"
+            f"is {matrix.weights[row, column]:g}, but in the graph agent {row} does not receive "
+            f"from agent {column}"
             if sign > 0
-            else f"is 0, but in the graph agent {row} hears agent {column}"
+            else f"is 0, but in the graph agent {row} receives from agent {column}"
         )
         raise TopologyError(
             f"{name}: row {row}, column {column} {fault} ({difference.nnz} such entries)",
@@ -110,7 +110,7 @@ def from_weights(
 
 
 def adjacency(graph: nx.Graph) -> csr_array:
-    """Return A (n, n) float64 with a_ij = 1 where agent i hears j, that is, j sends to i."""
+    """Return A (n, n) float64 with a_ij = 1 where agent j sends to agent i."""
     arcs = nx.to_scipy_sparse_array(
         graph, nodelist=range(len(graph)), dtype=np.float64, weight=None, format="csr"
     )

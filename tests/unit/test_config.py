@@ -116,7 +116,7 @@ def test_overrides_win_and_are_typed():
          ["enters them once", "'dsgd'"]),
         ('[staleness]\nkind = "seeded"\n[algorithm]\nkind = "fedavg"', ["no neighbours"]),
         ('[staleness]\nkind = "seeded"\n[topology]\ngraph = "one_peer_exponential"',
-         ["one_peer_exponential", "older letters"]),
+         ["one_peer_exponential", "older messages"]),
         ('[topology]\ngraph = "rng"', ["topology.graph = 'rng'", "did you mean 'ring'"]),
         ('[topology]\nfile = "g.txt"', ["topology.graph = 'ring'", "file"]),
         ("[loss]\nlabel_smoothin = 0.1", ["loss.label_smoothin", "label_smoothing"]),

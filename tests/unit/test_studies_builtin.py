@@ -148,7 +148,7 @@ def test_the_order_of_graphs_is_judged_by_the_seeds():
     assert wide[0].held is False and wide[1].held is True
 
 
-def test_flat_curves_are_what_the_source_says_of_stale_letters():
+def test_flat_curves_are_what_the_source_says_of_stale_messages():
     def table(gaps):
         rng = np.random.default_rng(2)
         rows = []

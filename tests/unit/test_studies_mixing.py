@@ -31,15 +31,15 @@ def test_rounds_are_those_of_dense_matrices(graph, start):
 def test_the_slowest_modes_go_on_exactly_where_stepping_stops(graph, monkeypatch):
     x = starting_point("random", 200, 0)
     schedule = make_schedule(graph, "auto", 200)
-    monkeypatch.setattr(mixing, "PATIENCE", (10**6,))
+    monkeypatch.setattr(mixing, "MOST_ROUNDS", (10**6,))
     stepped = rounds_to_consensus(schedule, x, 1e-6)
-    monkeypatch.setattr(mixing, "PATIENCE", (2000,))
+    monkeypatch.setattr(mixing, "MOST_ROUNDS", (2000,))
     assert stepped > 2000
     assert abs(rounds_to_consensus(schedule, x, 1e-6) - stepped) <= 1
 
 
 def test_an_unfinished_mixing_says_none_rather_than_a_guess(monkeypatch):
-    monkeypatch.setattr(mixing, "PATIENCE", (1,))
+    monkeypatch.setattr(mixing, "MOST_ROUNDS", (1,))
     monkeypatch.setattr(mixing, "MODES", 2)
     x = starting_point("random", 64, 0)
     assert rounds_to_consensus(make_schedule("ring", "auto", 64), x, 1e-6) is None

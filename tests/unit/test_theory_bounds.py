@@ -208,7 +208,7 @@ def test_what_is_not_known_is_said():
 
 
 def test_stale_gossip_divides_the_step():
-    # Every agent hears the others q rounds late on the complete graph; the average slows down.
+    # Every message is q rounds late on the complete graph; the average slows down.
     n, q, eta = 5, 4, 1e-3
     schedule = make_schedule("complete", "auto", n)
     weights = schedule.matrix.weights.toarray()

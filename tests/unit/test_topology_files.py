@@ -104,7 +104,7 @@ def test_the_support_of_a_matrix_is_a_graph(tmp_path: Path) -> None:
     np.save(tmp_path / "w.npy", W)
     assert nx.utils.graphs_equal(read_graph(tmp_path / "w.npy"), nx.path_graph(3))
     np.save(tmp_path / "d.npy", 0.5 * (np.eye(4) + np.roll(np.eye(4), 1, axis=1)))
-    graph = read_graph(tmp_path / "d.npy")  # agent i hears i + 1, so i + 1 sends to i
+    graph = read_graph(tmp_path / "d.npy")  # agent i receives from i + 1, so i + 1 sends to i
     assert graph.is_directed() and set(graph.edges) == {(1, 0), (2, 1), (3, 2), (0, 3)}
 
 

@@ -240,9 +240,9 @@ def test_rules_refuse_graphs_that_they_cannot_weigh() -> None:
 def test_given_weights_must_lie_on_the_graph() -> None:
     ring = metropolis(graphs.ring(6)).weights
     assert from_weights(ring, graphs.ring(6), "w").num_agents == 6
-    with pytest.raises(TopologyError, match="row 0, column 5 is 0.333333, but.*does not hear"):
+    with pytest.raises(TopologyError, match="row 0, column 5 is 0.333333, but.*does not receive"):
         from_weights(ring, graphs.path(6), "w")
-    with pytest.raises(TopologyError, match=r"row 0, column 2 is 0, but.*hears agent 2.*18 such"):
+    with pytest.raises(TopologyError, match=r"row 0, column 2 is 0, but.* from agent 2.*18 such"):
         from_weights(ring, graphs.complete(6), "w")
     with pytest.raises(TopologyError, match="6 agents, but the graph has 7"):
         from_weights(ring, graphs.ring(7), "w")

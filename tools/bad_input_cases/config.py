@@ -76,9 +76,9 @@ CASES = [
          ("--agent 99", "agents 0 to 7")),
     Case("a GPU that is not there", TRAIN, ("no GPU",),
          prepare=config('[policy]\nkind = "causal_lm"\nmodel = "."\n[device]\nkind = "cuda"')),
-    Case("letters from a GPU where the CPU computes", TRAIN, ("device.staging", "ignored"),
+    Case("messages from a GPU where the CPU computes", TRAIN, ("device.staging", "ignored"),
          prepare=config('[device]\nkind = "cpu"\nstaging = "device"')),
-    Case("letters from a GPU that is not there", TRAIN, ("device.staging", "CPU"),
+    Case("messages from a GPU that is not there", TRAIN, ("device.staging", "CPU"),
          prepare=config('[policy]\nkind = "causal_lm"\nmodel = "."\n'
                         '[device]\nstaging = "device"')),
     Case("feature columns that are not there", TRAIN, ("feature columns",),

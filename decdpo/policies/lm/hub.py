@@ -142,8 +142,8 @@ def config_digest(folder: str | os.PathLike[str], allow_hub: bool) -> str:
     from transformers import PretrainedConfig
 
     with quiet(), _readable(name):
-        told, _ = PretrainedConfig.get_config_dict(name, **where)
-    return hashlib.sha256(json.dumps(_essence(told), sort_keys=True).encode()).hexdigest()
+        known, _ = PretrainedConfig.get_config_dict(name, **where)
+    return hashlib.sha256(json.dumps(_essence(known), sort_keys=True).encode()).hexdigest()
 
 
 def _essence(value: Any) -> Any:

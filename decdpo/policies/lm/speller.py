@@ -86,8 +86,8 @@ class Speller:
         tokenizer = self.tokenizer
         inner = getattr(tokenizer, "backend_tokenizer", None)
         if inner is not None:
-            told = json.loads(inner.to_str())
-            vocabulary: Any = {k: v for k, v in told.items() if k not in _NOT_HASHED}
+            state = json.loads(inner.to_str())
+            vocabulary: Any = {k: v for k, v in state.items() if k not in _NOT_HASHED}
         else:
             vocabulary = [tokenizer.get_vocab(), type(tokenizer).__name__]
         specials = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token]
