@@ -29,6 +29,11 @@ class Schedule(row.Schedule, Protocol):
     @property
     def digest(self) -> str: ...
 
+    @property
+    def rho(self) -> float | None:
+        """Factor by which a round contracts disagreement; None if no graph decides that."""
+        ...
+
 
 class Monitor(Protocol):
     """Writes down how training goes."""

@@ -15,6 +15,9 @@ from decdpo.codecs.identity import Identity
 from decdpo.codecs.quantize import Quantize
 from decdpo.codecs.randomk import RandomK
 from decdpo.codecs.topk import TopK
+from decdpo.config import algorithms as sections
+from decdpo.config import schema
+from decdpo.config.algorithms import AlgorithmSection
 from decdpo.errors import ConfigError
 from decdpo.losses.base import PairLoss, RunningLoss
 from decdpo.losses.catalogue import LOSS_CLASSES
@@ -31,22 +34,22 @@ from decdpo.params.optim import (
 )
 
 
-def make_loss(section: Any) -> PairLoss | RunningLoss:
+def make_loss(section: schema.Loss) -> PairLoss | RunningLoss:
     """Return the loss of the section ``[loss]``."""
-    constants = {f.name: getattr(section, f.name) for f in fields(section) if f.name != "kind"}
-    return LOSS_CLASSES[section.kind](**constants)
+    loss: PairLoss | RunningLoss = LOSS_CLASSES[section.kind](**section.constants())
+    return loss
 
 
-def make_optimizer(section: Any) -> Optimizer:
+def make_optimizer(section: schema.Optim) -> Optimizer:
     """Return the optimizer of the section ``[optim]``."""
     common = {"weight_decay": section.weight_decay, "max_norm": section.clip_norm}
-    if section.kind == "sgd":
+    if isinstance(section, schema.Sgd):
         return SGD(momentum=section.momentum, nesterov=section.nesterov, **common)
     beta1, beta2 = section.betas
     return AdamW(beta1=beta1, beta2=beta2, eps=section.eps, **common)
 
 
-def make_learning_rate(section: Any, total_steps: int) -> LearningRate:
+def make_learning_rate(section: schema.StepSizes, total_steps: int) -> LearningRate:
     """Return the step sizes of the section ``[optim]`` over ``total_steps`` local steps."""
     warmup = section.warmup_steps
     if section.schedule == "cosine":
@@ -58,7 +61,7 @@ def make_learning_rate(section: Any, total_steps: int) -> LearningRate:
     return Warmup(warmup, rate) if warmup else rate
 
 
-def make_codec(section: Any, size: int, dtype: torch.dtype, seed: int) -> Codec:
+def make_codec(section: sections.Choco, size: int, dtype: torch.dtype, seed: int) -> Codec:
     """Return the codec of the section ``[algorithm]`` for vectors of ``size`` values."""
     if section.codec == "topk":
         return TopK.of_ratio(size, dtype, section.ratio)
@@ -70,31 +73,31 @@ def make_codec(section: Any, size: int, dtype: torch.dtype, seed: int) -> Codec:
 
 
 def make_algorithm(
-    section: Any, optimizer: Optimizer, layout: Layout, seed: int = 0
-) -> Algorithm:
+    section: AlgorithmSection, optimizer: Optimizer, layout: Layout, seed: int = 0
+) -> Algorithm[Any]:
     """Return the algorithm of the section ``[algorithm]``; ``seed`` is of a codec's chances."""
     shared = layout.num_shared
-    clips = getattr(optimizer, "max_norm", 0.0) > 0
-    if section.kind == "centralized" and layout.has_personal and clips:
+    clips = optimizer.max_norm > 0
+    if isinstance(section, sections.Centralized) and layout.has_personal and clips:
         raise ConfigError(
             "optim.clip_norm with algorithm.kind = 'centralized' and personal parameters would "
             "scale the shared gradient by each agent's own: the agents would part",
             "remove optim.clip_norm",
         )
-    if section.kind == "fedavg" and section.server_momentum:
+    if isinstance(section, sections.FedAvg) and section.server_momentum:
         return OuterMomentum(optimizer, shared, SGD(momentum=section.server_momentum))
-    if section.kind == "outer_momentum":
+    if isinstance(section, sections.OuterMomentum):
         outer = SGD(momentum=section.outer_momentum, nesterov=section.nesterov)
         return OuterMomentum(optimizer, shared, outer, section.outer_lr)
-    if section.kind == "choco":
+    if isinstance(section, sections.Choco):
         codec = make_codec(section, shared, layout.dtype, seed)
         return Choco(optimizer, shared, codec, section.gamma or codec.delta)
     return plain_algorithm(section, optimizer, shared)
 
 
-def plain_algorithm(section: Any, optimizer: Optimizer, num_shared: int) -> Algorithm:
+def plain_algorithm(section: AlgorithmSection, optimizer: Optimizer, num_shared: int) -> Algorithm[Any]:
     """Return an algorithm whose further fields are keys of its section ``[algorithm]``."""
     cls = ALGORITHMS[section.kind]
     given = {"optimizer": optimizer, "num_shared": num_shared, **vars(section)}
-    algorithm: Algorithm = cls(**{f.name: given[f.name] for f in fields(cls)})
+    algorithm: Algorithm[Any] = cls(**{f.name: given[f.name] for f in fields(cls)})
     return algorithm

@@ -26,7 +26,8 @@ from decdpo.comm.staleness import (
     age_file,
 )
 from decdpo.comm.world import Exchange, World
-from decdpo.config import Config
+from decdpo.config import Config, schema
+from decdpo.config.algorithms import FedAvg
 from decdpo.data.index import ShardIndex
 from decdpo.data.sampling import EpochSampler
 from decdpo.data.shard import PreferenceShard
@@ -73,9 +74,7 @@ def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
     needs = needs_of(algorithm.kind)
     if needs.meets == "nobody":
         return Isolated()
-    if needs.meets == "server" and algorithm.kind != "fedavg":
-        return Averaging(range(num_agents))
-    if algorithm.kind == "fedavg":
+    if isinstance(algorithm, FedAvg):
         chosen = algorithm.participants or num_agents
         if chosen > num_agents:
             raise ConfigError(
@@ -85,6 +84,8 @@ def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
         weights = pairs if algorithm.weighting == "pairs" else None
         return Participation(num_agents, chosen, config.run.seed, weights)
     section = config.topology
+    if section is None:
+        return Averaging(range(num_agents))
     schedule = make_schedule(
         section.graph,
         section.weights,
@@ -115,7 +116,7 @@ def make_policy(
     pace : what is told how far a long preparation is.
     """
     section = config.policy
-    if section.kind == "causal_lm":
+    if isinstance(section, schema.CausalLM):
         from decdpo.policies.causal_lm import CausalLM
 
         if not section.model:
@@ -132,10 +133,10 @@ def make_policy(
             rules=TextRules(section.chat_template, section.eos, section.line_break),
             pace=pace,
         )
-    if section.kind == "trajectory":
+    if isinstance(section, schema.Trajectory):
         path = section.feature_map or Path(config.data.shards) / FEATURES_FILE
         return Trajectory(load_features(Path(path)), section.dtype)
-    if section.kind == "tabular":
+    if isinstance(section, schema.Tabular):
         return Tabular(
             section.states, section.actions, section.hidden, section.dtype, config.run.seed
         )
@@ -148,15 +149,21 @@ def make_policy(
 def make_delays(config: Config, world: World) -> Delays:
     """Return what says how late letters are. Raises a ``DecdpoError`` if a record is missing."""
     late = config.staleness
-    if late.kind == "replay":
+    if isinstance(late, schema.Replay):
         if not late.run:
             raise ConfigError("staleness.run is empty", "name the folder of the recorded run")
         return RecordedDelays(Path(late.run) / AGES, world.local_agents, late.max_age)
-    return SeededDelays(config.run.seed, late.max_age, fixed=late.delay == "fixed")
+    fixed = isinstance(late, schema.SeededDelays) and late.delay == "fixed"
+    return SeededDelays(config.run.seed, late.max_age, fixed=fixed)
+
+
+def _scheduled_age(late: schema.Lateness) -> int:
+    """Return how old messages may be by a schedule, 0 if none decides."""
+    return late.max_age if isinstance(late, (schema.SeededDelays, schema.Replay)) else 0
 
 
 def make_exchange(
-    config: Config, world: World, algorithm: Algorithm, layout: Layout, device: str
+    config: Config, world: World, algorithm: Algorithm[Any], layout: Layout, device: str
 ) -> Exchange | None:
     """Return the exchange that the algorithm needs, None if it needs none. Collective."""
     size = algorithm.message_size(layout.num_shared)
@@ -165,7 +172,7 @@ def make_exchange(
     dtype = torch.uint8 if algorithm.needs.sends_bytes else layout.dtype
 
     late = config.staleness
-    arrival = late.max_age if late.kind == "arrival" else 0
+    arrival = late.max_age if isinstance(late, schema.Arrival) else 0
 
     def new() -> Exchange:
         return world.exchange(
@@ -177,7 +184,7 @@ def make_exchange(
             max_age=arrival,
         )
 
-    if late.kind in ("seeded", "replay") and late.max_age:
+    if _scheduled_age(late):
         return StaleExchange(new(), make_delays(config, world), late.max_age)
     if algorithm.needs.meets != "server":
         return new()
@@ -217,7 +224,7 @@ def make_agents(
     device: str,
     encode: Callable[[Policy, PreferenceShard], Any] = encode,
     say: Callable[[str], None] | None = None,
-) -> tuple[Objective, Algorithm, list[Agent]]:
+) -> tuple[Objective, Algorithm[Any], list[Agent]]:
     """Load the local agents' shards and make their models and states.
 
     encode : what encodes a shard; runs that share their data may remember it. say : prints a line
@@ -240,9 +247,9 @@ def make_agents(
     algorithm = make_algorithm(config.algorithm, optimizer, policy.layout, config.run.seed)
     if LOSSES[config.loss.kind].has_state:
         algorithm = Running(algorithm)
-    late = config.staleness
-    if late.kind in ("seeded", "replay") and late.max_age:
-        algorithm = Recalling(algorithm, policy.layout.num_shared, late.max_age)
+    age = _scheduled_age(config.staleness)
+    if age:
+        algorithm = Recalling(algorithm, policy.layout.num_shared, age)
     start = policy.initial()
     grad = torch.zeros_like(start)
     agents = []
@@ -269,7 +276,7 @@ def _check_columns(config: Config, shards: Mapping[int, PreferenceShard]) -> Non
 
 def local_steps(config: Config) -> int:
     """Return E, the local steps of one round."""
-    return getattr(config.algorithm, "local_steps", 1)
+    return config.algorithm.local_steps
 
 
 def make_run(
@@ -278,7 +285,7 @@ def make_run(
     schedule: Schedule,
     exchange: Exchange | None,
     objective: Objective,
-    algorithm: Algorithm,
+    algorithm: Algorithm[Any],
     agents: list[Agent],
     store: Store,
     out: Path,
@@ -293,7 +300,7 @@ def make_run(
     if isinstance(exchange, StaleExchange):
         rows = {a.id: schedule.mixing(next_round).row(a.id) for a in agents}
         exchange.recall(rows, {a.id: told_since(a.state) for a in agents})
-    if exchange is not None and config.staleness.kind == "arrival":
+    if exchange is not None and isinstance(config.staleness, schema.Arrival):
         for agent in agents:
             keep_until(age_file(out / AGES, agent.id), next_round)
         exchange = AgeLog(exchange, out / AGES)
@@ -302,7 +309,7 @@ def make_run(
         out / RECORDS,
         HeldOut(agents, config.run.seed, log.heldout_pairs, log.gradient_pairs),
         every=log.every,
-        rho=getattr(schedule, "rho", None),
+        rho=schedule.rho,
         progress=Progress(
             next_round, config.run.rounds, enabled=world.is_root, mode=progress
         ),
@@ -320,7 +327,7 @@ def make_run(
         lr=make_learning_rate(config.optim, config.run.rounds * steps),
         local_steps=steps,
         batch_size=config.data.batch_size,
-        overlap=getattr(config.algorithm, "overlap", False),
+        overlap=config.algorithm.overlap,
         num_rounds=config.run.rounds,
         monitor=monitor,
         store=store,

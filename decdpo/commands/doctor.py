@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,14 +81,14 @@ def _facts(job: "Job", args: argparse.Namespace, device: str) -> dict[str, Any]:
         found = job.boot.collect({i: here for i in job.boot.local_agents})
         return {"processes": list(found.values()), "wanted_device": args.device}
     from decdpo.config import load
+    from decdpo.config.schema import CausalLM
     from decdpo.session.experiment import prepare
     from decdpo.session.training import starting
 
     config = job.together(lambda: load(args.config, args.set))
-    if getattr(config.policy, "cache_reference", False):
+    if isinstance(config.policy, CausalLM) and config.policy.cache_reference:
         # The reference pass of a language model would take long, and nothing here needs it.
-        wanted = [*args.set, "policy.cache_reference=false"]
-        config = job.together(lambda: load(args.config, wanted))
+        config = replace(config, policy=replace(config.policy, cache_reference=False))
     with tempfile.TemporaryDirectory() as scratch:
         experiment = prepare(job, config, Path(scratch))
         facts = starting(experiment, 0)

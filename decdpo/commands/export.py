@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decdpo.commands.measuring import read_measured
+from decdpo.config.schema import CausalLM
 from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def _write_card(
     from decdpo.report.card import card
 
     config, index = experiment.config, experiment.index
-    graph = f" on {config.topology.graph}" if config.topology is not None else ""
-    model = getattr(config.policy, "model", "")
+    graph = f" on {config.graph}" if config.graph else ""
+    model = config.policy.model if isinstance(config.policy, CausalLM) else ""
     facts = {
         "model": which,
         "run": str(args.folder.absolute()),
@@ -104,7 +105,7 @@ def _write_card(
         "data": f"{config.data.shards}, digest {index.digest[:16]}",
         "decdpo": __version__,
     }
-    use = USE_LANGUAGE_MODEL if config.policy.kind == "causal_lm" else USE_ARRAYS
+    use = USE_LANGUAGE_MODEL if isinstance(config.policy, CausalLM) else USE_ARRAYS
     with replacing(args.out / "README.md", mode=0o644) as partial:
         partial.write_text(card(facts, index.report, config.to_toml(), use), encoding="utf-8")
 

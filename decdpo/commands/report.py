@@ -89,8 +89,8 @@ def read_run(folder: Path) -> "RunFacts":
                 f"{path}: the record of round {record['round']} has no {missing[0]}",
                 "restore the file: this is not what a run writes",
             )
-    graph = f" on {config.topology.graph}" if config.topology is not None else ""
-    steps = getattr(config.algorithm, "local_steps", 1)
+    graph = f" on {config.graph}" if config.graph else ""
+    steps = config.algorithm.local_steps
     what = f"{config.algorithm.kind}{graph}, E={steps}, lr {config.optim.lr:g}, {config.loss.kind}"
     agents = len(records[-1]["heldout/accuracy_by_agent"])
     return RunFacts(folder, what, agents, records)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from decdpo.commands.resume import read_run
 from decdpo.config import Config, load
+from decdpo.config.algorithms import FedAvg
 from decdpo.config.places import find_paths
+from decdpo.config.schema import Sgd
 from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -176,19 +178,20 @@ def _predict(
     found: dict[str, Any] = {"algorithm": kind, "lr": eta, "rounds": rounds, "local_steps": steps}
     lowest, curvature = None, problem.smoothness_max
     if config.topology is None:
-        participants = getattr(config.algorithm, "participants", 0) or n
+        server = config.algorithm
+        participants = (server.participants if isinstance(server, FedAvg) else 0) or n
         found.update(formula="FedDPO", participants=participants)
         bounds = {"bound": federated(problem, eta, rounds, steps, participants)}
         if steps == 1 and participants == n:
             curvature = problem.smoothness
     else:
         rho = per_round(schedule)
-        if getattr(config.algorithm, "overlap", False):
+        if config.algorithm.overlap:
             lowest = smallest_eigenvalue(schedule, n)
-        found.update(formula="DecDPO", rho=rho, graph=config.topology.graph, lambda_min=lowest)
+        found.update(formula="DecDPO", rho=rho, graph=config.graph, lambda_min=lowest)
         bounds = {"bound": decentralized(problem, eta, rounds, steps, rho)}
         if delay is None:
-            delay = _max_age(config)
+            delay = config.staleness.max_age
         if delay:
             own = sum(schedule.mixing(0).row(i).own for i in range(n)) / n
             late = stale(problem, eta, rounds, steps, rho, delay=delay, own=own)
@@ -206,14 +209,11 @@ def _predict(
     return found
 
 
-def _max_age(config: Config) -> int:
-    """Return q of the configuration, 0 where no letter is late."""
-    return getattr(config.staleness, "max_age", 0)
-
-
 def _not_covered(config: Config) -> tuple[list[str], list[str]]:
     """Return what the theory leaves out: settings that make other steps, and all others."""
-    algorithm, optim, age = config.algorithm, config.optim, _max_age(config)
+    algorithm, optim, age = config.algorithm, config.optim, config.staleness.max_age
+    momentum = optim.momentum if isinstance(optim, Sgd) else 0.0
+    server = algorithm.server_momentum if isinstance(algorithm, FedAvg) else 0.0
     steps, others = [], []
     if algorithm.kind not in ("dsgd", "fedavg", "centralized"):
         steps.append(
@@ -222,13 +222,9 @@ def _not_covered(config: Config) -> tuple[list[str], list[str]]:
     if optim.kind != "sgd":
         steps.append(f"optim.kind = {optim.kind!r}: the theory is of sgd")
     for key, value, why in (
-        ("optim.momentum", getattr(optim, "momentum", 0.0), "the theory's steps have none"),
+        ("optim.momentum", momentum, "the theory's steps have none"),
         ("optim.weight_decay", optim.weight_decay, "the loss of the theory has no such term"),
-        (
-            "algorithm.server_momentum",
-            getattr(algorithm, "server_momentum", 0.0),
-            "the server of the theory averages, no more",
-        ),
+        ("algorithm.server_momentum", server, "the server of the theory averages, no more"),
         ("staleness.max_age", age, "the bound for late letters is our extrapolation"),
     ):
         if value:
@@ -239,7 +235,7 @@ def _not_covered(config: Config) -> tuple[list[str], list[str]]:
         others.append(f"optim.warmup_steps = {optim.warmup_steps}: the theory's step is constant")
     if optim.clip_norm:
         others.append(f"optim.clip_norm = {optim.clip_norm:g}: the theory does not clip gradients")
-    if getattr(algorithm, "weighting", "equal") != "equal":
+    if isinstance(algorithm, FedAvg) and algorithm.weighting != "equal":
         others.append(
             f"algorithm.weighting = {algorithm.weighting!r}: the objective of the theory counts "
             "all agents alike"

@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from decdpo.config import schema
+from decdpo.config.algorithms import AlgorithmSection
 from decdpo.config.needs import check_late, check_needs
 from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest
-from decdpo.config.schema import SECTIONS
+from decdpo.config.schema import SECTIONS, AdamW, CausalLM, LogLinear, Sgd
 from decdpo.errors import ConfigError
 from decdpo.files import os_fault, read_text
 from decdpo.topology.names import RANDOM, options_used, weights_allowed
@@ -33,21 +35,21 @@ LANGUAGE_MODEL_DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Config:
-    """Every section of one experiment; the attributes are the frozen dataclasses of ``schema``."""
+    """Every section of one experiment; ``topology`` is None where agents have no neighbours."""
 
-    run: Any
-    agents: Any
-    data: Any
-    policy: Any
-    loss: Any
-    algorithm: Any
-    topology: Any
-    staleness: Any
-    optim: Any
-    checkpoint: Any
-    log: Any
-    device: Any
-    comm: Any
+    run: schema.Run
+    agents: schema.Agents
+    data: schema.Data
+    policy: schema.Policy
+    loss: schema.Loss
+    algorithm: AlgorithmSection
+    topology: schema.Topology | None
+    staleness: schema.Lateness
+    optim: schema.Optim
+    checkpoint: schema.Checkpoint
+    log: schema.Log
+    device: schema.Device
+    comm: schema.Comm
 
     def to_toml(self, *, annotate: bool = False) -> str:
         """Return the effective configuration as TOML, with every key's meaning if ``annotate``."""
@@ -65,6 +67,11 @@ class Config:
             name: ", ".join(f"{k} = {v}" for k, v in asdict(value).items()) if value else ""
             for name, value in values.items()
         }
+
+    @property
+    def graph(self) -> str:
+        """The name of the graph; empty where agents have no neighbours."""
+        return "" if self.topology is None else self.topology.graph
 
     @property
     def digest(self) -> str:
@@ -219,9 +226,9 @@ def _unknown_key(
 def _check_combinations(config: Config, reading: bool) -> None:
     """Refuse combinations of values that cannot mean anything."""
     policy, optim = config.policy, config.optim
-    if policy.kind == "causal_lm":
+    if isinstance(policy, CausalLM):
         _check_language_model(policy)
-    if policy.kind == "loglinear" and policy.features == "columns":
+    if isinstance(policy, LogLinear) and policy.features == "columns":
         default = next(f.default for f in fields(policy) if f.name == "dimension")
         if policy.dimension != default:
             raise ConfigError(
@@ -235,9 +242,9 @@ def _check_combinations(config: Config, reading: bool) -> None:
             "'loglinear' each is one step",
             "choose loss.kind = 'dpo', or policy.kind = 'causal_lm'",
         )
-    if optim.kind == "adamw" and len(optim.betas) != 2:
+    if isinstance(optim, AdamW) and len(optim.betas) != 2:
         raise ConfigError(f"optim.betas = {list(optim.betas)} has not two values", "give two")
-    if optim.kind == "sgd" and optim.nesterov and not optim.momentum:
+    if isinstance(optim, Sgd) and optim.nesterov and not optim.momentum:
         raise ConfigError("optim.nesterov = true is ignored when optim.momentum = 0",
                           "set a momentum, or remove nesterov")
     if config.device.kind == "cuda" and policy.kind != "causal_lm":
@@ -253,7 +260,7 @@ def _check_combinations(config: Config, reading: bool) -> None:
         _check_staging(config)
 
 
-def _check_language_model(policy: Any) -> None:
+def _check_language_model(policy: CausalLM) -> None:
     """Refuse types that nothing is computed in, and limits that mean nothing."""
     if policy.dtype not in LANGUAGE_MODEL_DTYPES:
         raise ConfigError(
@@ -287,7 +294,7 @@ def _check_staging(config: Config) -> None:
         )
 
 
-def _check_topology(topology: Any) -> None:
+def _check_topology(topology: schema.Topology) -> None:
     """Refuse an option that the chosen graph and weight rule would ignore, or that they lack."""
     used = options_used(topology.graph, topology.weights)
     for key in ("degree", "probability", "file"):
@@ -339,7 +346,7 @@ def _section_text(name: str, section: Any, annotate: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _meaning(section: str, field: dataclasses.Field) -> str:
+def _meaning(section: str, field: dataclasses.Field[Any]) -> str:
     schema = SECTIONS[section]
     doc = str(field.metadata["doc"])
     choices = field.metadata["choices"]

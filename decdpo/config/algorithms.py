@@ -13,15 +13,26 @@ SPARSE = ("topk", "randomk")
 """Those that keep a chosen part of the values."""
 
 
+@dataclass(frozen=True)
 class AlgorithmSection:
-    """What the section of every algorithm says besides its keys.
+    """What the section of every algorithm says besides its own keys.
 
     neighbours : whether a section ``[topology]`` goes with it; else there is nobody to talk to, or
-        a server.
+        a server. The properties hold for algorithms that leave no choice; a key takes their place.
     """
 
     neighbours: ClassVar[bool] = True
     kind: str
+
+    @property
+    def local_steps(self) -> int:
+        """E, local steps of one round."""
+        return 1
+
+    @property
+    def overlap(self) -> bool:
+        """Whether messages travel while the agents compute gradients."""
+        return False
 
     def check(self) -> None:
         """Raise ``ConfigError`` for an option that the others leave unused."""

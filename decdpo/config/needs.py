@@ -4,10 +4,15 @@ The classes are imported only where a configuration has something that an algori
 that a plain one is read without them.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from decdpo.config.schema import Sgd
 from decdpo.errors import ConfigError
 from decdpo.topology.names import DIRECTED, TIME_VARYING
+
+if TYPE_CHECKING:
+    from decdpo.algorithms.base import Needs
+    from decdpo.config import Config
 
 ONE_WAY = (*DIRECTED, "one_peer_exponential")
 """Graphs on which agents receive from others that they do not send to."""
@@ -24,11 +29,8 @@ class Traits(NamedTuple):
     one_way: bool
 
 
-def check_needs(config: Any) -> None:
-    """Raise ``ConfigError`` for what makes the chosen algorithm unsound, or what it would ignore.
-
-    config : a ``Config``.
-    """
+def check_needs(config: "Config") -> None:
+    """Raise ``ConfigError`` for what makes the algorithm unsound, or what it would ignore."""
     config.algorithm.check()
     traits = _traits(config)
     if not any(traits):
@@ -46,20 +48,19 @@ def check_needs(config: Any) -> None:
     _check_weights(config, traits, needs)
 
 
-def _traits(config: Any) -> Traits:
+def _traits(config: "Config") -> Traits:
     optim, topology = config.optim, config.topology
-    adaptive = optim.kind != "sgd"
     return Traits(
-        adaptive=adaptive,
+        adaptive=not isinstance(optim, Sgd),
         clipped=optim.clip_norm > 0,
-        momentum=not adaptive and optim.momentum > 0,
-        changing=topology is not None and topology.graph in TIME_VARYING,
+        momentum=isinstance(optim, Sgd) and optim.momentum > 0,
+        changing=config.graph in TIME_VARYING,
         pushing=topology is not None and topology.weights == "push",
-        one_way=topology is not None and topology.graph in ONE_WAY,
+        one_way=config.graph in ONE_WAY,
     )
 
 
-def _check_steps(config: Any, traits: Traits, needs: Any) -> None:
+def _check_steps(config: "Config", traits: Traits, needs: "Needs") -> None:
     """Refuse steps that agents rescale each by themselves."""
     name, optim = _name(config), config.optim
     if traits.adaptive:
@@ -77,12 +78,12 @@ def _check_steps(config: Any, traits: Traits, needs: Any) -> None:
         )
 
 
-def _check_weights(config: Any, traits: Traits, needs: Any) -> None:
+def _check_weights(config: "Config", traits: Traits, needs: "Needs") -> None:
     """Refuse a graph or a rule whose mixing matrix is not what the algorithm needs."""
     name = _name(config)
     if needs.fixed_weights and traits.changing:
         raise ConfigError(
-            f"{name} cannot use topology.graph = {config.topology.graph!r}, whose "
+            f"{name} cannot use topology.graph = {config.graph!r}, whose "
             "weights change: an agent adds up what its neighbours send, under fixed weights, and "
             "would miss what is sent while they are not its neighbours",
             f"choose a graph that stays the same{_instead(needs)}",
@@ -99,17 +100,14 @@ def _check_weights(config: Any, traits: Traits, needs: Any) -> None:
         )
     if needs.weights == "symmetric" and traits.one_way:
         raise ConfigError(
-            f"topology.graph = {config.topology.graph!r} is directed: {name} is known to converge "
+            f"topology.graph = {config.graph!r} is directed: {name} is known to converge "
             "with symmetric weights only",
             f"use an undirected graph{_instead(needs)}",
         )
 
 
-def check_late(config: Any) -> None:
-    """Raise ``ConfigError`` for late messages where they break the algorithm, or there are none.
-
-    config : a ``Config``.
-    """
+def check_late(config: "Config") -> None:
+    """Raise ``ConfigError`` for late messages where they break the algorithm, or there are none."""
     kind, late = config.algorithm.kind, config.staleness
     if late.kind == "none":
         return
@@ -127,10 +125,10 @@ def check_late(config: Any) -> None:
             f"staleness.kind = {late.kind!r} does not suit algorithm.kind = {kind!r}: {why}",
             "choose algorithm.kind = " + " or ".join(map(repr, suited)),
         )
-    if config.topology.graph in TIME_VARYING:
+    if config.graph in TIME_VARYING:
         raise ConfigError(
             f"staleness.kind = {late.kind!r} does not suit topology.graph = "
-            f"{config.topology.graph!r}: a neighbour of this round has sent no older messages",
+            f"{config.graph!r}: a neighbour of this round has sent no older messages",
             "choose a graph that stays the same",
         )
     if late.kind == "arrival" and config.comm.transport == "window":
@@ -141,10 +139,10 @@ def check_late(config: Any) -> None:
         )
 
 
-def _instead(needs: Any) -> str:
+def _instead(needs: "Needs") -> str:
     """Name the algorithm that does without what this one needs, as the end of a remedy."""
     return f", or use algorithm.kind = {needs.instead!r}" if needs.instead else ""
 
 
-def _name(config: Any) -> str:
+def _name(config: "Config") -> str:
     return f"algorithm.kind = {config.algorithm.kind!r}"

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decdpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from decdpo.config import Config
 
 LIMITS = {
     "float32": (1.1754944e-38, 3.4028234e38),
@@ -12,19 +15,12 @@ LIMITS = {
 }
 """The smallest and the largest size of a number that a type holds in full; float64 holds all."""
 
-COMPUTED = ("loss", "algorithm", "optim")
-"""Sections whose numbers meet parameters in the arithmetic of ``policy.dtype``."""
-
-
 MOST_STEPS = 10**9
 """Rounds of a run, and local steps of a round: a year of them at 30 a second."""
 
 
-def check_numbers(config: Any) -> None:
-    """Raise ``ConfigError`` for what ``policy.dtype`` does not hold, or too long a warm-up.
-
-    config : a ``Config``.
-    """
+def check_numbers(config: "Config") -> None:
+    """Raise ``ConfigError`` for what ``policy.dtype`` does not hold, or too long a warm-up."""
     dtype = config.policy.dtype
     if dtype in LIMITS:
         smallest, largest = LIMITS[dtype]
@@ -45,7 +41,7 @@ def check_numbers(config: Any) -> None:
                 f"{key} = {value} is more than any run comes to",
                 f"give {MOST_STEPS} or less",
             )
-    steps = config.run.rounds * getattr(config.algorithm, "local_steps", 1)
+    steps = config.run.rounds * config.algorithm.local_steps
     if config.optim.warmup_steps > steps:
         raise ConfigError(
             f"optim.warmup_steps = {config.optim.warmup_steps}, but run.rounds = "
@@ -54,16 +50,18 @@ def check_numbers(config: Any) -> None:
         )
 
 
-def _counts(config: Any) -> Iterator[tuple[str, int]]:
+def _counts(config: "Config") -> Iterator[tuple[str, int]]:
     """Yield the key and value of every count that decides when a run ends."""
     yield "run.rounds", config.run.rounds
-    yield "algorithm.local_steps", getattr(config.algorithm, "local_steps", 1)
+    yield "algorithm.local_steps", config.algorithm.local_steps
 
 
-def _numbers(config: Any) -> Iterator[tuple[str, float]]:
-    """Yield the key and value of every float that is computed with."""
-    for name in COMPUTED:
-        section = getattr(config, name)
+def _numbers(config: "Config") -> Iterator[tuple[str, float]]:
+    """Yield the key and value of every float that meets parameters in ``policy.dtype``."""
+    computed: dict[str, Any] = {
+        "loss": config.loss, "algorithm": config.algorithm, "optim": config.optim
+    }  # fmt: skip
+    for name, section in computed.items():
         for field in fields(section):
             value = getattr(section, field.name)
             for item in value if isinstance(value, tuple) else (value,):

@@ -19,19 +19,23 @@ def option(
     above: float | None = None,
     high: float | None = None,
     below: float | None = None,
+    path: bool = False,
+    absent: str = "",
 ) -> Any:
     """Declare a field: its default, its one-line meaning, and the values it may take.
 
     low, high : inclusive bounds; above, below : exclusive ones. Tuples are bounded element by
-    element.
+    element. path : whether it names a file or folder, and absent : what else can be done where
+    there is none.
     """
     limits = {"low": low, "above": above, "high": high, "below": below}
+    names = {"path": path, "absent": absent}
     return dataclasses.field(
-        default=default, metadata={"doc": doc, "choices": tuple(choices), **limits}
+        default=default, metadata={"doc": doc, "choices": tuple(choices), **limits, **names}
     )
 
 
-def coerce(key: str, field: Field, value: Any, *, reading: bool = False) -> Any:
+def coerce(key: str, field: Field[Any], value: Any, *, reading: bool = False) -> Any:
     """Return ``value`` as the type of ``field``, or raise ``ConfigError`` naming ``key``.
 
     An integer may stand for a float, a list for a tuple; nothing else is converted, so that
@@ -93,7 +97,7 @@ def writable(text: str) -> bool:
     return "\0" not in text
 
 
-def _check(key: str, field: Field, value: Any, reading: bool) -> None:
+def _check(key: str, field: Field[Any], value: Any, reading: bool) -> None:
     meta = field.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise ConfigError(

@@ -6,25 +6,16 @@ looked for beside its file, and for a run where the run was started, too.
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from decdpo.config import Config
 from decdpo.config.options import writable
+from decdpo.config.schema import CausalLM
 from decdpo.errors import ConfigError
 
 CHAT_TEMPLATE = "chat_template"
 """A key whose value may also be the name of one of the tokenizer's templates."""
-
-KEYS = (
-    ("data", "shards", "make them with `decdpo shard SOURCE --out FOLDER`"),
-    ("policy", "model", "download the model, or let policy.allow_hub = true do so"),
-    ("policy", CHAT_TEMPLATE, ""),
-    ("policy", "feature_map", ""),
-    ("topology", "file", ""),
-    ("staleness", "run", ""),
-)
-"""Section and key of every path, and what else can be done where there is nothing."""
 
 
 def find_paths(
@@ -37,8 +28,7 @@ def find_paths(
 
     Raises ``ConfigError``, naming every place looked at, if a path leads nowhere.
     """
-    for section, key, otherwise in KEYS:
-        value = getattr(getattr(config, section), key, "")
+    for section, key, value, otherwise in list(_paths(config)):
         if section == "staleness" and not training:
             continue
         if not value or Path(value).exists() or _is_of_hub(config, section):
@@ -61,9 +51,20 @@ def find_paths(
     return config
 
 
+def _paths(config: Config) -> Iterator[tuple[str, str, str, str]]:
+    """Yield section, key and value of every path, and what else can be done where there is none."""
+    for section in fields(config):
+        keys = getattr(config, section.name)
+        for field in () if keys is None else fields(keys):
+            if field.metadata["path"]:
+                value = str(getattr(keys, field.name))
+                yield section.name, field.name, value, str(field.metadata["absent"])
+
+
 def _is_of_hub(config: Config, section: str) -> bool:
     """Say whether the name need not be a path, but may be that of a model on the hub."""
-    return section == "policy" and bool(getattr(config.policy, "allow_hub", False))
+    policy = config.policy
+    return section == "policy" and isinstance(policy, CausalLM) and policy.allow_hub
 
 
 def _places(source: Path) -> Iterator[tuple[Path, str]]:

@@ -4,7 +4,7 @@ A section with a ``kind`` has one dataclass per kind, so that a key which the ch
 ignore is unknown there and refused.
 """
 
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from typing import Any
 
 from decdpo.config.algorithms import ALGORITHM_SECTIONS
@@ -38,7 +38,12 @@ class Agents:
 class Data:
     """The preference pairs."""
 
-    shards: str = option("", "folder of `decdpo shard`; sought where you are, then beside this")
+    shards: str = option(
+        "",
+        "folder of `decdpo shard`; sought where you are, then beside this",
+        path=True,
+        absent="make them with `decdpo shard SOURCE --out FOLDER`",
+    )
     batch_size: int = option(16, "pairs of one local step", low=1, high=2**31 - 1)
 
 
@@ -64,7 +69,9 @@ class Trajectory:
 
     kind: str = option("trajectory", "which policy")
     feature_map: str = option(
-        "", "phi(s, u) as a .npy file (states, actions, d); empty is the one in data.shards"
+        "",
+        "phi(s, u) as a .npy file (states, actions, d); empty is the one in data.shards",
+        path=True,
     )
     dtype: str = option("float32", "parameter type", choices=("float32", "float64"))
 
@@ -85,7 +92,12 @@ class CausalLM:
     """A causal language model in a Hugging Face folder."""
 
     kind: str = option("causal_lm", "which policy")
-    model: str = option("", "folder with config, weights and tokenizer; training needs one")
+    model: str = option(
+        "",
+        "folder with config, weights and tokenizer; training needs one",
+        path=True,
+        absent="download the model, or let policy.allow_hub = true do so",
+    )
     dtype: str = option(
         "float32",
         "of the arithmetic, float32 or bfloat16; what is trained, sent and saved is float32",
@@ -97,7 +109,9 @@ class CausalLM:
         low=0,
     )
     chat_template: str = option(
-        "", "how a chat is written: empty is the tokenizer's template, else `none`, a name, a file"
+        "",
+        "how a chat is written: empty is the tokenizer's template, else `none`, a name, a file",
+        path=True,
     )
     eos: str = option(
         "", "token that ends an answer: empty is the tokenizer's, `template` the template's own end"
@@ -134,11 +148,13 @@ class Topology:
         0.0, "of erdos_renyi's edges, small_world's rewiring; 0 is their default", low=0.0, high=1.0
     )
     seed: int = option(0, "seed of a random graph or schedule", low=0, high=2**63 - 1)
-    file: str = option("", "edge list, or matrix as .npz or .csv, for graph = \"file\"")
+    file: str = option(
+        "", 'edge list, or matrix as .npz or .csv, for graph = "file"', path=True
+    )
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StepSizes:
     """Step sizes, shared by every optimizer."""
 
     lr: float = option(0.1, "step size eta", above=0.0)
@@ -151,7 +167,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Sgd(Schedule):
+class Sgd(StepSizes):
     """Stochastic gradient descent, with momentum if wanted."""
 
     kind: str = option("sgd", "which optimizer")
@@ -160,7 +176,7 @@ class Sgd(Schedule):
 
 
 @dataclass(frozen=True)
-class AdamW(Schedule):
+class AdamW(StepSizes):
     """Adam with decoupled weight decay."""
 
     kind: str = option("adamw", "which optimizer")
@@ -206,14 +222,26 @@ class Device:
 
 
 @dataclass(frozen=True)
-class OnTime:
+class Lateness:
+    """Whether messages may be late; none is where ``max_age`` is no key."""
+
+    kind: str
+
+    @property
+    def max_age(self) -> int:
+        """q, rounds that a message may be old."""
+        return 0
+
+
+@dataclass(frozen=True)
+class OnTime(Lateness):
     """Every letter is of this round."""
 
     kind: str = option("none", "whether letters may be late, and what decides")
 
 
 @dataclass(frozen=True)
-class SeededDelays:
+class SeededDelays(Lateness):
     """Letters as late as a seeded schedule says; the same bits on any number of ranks."""
 
     kind: str = option("seeded", "whether letters may be late, and what decides")
@@ -224,7 +252,7 @@ class SeededDelays:
 
 
 @dataclass(frozen=True)
-class Arrival:
+class Arrival(Lateness):
     """Letters as they come: wait only for what would be too old; ages are recorded in RUN/ages."""
 
     kind: str = option("arrival", "whether letters may be late, and what decides")
@@ -232,11 +260,11 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(Lateness):
     """Letters as late as in a recorded run; its bits, in one process or many."""
 
     kind: str = option("replay", "whether letters may be late, and what decides")
-    run: str = option("", "run folder with ages")
+    run: str = option("", "run folder with ages", path=True)
     max_age: int = option(2, "q, at least that of the recorded run", low=0, high=10**6)
 
 
@@ -257,16 +285,30 @@ class Comm:
                             above=0.0, high=1e8)
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What is minimized; the other keys are those that the loss itself declares."""
+
+    kind: str
+
+    def constants(self) -> dict[str, Any]:
+        """Return the constants of the loss by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
+
+
 def _loss_sections() -> dict[str, type]:
     """Make one dataclass per loss from the options that the losses themselves declare."""
     sections = {}
     for name, loss in LOSSES.items():
-        fields: list[Any] = [("kind", str, option(name, "which loss"))]
-        fields += [(o.name, type(o.default), option(o.default, o.doc)) for o in loss.options]
-        sections[name] = make_dataclass(name, fields, frozen=True)
+        keys: list[Any] = [("kind", str, option(name, "which loss"))]
+        keys += [(o.name, type(o.default), option(o.default, o.doc)) for o in loss.options]
+        sections[name] = make_dataclass(name, keys, bases=(Loss,), frozen=True)
         sections[name].__doc__ = loss.doc
     return sections
 
+
+Policy = LogLinear | Trajectory | Tabular | CausalLM
+Optim = Sgd | AdamW
 
 SECTIONS: dict[str, type | dict[str, type]] = {
     "run": Run,

@@ -30,6 +30,11 @@ class OptimState:
 class Optimizer(Protocol):
     """Turns a gradient into an update of the parameters."""
 
+    @property
+    def max_norm(self) -> float:
+        """Largest Euclidean norm of a gradient; 0 is no clipping."""
+        ...
+
     def init(self, x: Tensor) -> OptimState:
         """Return the state for parameters ``x`` (P,)."""
         ...

@@ -15,6 +15,7 @@ from decdpo.comm.device import check_devices
 from decdpo.comm.staleness import record_digest
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
+from decdpo.config.schema import CausalLM, Replay
 from decdpo.data.index import ShardIndex
 from decdpo.errors import DataError
 from decdpo.files import naming, reason
@@ -103,7 +104,7 @@ def prepare(
     index = job.together(lambda: build.open_index(config))
     count = job.together(lambda: build.num_agents(config, index))
     world = job.world(count, config.comm)
-    device = job.together(lambda: job.device(config.device, config.policy.kind == "causal_lm"))
+    device = job.together(lambda: job.device(config.device, isinstance(config.policy, CausalLM)))
     check_devices(world, device, share_gpu=config.device.share_gpu)
     pairs = [entry.num_train for entry in index.agents[:count]]
     schedule = job.together(lambda: build.make_topology(config, pairs))
@@ -126,8 +127,9 @@ def prepare(
         **objective.policy.identity,
         **identity(config),
     }
-    if training and config.staleness.kind == "replay" and config.staleness.run:
-        folder = Path(config.staleness.run) / build.AGES
+    late = config.staleness
+    if training and isinstance(late, Replay) and late.run:
+        folder = Path(late.run) / build.AGES
         names["staleness.run"] = job.together(lambda: record_digest(folder, count))[:16]
     world.require_same("the model, data and topology", json.dumps(names))
     exchange = None

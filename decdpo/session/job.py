@@ -138,9 +138,9 @@ class Job:
             Then they wait without a limit; one that is lost still ends the job, by its launcher.
         """
         fault: DecdpoError | None = None
-        result: Any = None
+        result: list[T] = []
         try:
-            result = action()
+            result.append(action())
         except Exception as caught:
             fault = as_fault(caught)
             if fault is None:
@@ -149,7 +149,7 @@ class Job:
             self._await(fault, work)
         else:
             self.boot.require(fault)
-        return result
+        return result[0]
 
     def _await(self, fault: DecdpoError | None, work: str) -> None:
         """Raise a fault of any process on all, however long the last one takes. Collective."""

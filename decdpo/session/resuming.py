@@ -12,7 +12,7 @@ def step_sizes(before: Config, now: Config, done: int) -> tuple[float, float] | 
 
     done : rounds that ``before`` has trained.
     """
-    steps = getattr(now.algorithm, "local_steps", 1)
+    steps = now.algorithm.local_steps
     old = build.make_learning_rate(before.optim, before.run.rounds * steps)
     new = build.make_learning_rate(now.optim, now.run.rounds * steps)
     step = done * steps

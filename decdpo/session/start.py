@@ -7,6 +7,7 @@ from typing import Any
 from decdpo.comm.machine import machine
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
+from decdpo.config.schema import CausalLM
 from decdpo.policies.base import Policy
 from decdpo.report.start import distinct
 from decdpo.run import Agent, Schedule
@@ -35,15 +36,16 @@ def start_facts(
     }
     places = world.collect({a.id: mine if a is agents[0] else None for a in agents})
     of_process = [place for place in places.values() if place]
-    steps = getattr(config.algorithm, "local_steps", 1)
+    steps = config.algorithm.local_steps
+    model = config.policy.model if isinstance(config.policy, CausalLM) else ""
     training = [p["training"] for p in pairs]
     saves = config.checkpoint.every
     return {
         "agents": world.num_agents,
         "processes": [place["machine"] for place in of_process],
         "wanted_device": config.device.kind,
-        "gpu_of_use": config.policy.kind == "causal_lm",
-        "policy": " ".join([config.policy.kind, getattr(config.policy, "model", "")]).strip(),
+        "gpu_of_use": isinstance(config.policy, CausalLM),
+        "policy": " ".join([config.policy.kind, model]).strip(),
         "precision": str(policy.layout.dtype).removeprefix("torch."),
         "parameters": policy.layout.size,
         "pairs": {
@@ -55,8 +57,8 @@ def start_facts(
         },
         "method": f"{config.algorithm.kind}, E = {steps}, loss {config.loss.kind}, "
         f"{config.optim.kind} at lr {config.optim.lr:g}",
-        "graph": None if config.topology is None else config.topology.graph,
-        "rho": getattr(schedule, "rho", None),
+        "graph": config.graph or None,
+        "rho": schedule.rho,
         "transport": distinct(place["transport"] for place in of_process),
         "doubts": distinct(doubt for place in of_process for doubt in place["doubts"]),
         "rounds": [next_round, config.run.rounds],

@@ -141,7 +141,7 @@ def write_page(out: Path, config: Config, agents: int, say: Callable[[str], None
     """Write ``summary.txt`` and ``curves.png`` from the metrics of the run folder ``out``."""
     records = read_metrics(out / "metrics.jsonl")
     algorithm = config.algorithm.kind
-    graph = f" on {config.topology.graph}" if config.topology is not None else ""
+    graph = f" on {config.graph}" if config.graph else ""
     title = f"{algorithm}{graph}, {agents} agents, {config.policy.kind}, {config.loss.kind}"
     facts = {
         "run": str(out),

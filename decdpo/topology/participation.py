@@ -47,6 +47,10 @@ class Participation:
         )
         self._recent: dict[int, Averaging] = {}
 
+    @property
+    def rho(self) -> None:
+        """None: no graph decides how fast agents agree."""
+
     def mixing(self, round: int) -> Averaging:
         """Return the average over the participants of ``round``."""
         if self.participants == self.num_agents:

@@ -167,6 +167,10 @@ class Averaging:
         self._others = replace(self._row, active=False)
         self._members = frozenset(ids)
 
+    @property
+    def rho(self) -> None:
+        """None: no graph decides how fast agents agree."""
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of participants and weights."""
@@ -186,6 +190,10 @@ class Isolated:
     """No agent has a neighbour: the schedule of agents that train alone."""
 
     digest = text_digest("isolated agents")
+
+    @property
+    def rho(self) -> None:
+        """None: agents without neighbours never agree."""
 
     def row(self, agent: int) -> Row:
         """Return a row without neighbours."""

@@ -1,13 +1,15 @@
 """Relative paths of a configuration that is used from elsewhere."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from decdpo.cli import main
 from decdpo.config import parse
-from decdpo.config.places import KEYS, find_paths
+from decdpo.config.places import find_paths
+from decdpo.config.schema import SECTIONS
 from decdpo.errors import ConfigError
 
 TEXTS = {
@@ -18,7 +20,17 @@ TEXTS = {
     "topology.file": '[topology]\ngraph = "file"\nfile = "it"',
     "staleness.run": '[staleness]\nkind = "replay"\nrun = "it"',
 }
-NAMES = [f"{section}.{key}" for section, key, _ in KEYS]
+NAMES = [
+    f"{name}.{field.name}"
+    for name, section in SECTIONS.items()
+    for kind in (section.values() if isinstance(section, dict) else [section])
+    for field in fields(kind)
+    if field.metadata["path"]
+]
+
+
+def test_every_path_is_tried():
+    assert set(NAMES) == set(TEXTS)
 
 
 def value_of(config, name):
