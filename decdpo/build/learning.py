@@ -95,7 +95,9 @@ def make_algorithm(
     return plain_algorithm(section, optimizer, shared)
 
 
-def plain_algorithm(section: AlgorithmSection, optimizer: Optimizer, num_shared: int) -> Algorithm[Any]:
+def plain_algorithm(
+    section: AlgorithmSection, optimizer: Optimizer, num_shared: int
+) -> Algorithm[Any]:
     """Return an algorithm whose further fields are keys of its section ``[algorithm]``."""
     cls = ALGORITHMS[section.kind]
     given = {"optimizer": optimizer, "num_shared": num_shared, **vars(section)}
