@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from decdpo.comm.launch import is_first, let_the_first_tell
+from decdpo.comm.mpi.launch import is_first, let_the_first_tell
 from decdpo.errors import DecdpoError
 from decdpo.parser import parse
 from decdpo.signals import Interrupted, Signals

@@ -86,7 +86,7 @@ class Metrics:
         """Measure where the run began, and record it as round 0 if it begins now. Collective."""
         if run.next_round >= run.num_rounds or (run.next_round and not self._above):
             return
-        run.world.occasion = "the record of round 0"
+        run.world.purpose = "the record of round 0"
         with self.progress.working("measuring the start"):
             model = initial_model(run)
             train = self.heldout.training(run, model)
@@ -115,7 +115,7 @@ class Metrics:
         last = done == run.num_rounds
         if done % self.every == 0 or last:
             with self.progress.working(f"measuring round {done}"):
-                run.world.occasion = f"the record of round {done}"
+                run.world.purpose = f"the record of round {done}"
                 mean = average_model(run.world, run.agents)
                 own, at_mean = self.heldout.own(run), self.heldout.average(run, mean)
                 train = {a.id: a.stats for a in run.agents}

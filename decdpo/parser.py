@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from decdpo import __version__
-from decdpo.comm.launch import let_the_first_tell
+from decdpo.comm.mpi.launch import let_the_first_tell
 from decdpo.commands.alone import by_one_process
 from decdpo.commands.catalogue import COMMANDS, EXIT_CODES, examples, listing
 from decdpo.config.options import nearest

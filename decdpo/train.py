@@ -83,7 +83,7 @@ def save(run: Run, t: int, *, last: bool) -> None:
     cannot be used at all, ``NumericalError`` is raised on all processes.
     """
     with span(run, "checkpoint", t):
-        run.world.occasion = f"the checkpoint of round {t + 1}"
+        run.world.purpose = f"the checkpoint of round {t + 1}"
         faults = (not_finite(run, agent, f"after round {t}") for agent in run.agents)
         run.world.require(next(filter(None, faults), None))
         if run.monitor.sound(t, run, last=last):
@@ -131,14 +131,15 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
 
 
 def finish(run: Run, t: int) -> None:
-    """Fold what the neighbours sent in round ``t`` into every agent's state."""
+    """Collect round ``t``, agree on it, and fold what the neighbours sent into every state."""
     if run.exchange is not None:
+        run.world.commit(t, run.exchange.collect(t))
         for agent in run.agents:
-            run.algorithm.mix(agent.state, run.exchange.finish(agent.id, t))
+            run.algorithm.mix(agent.state, run.exchange.inbox(agent.id, t))
 
 
 def check_gradients(agents: list[Agent], batches: list[Batch], extremes: list[Tensor]) -> None:
-    """Raise ``NumericalError`` if a gradient has a NaN or an infinity, before a neighbour hears it.
+    """Raise ``NumericalError`` if a gradient has a NaN or an infinity, before it is sent.
 
     Some algorithms send a gradient, or keep it, before it shows in a parameter.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from decdpo.comm.launch import launched_by_mpi
+from decdpo.comm.mpi.launch import launched_by_mpi
 
 WAIT = 60.0
 """Seconds that ranks wait for one another at the end of a test."""
@@ -25,14 +25,14 @@ class Agreement:
         self.texts: Callable[[str], list[str]] = lambda text: [text]
         self.rank = 0
         if launched_by_mpi() is not None:
-            from decdpo.comm import mpi
-            from decdpo.comm.collectives import Collectives
-            from decdpo.comm.waiting import Patience
+            from decdpo.comm.mpi import boot
+            from decdpo.comm.mpi.collectives import Collectives
+            from decdpo.comm.waiting import Deadline
 
-            mpi.start()
-            comm = mpi.library().COMM_WORLD.Dup()
+            boot.start()
+            comm = boot.library().COMM_WORLD.Dup()
             self.rank = comm.Get_rank()
-            self.texts = Collectives(comm, Patience(WAIT)).texts
+            self.texts = Collectives(comm, Deadline(WAIT)).texts
 
     def __call__(self, ok: bool, what: str = "") -> None:
         """Fail on every rank unless ``ok`` is true on every rank. Collective."""

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from decdpo.comm.mpirun import capture
+from decdpo.comm.mpi.mpirun import capture
 
 CONFIG = """[run]
 rounds = {rounds}

@@ -15,7 +15,7 @@ decdpo_setup
 export OMP_NUM_THREADS=1
 decdpo() { "$PYTHON" -m decdpo "$@"; }
 ranks() { # command of decdpo, on four ranks
-    "$PYTHON" -m decdpo.comm.mpirun -n 4 --limit 600 "$PYTHON" -m decdpo "$@"
+    "$PYTHON" -m decdpo.comm.mpi.mpirun -n 4 --limit 600 "$PYTHON" -m decdpo "$@"
 }
 
 rm -rf runs/demo

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from decdpo.comm.mpirun import Launch, environment
+from decdpo.comm.mpi.mpirun import Launch, environment
 
 CONFIG = """[run]
 rounds = 120

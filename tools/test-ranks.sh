@@ -25,7 +25,7 @@ shift
 LOGS="$(mktemp -d)"
 trap 'rm -rf "$LOGS"' EXIT
 export LOGS
-"${PYTHON:-python3}" -m decdpo.comm.mpirun -n "$ranks" --limit "${LIMIT:-900}" \
+"${PYTHON:-python3}" -m decdpo.comm.mpi.mpirun -n "$ranks" --limit "${LIMIT:-900}" \
     bash "$PWD/tools/test-ranks.sh" --as-rank \
     "${PYTHON:-python3}" -m pytest --with-mpi --color=no -x -rs "$@"
 status=$?

@@ -2,7 +2,7 @@
 
 How to add one
 --------------
-An algorithm says what agent i does with its gradient and with the letters it receives. It knows
+An algorithm says what agent i does with its gradient and with the messages it receives. It knows
 nothing of ranks, rounds or data: the loop in ``decdpo.train`` calls it, and an exchange carries its
 messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a complete one, the file
 ``consensus_penalty.py``:
@@ -66,10 +66,10 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
 - The first ``num_shared`` parameters travel, the others are the agent's own.
 - ``message`` returns a contiguous view of any size, ``message_size`` values; the exchange copies
   it. Put what travels together side by side in memory, as ``gradient_tracking.py`` does.
-- ``Inbox.displace`` mixes whatever the letters came through, part by part while they arrive.
+- ``Inbox.displace`` mixes whatever the messages came through, part by part while they arrive.
   Weights that do not sum to one in a row are the business of ``combine``. Otherwise call ``settle``
-  before reading a letter's body.
-- The same bits on any number of ranks come by themselves if ``mix`` takes the letters in their
+  before reading a message's body.
+- The same bits on any number of ranks come by themselves if ``mix`` takes the messages in their
   order and random numbers come from ``decdpo.rng``.
 
 To make it a choice of the configuration it takes its section, in ``decdpo/config/algorithms.py``

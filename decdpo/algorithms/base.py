@@ -46,7 +46,7 @@ class Needs:
 
 
 class Algorithm(Protocol[S]):
-    """What agent i does with its gradient and its letters.
+    """What agent i does with its gradient and its messages.
 
     ``S`` is a dataclass of tensors and numbers (nested dataclasses allowed) that is checkpointed as
     it is; its field ``x`` is the agent's (P,) parameter vector, the model that is trained, measured

@@ -3,7 +3,7 @@
     x <- x - eta (1/n) sum_i g_i(x)
 
 Every agent holds the same x and sends its gradient by the shared parameters; the mean comes back
-as the one letter of the round (through a ``ServerExchange``). The baseline against which the
+as the one message of the round (through a ``ServerExchange``). The baseline against which the
 decentralized methods are read: what pooling the data would give.
 """
 
@@ -63,6 +63,6 @@ class Centralized:
     def mix(self, state: CentralizedState, inbox: Inbox) -> None:
         """x <- x - eta mean_i g_i."""
         inbox.settle()
-        (letter,) = inbox.letters
-        state.grad[: self.num_shared].copy_(letter.body)
+        (message,) = inbox.messages
+        state.grad[: self.num_shared].copy_(message.body)
         self.optimizer.step(state.x, state.optim, state.grad, state.lr)

@@ -113,8 +113,8 @@ class Choco:
         inbox.settle()
         codec, round = self.codec, state.round
         codec.add(inbox.sent, state.public, round)
-        codec.add(inbox.sent, state.pull, round, -sum(letter.weight for letter in inbox.letters))
-        for letter in inbox.letters:
-            codec.add(letter.body, state.pull, round, letter.weight)
+        codec.add(inbox.sent, state.pull, round, -sum(message.weight for message in inbox.messages))
+        for message in inbox.messages:
+            codec.add(message.body, state.pull, round, message.weight)
         state.x[: self.num_shared].add_(state.pull, alpha=self.gamma)
         state.round += 1

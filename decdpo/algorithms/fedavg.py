@@ -39,5 +39,5 @@ class FedAvg(Dsgd):
     def mix(self, state: DsgdState, inbox: Inbox) -> None:
         """x_i <- the server's model: a copy, so that all agents hold the same bits."""
         inbox.settle()
-        (letter,) = inbox.letters
-        state.x[: self.num_shared].copy_(letter.body)
+        (message,) = inbox.messages
+        state.x[: self.num_shared].copy_(message.body)

@@ -7,7 +7,7 @@ a row per agent, g_t the gradients at x_t, y_-1 = g_-1 = 0:
     y_t   = W y_t-1 + g_t - g_t-1                                                        (1)
     x_t+1 = W x_t - eta y_t                                                              (2)
 
-That is ``overlap = true``: the letters of a round, y_t-1 and x_t, are known before the gradient is,
+That is ``overlap = true``: the messages of a round, y_t-1 and x_t, are known before its gradient,
 so that the exchange hides behind it and nothing is stale. With ``overlap = false`` the tracker
 adapts before it combines,
 

@@ -86,8 +86,8 @@ class OuterMomentum:
     def mix(self, state: OuterState, inbox: Inbox) -> None:
         """Take the outer step from x_t along the average change, and begin the next round there."""
         inbox.settle()
-        (letter,) = inbox.letters
+        (message,) = inbox.messages
         shared = state.x[: self.num_shared]
-        torch.sub(state.anchor, letter.body, out=shared)
+        torch.sub(state.anchor, message.body, out=shared)
         self.outer.step(state.anchor, state.outer, shared, self.outer_lr)
         shared.copy_(state.anchor)

@@ -9,7 +9,7 @@ and w_i,0 = 1, one round of E = 1 local step is
     n_i <- n_i - eta g_i(z_i)                                                            (1)
     n_i <- sum_j p_ij n_j,    w_i <- sum_j p_ij w_j,    z_i <- n_i / w_i.                 (2)
 
-E local steps repeat (1), with z_i renewed after each. With ``overlap = true`` the letters hold n_j
+E local steps repeat (1), with z_i renewed after each. With ``overlap = true`` the messages hold n_j
 as it was before the local steps, and (2) adds their sum over E to what arrives: nothing is stale.
 The model that is trained, measured and exported is z_i. We keep z_i and w_i, and step by eta / w_i,
 which is (1) divided by w_i; personal parameters take the same step. sum_i n_i moves by the

@@ -12,7 +12,7 @@ statistic is linear in the batches, so mixing commutes with its update. That it 
 is our reading: beta-DPO has one machine in mind.
 """
 
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from math import isnan
 from typing import Any
@@ -61,19 +61,18 @@ class Running:
 
     def mix(self, state: Any, inbox: Inbox) -> None:
         """Mix as ``inner`` does, and the statistic likewise."""
-        letters = tuple(replace(a, body=a.body[:-TAIL]) for a in inbox.letters)
-        self.inner.mix(state, replace(inbox, sent=inbox.sent[:-TAIL], letters=letters))
+        self.inner.mix(state, inbox.without_last(TAIL))
         state.running.copy_(mixed(state.running, inbox))
 
 
 def mixed(running: Tensor, inbox: Inbox) -> Tensor:
-    """Return the statistic ``running`` (1,) after hearing ``inbox``, whose letters have arrived."""
-    if not inbox.letters:
+    """Return the statistic ``running`` (1,) after ``inbox``, whose messages have arrived."""
+    if not inbox.messages:
         return running
     heard = torch.zeros_like(running)
-    for letter in inbox.letters:
-        heard += letter.weight * _statistic(letter.body)
-    weight = sum(letter.weight for letter in inbox.letters)
+    for message in inbox.messages:
+        heard += message.weight * _statistic(message.body)
+    weight = sum(message.weight for message in inbox.messages)
     own = 1.0 - weight if isnan(inbox.own) else inbox.own
     if not inbox.sent.numel():
         return heard / weight

@@ -4,7 +4,7 @@ Every rank hosts one agent. The contestants take turns, sample by sample, in one
 from elsewhere hits all of them alike; a sample's time is that of the slowest rank. Started by
 ``decdpo bench exchange`` as ``mpirun python -m decdpo.benchmarks.exchange SPEC OUT``.
 
-    ours       start, finish and displace, transport auto
+    ours       start, collect, inbox and displace, transport auto
     ours_p2p   the same with every message sent
     bare       the same messages by persistent requests of mpi4py, no copy, no mixing
     pass       one memory pass: a copy of the vector
@@ -26,8 +26,9 @@ import networkx as nx
 import numpy as np
 import torch
 
-from decdpo.comm import mpi
-from decdpo.comm.window import PAGE
+from decdpo.comm.links.window import PAGE
+from decdpo.comm.mpi import boot
+from decdpo.comm.mpi import world as mpi
 from decdpo.files import replacing
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
@@ -79,7 +80,7 @@ class Arena:
 
     def __init__(self, graph: str, size: int, names: list[str], store: str) -> None:
         self.size = size
-        self._mpi = mpi.library()
+        self._mpi = boot.library()
         self.comm = self._mpi.COMM_WORLD.Dup()
         self.rank, self.ranks = self.comm.Get_rank(), self.comm.Get_size()
         self.row = row_of(neighbours(graph, self.ranks), self.rank)
@@ -110,7 +111,8 @@ class Arena:
             exchange.start(self.rank, now[0], self.row, self.x)
 
         def end() -> None:
-            exchange.finish(self.rank, now[0]).displace(self.x)
+            exchange.collect(now[0])
+            exchange.inbox(self.rank, now[0]).displace(self.x)
 
         return begin, end
 
@@ -292,7 +294,7 @@ def record(graph: str, arena: Arena, taken: dict[str, np.ndarray]) -> dict[str, 
 
 def run_cell(graph: str, size: int, samples: int, folder: str, room: int) -> dict[str, Any]:
     """Measure one cell, or say why it is skipped. Collective. room : bytes free for all ranks."""
-    comm = mpi.library().COMM_WORLD
+    comm = boot.library().COMM_WORLD
     ranks = comm.Get_size()
     degree = max(dict(neighbours(graph, ranks).degree).values())
     needs = memory_needed(size, ranks, degree)
@@ -331,8 +333,8 @@ def main() -> None:
     """Run the cells of the JSON specification argv[1]; rank 0 writes the records to argv[2]."""
     spec, out = json.loads(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    mpi.start()
-    comm = mpi.library().COMM_WORLD
+    boot.start()
+    comm = boot.library().COMM_WORLD
     records = []
     for graph in spec["graphs"]:
         for size in spec["sizes"]:

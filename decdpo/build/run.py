@@ -16,15 +16,9 @@ from decdpo.build.learning import (
     make_loss,
     make_optimizer,
 )
+from decdpo.comm.delays import Delays, RecordedDelays, SeededDelays, age_file
 from decdpo.comm.server import ServerExchange
-from decdpo.comm.staleness import (
-    AgeLog,
-    Delays,
-    RecordedDelays,
-    SeededDelays,
-    StaleExchange,
-    age_file,
-)
+from decdpo.comm.staleness import AgeLog, StaleExchange
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config, schema
 from decdpo.config.algorithms import FedAvg

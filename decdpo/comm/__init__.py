@@ -1,1 +1,1 @@
-"""Worlds: where the agents live and how their letters travel."""
+"""Where the agents are and how their messages travel: worlds, exchanges, memberships."""

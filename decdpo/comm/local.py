@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decdpo.comm.checks import check_message, check_start, incomplete, never_sent
 from decdpo.comm.faults import as_error
-from decdpo.comm.placement import Placement
+from decdpo.comm.membership import Membership
+from decdpo.comm.mixing import Received
 from decdpo.comm.world import Arrays, Counters, Trace, in_order
-from decdpo.errors import StallError
-from decdpo.messages import Inbox, Letter
+from decdpo.messages import Message
 from decdpo.topology.row import Row
 
 
 class LocalExchange:
-    """Letters are the senders' own snapshots: one copy per agent and round, nothing else.
+    """An exchange within one process: one copy of each message, which all receivers read.
 
     size : M. dtype, device : of the vectors.
     """
@@ -28,7 +29,7 @@ class LocalExchange:
     def __init__(self, agents: tuple[int, ...], size: int, dtype: torch.dtype, device: str) -> None:
         self.counters = Counters()
         self.trace: Trace | None = None
-        self._agents = range(agents[0], agents[-1] + 1)
+        self._agents = frozenset(agents)
         self._empty = torch.empty(size, dtype=dtype, device=device)[:0]
         self._like = (size, dtype, device)
         self.message_bytes = size * dtype.itemsize
@@ -36,14 +37,14 @@ class LocalExchange:
         self._bodies: dict[int, Tensor] = {}
         self._sent: dict[int, int] = {}
         self._rows: dict[int, Row] = {}
-        self._inboxes: dict[int, Inbox] = {}
+        self._inboxes: dict[int, Received] = {}
 
     def sends(self, agent: int, row: Row) -> int:
         """Return how many messages ``agent`` sends with this ``row``: one to each target."""
         return len(row.targets)
 
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
-        """Copy ``message`` (M,) for the listeners of ``agent``."""
+        """Copy ``message`` (M,) for those that listen to ``agent``."""
         began = time.perf_counter() if self.trace else 0.0
         self._round = check_start(self._agents, agent, self._round, round, row, message)
         if self._rows.get(agent) != row:
@@ -61,8 +62,22 @@ class LocalExchange:
             spot = {"agent": agent, "round": round}
             self.trace("post", began, time.perf_counter(), spot)
 
-    def finish(self, agent: int, round: int) -> Inbox:
-        """Return the letters of ``agent``; raise ``StallError`` if one was never sent."""
+    def collect(self, round: int) -> bool:
+        """Say yes: what has been sent is here."""
+        return True
+
+    def missing(self, round: int) -> tuple[int, ...]:
+        """Return no agent."""
+        return ()
+
+    def rewire(self, members: Membership, rows: Mapping[int, Row]) -> None:
+        """Give the round that has started other ``rows``, by agent."""
+        for agent, row in rows.items():
+            self._rows[agent] = row
+            self._inboxes.pop(agent, None)
+
+    def inbox(self, agent: int, round: int) -> Received:
+        """Return the messages to ``agent``; raise ``StallError`` if one was never sent."""
         row = self._rows[agent]
         sent = self._sent
         for source in row.sources:
@@ -70,15 +85,15 @@ class LocalExchange:
                 raise never_sent(source, agent, round)
         inbox = self._inboxes.get(agent)
         if inbox is None or (inbox.sent is self._empty) == (sent.get(agent) == round):
-            letters = tuple(
-                Letter(source, weight, 0, self._bodies[source])
+            messages = tuple(
+                Message(source, weight, 0, self._bodies[source])
                 for source, weight in zip(row.sources, row.weights)
             )
             mine = self._bodies[agent] if sent.get(agent) == round else self._empty
-            inbox = self._inboxes[agent] = Inbox(mine, letters, own=row.own)
+            inbox = self._inboxes[agent] = Received(mine, messages, own=row.own)
         if self.trace:
             arrivals = self._traced(self.trace, agent, round)
-            return Inbox(inbox.sent, inbox.letters, arrivals, row.own)
+            return Received(inbox.sent, inbox.messages, arrivals, row.own)
         return inbox
 
     def _traced(self, trace: Trace, agent: int, round: int) -> Iterator[slice]:
@@ -102,8 +117,9 @@ class LocalWorld:
 
     def __init__(self, num_agents: int) -> None:
         self.num_agents = num_agents
-        self.local_agents = Placement(num_agents, 1).agents_of(0)
-        self.occasion = ""
+        self.members = Membership.blocks(num_agents, 1)
+        self.local_agents = self.members.agents
+        self.purpose = ""
         self._stop = False
 
     def exchange(
@@ -115,13 +131,20 @@ class LocalWorld:
         device: str = "cpu",
         staging: str = "host",
         max_age: int = 0,
+        whole: bool = False,
     ) -> LocalExchange:
         """Make an exchange for vectors of ``size`` values.
 
-        ``digest`` has nothing to guard here, ``staging`` nothing to send, and ``max_age`` nothing
-        to wait for: no letter is late in one process.
+        ``digest`` has nothing to guard here, ``staging`` nothing to send, ``max_age`` and ``whole``
+        nothing to wait for: no message is late in one process.
         """
         return LocalExchange(self.local_agents, size, dtype, device)
+
+    def commit(self, round: int, complete: bool) -> Membership:
+        """Return the members: nobody is lost in one process."""
+        if not complete:
+            raise incomplete(round)
+        return self.members
 
     def sum(self, values: Arrays) -> np.ndarray:
         """Sum one array per agent in ascending agent id, in float64."""
@@ -148,7 +171,7 @@ class LocalWorld:
         return self._stop
 
     def side_channel(self) -> "LocalSideChannel":
-        """Return a channel on which one background thread hears itself."""
+        """Return a channel on which one background thread agrees with itself."""
         return LocalSideChannel()
 
     def close(self) -> None:
@@ -170,34 +193,3 @@ def ordered_sum(arrays: Iterable[np.ndarray]) -> np.ndarray:
     for array in rest:
         total += array
     return total
-
-
-def check_start(
-    agents: range, agent: int, newest: int, round: int, row: Row, message: Tensor | None
-) -> int:
-    """Return the newest round there is; raise ``ValueError`` for a call that cannot be right."""
-    if agent not in agents:
-        raise ValueError(f"agent {agent} does not live here")
-    if round < newest:
-        raise ValueError(f"round {round} starts after round {newest}")
-    if message is None and row.targets:
-        raise ValueError(f"agent {agent} has listeners but no message")
-    return round
-
-
-def check_message(body: Tensor, agent: int, message: Tensor) -> None:
-    """Raise ``ValueError`` unless ``message`` fits ``body`` (M,)."""
-    if message.shape != body.shape or message.dtype != body.dtype:
-        raise ValueError(
-            f"agent {agent} sends {message.dtype} of shape {tuple(message.shape)} through an "
-            f"exchange of {body.dtype}, shape {tuple(body.shape)}"
-        )
-
-
-def never_sent(source: int, agent: int, round: int) -> StallError:
-    """Make the error for a letter from this very process that does not exist."""
-    return StallError(
-        f"agent {agent} listens to agent {source}, which lives in the same process and sent "
-        f"nothing in round {round}",
-        "start every local agent before the first finish, and use one mixing matrix for all",
-    )

@@ -1,64 +1,54 @@
-"""Averaging through a server: many letters up to one agent, one letter, their mean, back down.
+"""Averaging through a server: many messages up to one agent, one message, their mean, back down.
 
 The server is an agent like any other, which also sums. Each participant sends one vector up and
-hears one, so a round costs 2 (K - 1) messages for K participants, and nobody but the server holds
-more than one letter. The star of federated averaging (McMahan et al., 2017) and of gradient
+receives one, so a round costs 2 (K - 1) messages for K participants, and nobody but the server
+holds more than one message. The star of federated averaging (McMahan et al., 2017) and of gradient
 averaging.
 """
 
 from bisect import bisect_left
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from decdpo.comm.membership import Membership
+from decdpo.comm.mixing import Received, weighted_sum
+from decdpo.comm.staleness import Around
 from decdpo.comm.world import Exchange, Trace
-from decdpo.messages import BLOCK, Inbox, Letter
+from decdpo.messages import Inbox, Message
 from decdpo.topology.row import Row
 
 _SILENT = Row(1.0, (), (), ())
 
 
-class ServerExchange:
-    """An exchange whose every inbox holds one letter of weight 1, the weighted mean.
+class ServerExchange(Around):
+    """An exchange whose every inbox holds one message of weight 1, the weighted mean.
 
     A row names the participants as ``sources``, ascending and the agent itself included, with their
     averaging weights; it is the same for all agents, and ``targets`` is empty.
 
-    up, down : two exchanges of the same vectors, owned from now on. server : the agent that sums,
-    the first one of its process. all_hear : agents that do not participate hear the mean as well;
-    otherwise their inbox is empty.
+    up, down : two exchanges of the same vectors, owned from now on. server : the agent that sums.
+    all_hear : so many agents receive the mean, whether they participate or not; otherwise the inbox
+    of one that does not is empty.
     """
 
     def __init__(
         self, up: Exchange, down: Exchange, server: int = 0, *, all_hear: int | None = None
     ) -> None:
-        self._up = up
+        super().__init__(up)
         self._down = down
         self._server = server
         self._everybody = tuple(range(all_hear)) if all_hear else ()
-        self.counters = down.counters = up.counters
+        down.counters = up.counters
         self._rows: dict[int, Row] = {}
         self._mean: Tensor | None = None
-
-    @property
-    def message_bytes(self) -> int:
-        """Bytes of one message, up or down."""
-        return self._up.message_bytes
-
-    @property
-    def transport(self) -> str:
-        """How messages travel."""
-        return self._up.transport
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """What the user would want otherwise of that."""
-        return self._up.doubts
+        self._sent: Tensor | None = None
 
     def sends(self, agent: int, row: Row) -> int:
         """Return how many messages ``agent`` sends: one up, or the mean to each other listener.
 
-        What the server has to say to itself is no message.
+        What the server sums of its own is no message.
         """
         if agent != self._server:
             return int(_contains(row.sources, agent))
@@ -68,70 +58,92 @@ class ServerExchange:
     @property
     def trace(self) -> Trace | None:
         """Called after every span of either exchange."""
-        return self._up.trace
+        return self._inner.trace
 
     @trace.setter
     def trace(self, trace: Trace | None) -> None:
-        self._up.trace = self._down.trace = trace
+        self._inner.trace = self._down.trace = trace
 
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
-        """Send ``message`` (M,) to the server if ``agent`` participates; listen for the mean."""
-        self._rows[agent] = row
-        takes_part = _contains(row.sources, agent)
-        if message is None and takes_part:
+        """Send ``message`` (M,) to the server if ``agent`` participates; expect the mean."""
+        if message is None and _contains(row.sources, agent):
             raise ValueError(f"agent {agent} participates but has no message")
-        if agent == self._server:
-            pairs = [(j, w) for j, w in zip(row.sources, row.weights) if j != agent]
-            sources, weights = tuple(j for j, _ in pairs), tuple(w for _, w in pairs)
-            self._up.start(agent, round, Row(0.0, sources, weights, ()), message)
-            return
-        targets = (self._server,) if takes_part else ()
-        self._up.start(agent, round, Row(0.0, (), (), targets), message)
-        hears = takes_part or bool(self._everybody)
-        listens = Row(0.0, (self._server,), (1.0,), ()) if hears else _SILENT
-        self._down.start(agent, round, listens, None)
-
-    def finish(self, agent: int, round: int) -> Inbox:
-        """Return the mean as the one letter of ``round``; the server's process makes it first."""
-        row = self._rows[agent]
-        heard = self._up.finish(agent, round)
+        self._rows[agent] = row
+        self._inner.start(agent, round, self._upward(agent, row), message)
         if agent != self._server:
-            answer = self._down.finish(agent, round)
-            own = 0.0 if answer.letters else 1.0
-            return Inbox(heard.sent, answer.letters, answer.arrivals, own)
-        place = bisect_left(row.sources, agent)
-        own = row.weights[place] if _contains(row.sources, agent) else 0.0
-        mean = self._average(agent, own, heard)
-        listeners = self._everybody or row.sources
-        targets = tuple(j for j in listeners if j != agent)
-        self._down.start(agent, round, Row(0.0, (), (), targets), mean)
-        # It hears nothing, but this sends what waits for a device: nobody may come here again.
-        self._down.finish(agent, round)
-        hears = own != 0.0 or bool(self._everybody)
-        letters = (Letter(agent, 1.0, 0, mean),) if hears else ()
-        return Inbox(heard.sent, letters, own=0.0 if hears else 1.0)
+            self._down.start(agent, round, self._downward(agent, row), None)
+
+    def collect(self, round: int) -> bool:
+        """Say whether every message is here; where the server lives, make the mean and send it."""
+        if not self._inner.collect(round):
+            return False
+        if self._server in self._rows:
+            self._send_mean(round)
+        return self._down.collect(round)
+
+    def missing(self, round: int) -> tuple[int, ...]:
+        """Return the remote agents whose messages of ``round`` are not here."""
+        return tuple(sorted({*self._inner.missing(round), *self._down.missing(round)}))
+
+    def rewire(self, members: Membership, rows: Mapping[int, Row]) -> None:
+        """Give the round that has started other participants."""
+        self._rows.update(rows)
+        self._inner.rewire(members, {i: self._upward(i, row) for i, row in rows.items()})
+        others = {i: self._downward(i, row) for i, row in rows.items() if i != self._server}
+        self._down.rewire(members, others)
+
+    def inbox(self, agent: int, round: int) -> Inbox:
+        """Return the mean as the one message of ``round``."""
+        row = self._rows[agent]
+        if agent != self._server:
+            sent = self._inner.inbox(agent, round).sent
+            answer = self._down.inbox(agent, round)
+            own = 0.0 if answer.messages else 1.0
+            return Received(sent, answer.messages, answer.arrivals, own)
+        assert self._mean is not None and self._sent is not None
+        if not (self._everybody or _contains(row.sources, agent)):
+            return Received(self._sent, (), own=1.0)
+        return Received(self._sent, (Message(agent, 1.0, 0, self._mean),), own=0.0)
 
     def close(self) -> None:
         """Free both exchanges. Collective."""
-        self._up.close()
+        super().close()
         self._down.close()
 
-    def _average(self, agent: int, own: float, heard: Inbox) -> Tensor:
-        """Return sum_j w_j m_j in ascending id, part by part as the letters arrive."""
-        terms = [(letter.source, letter.weight, letter.body) for letter in heard.letters]
-        if own != 0.0:
-            terms.append((agent, own, heard.sent))
+    def _upward(self, agent: int, row: Row) -> Row:
+        """Return whom ``agent`` sends to and listens to on the way up."""
+        if agent != self._server:
+            return Row(0.0, (), (), (self._server,) if _contains(row.sources, agent) else ())
+        pairs = [(j, w) for j, w in zip(row.sources, row.weights) if j != agent]
+        return Row(0.0, tuple(j for j, _ in pairs), tuple(w for _, w in pairs), ())
+
+    def _downward(self, agent: int, row: Row) -> Row:
+        """Return whom ``agent``, which is not the server, listens to on the way down."""
+        if self._everybody or _contains(row.sources, agent):
+            return Row(0.0, (self._server,), (1.0,), ())
+        return _SILENT
+
+    def _send_mean(self, round: int) -> None:
+        """Make the mean of ``round`` as the messages arrive, and send it down."""
+        row = self._rows[self._server]
+        received = self._inner.inbox(self._server, round)
+        mean = self._mean = self._average(row, received)
+        self._sent = received.sent
+        listeners = self._everybody or row.sources
+        targets = tuple(j for j in listeners if j != self._server)
+        self._down.start(self._server, round, Row(0.0, (), (), targets), mean)
+
+    def _average(self, row: Row, received: Inbox) -> Tensor:
+        """Return sum_j w_j m_j in ascending id, part by part as the messages arrive."""
+        terms = [(message.source, message.weight, message.body) for message in received.messages]
+        if _contains(row.sources, self._server):
+            own = row.weights[bisect_left(row.sources, self._server)]
+            terms.append((self._server, own, received.sent))
         terms.sort(key=lambda term: term[0])
-        (_, weight, body), *others = terms
         if self._mean is None:
-            self._mean = torch.empty_like(body)
-        for part in heard.arrivals:
-            bodies = [other[part].split(BLOCK) for _, _, other in others]
-            blocks = zip(self._mean[part].split(BLOCK), body[part].split(BLOCK), *bodies)
-            for target, first, *rest in blocks:
-                torch.mul(first, weight, out=target)
-                for (_, scale, _), block in zip(others, rest):
-                    target.add_(block, alpha=scale)
+            self._mean = torch.empty_like(terms[0][2])
+        bodies = [body for _, _, body in terms]
+        weighted_sum(self._mean, [weight for _, weight, _ in terms], bodies, received.arrivals)
         return self._mean
 
 

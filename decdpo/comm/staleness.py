@@ -1,114 +1,44 @@
-"""Letters that are late: by a seeded schedule, or as a recorded run has heard them.
+"""Messages that are late by a schedule: seeded, or as a recorded run has received them.
 
-Agent i mixes in round t what its neighbour j said in round t - d_ij(t), 0 <= d_ij(t) <= q, and no
+Agent i mixes in round t what its neighbour j sent in round t - d_ij(t), 0 <= d_ij(t) <= q, and no
 earlier than round 0. With ``Inbox.displace``
 
     x_i <- x_i + sum_j w_ij (m_j(t - d_ij(t)) - m_i(t)),
 
-our reading of bounded staleness: the agent's own share is always of today. An agent that is heard
-with different delays is counted by some and not by others, so that the sum over all agents is not
-preserved even if the weights are doubly stochastic; the mean model drifts by the differences
+our reading of bounded staleness: the agent's own share is always of today. An agent whose messages
+arrive with different delays is counted by some and not by others, so that the sum over all agents
+is not preserved even if the weights are doubly stochastic; the mean model drifts by the differences
 between old and new. Hence only algorithms that carry no conserved sums can be late.
 
 Staleness enters Jiang, "Distributed Direct Preference Optimization", 2026, by Theorem 5.5, among
-those on FedDPO; that letters of gossip are late is ours.
+those on FedDPO; that messages of gossip are late is ours.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Protocol
 
 import torch
-from msgspec import Meta
 from torch import Tensor
 
+from decdpo.comm.delays import Delays, age_file
+from decdpo.comm.membership import Membership
+from decdpo.comm.mixing import Received
 from decdpo.comm.world import Counters, Exchange, Trace
-from decdpo.errors import DataError
-from decdpo.files import checked, parse_json, read_text, reason
-from decdpo.messages import Inbox, Letter
-from decdpo.rng import Stream, generator
+from decdpo.messages import Inbox, Message
 from decdpo.topology.row import Row
 
 
-class Delays(Protocol):
-    """Says how old letters are."""
+class Around:
+    """An exchange that does what the one within does, for others to change a part of."""
 
-    def ages(self, agent: int, round: int, sources: Sequence[int]) -> Sequence[int]:
-        """Return d_ij(t) of ``agent`` in ``round``, one for each of its ``sources``."""
-        ...
-
-
-class SeededDelays:
-    """Delays uniform on 0 ... ``max_age``, a function of seed, agent and round; or always the most.
-
-    fixed : every letter is ``max_age`` rounds old.
-    """
-
-    def __init__(self, seed: int, max_age: int, *, fixed: bool = False) -> None:
-        self.seed = seed
-        self.max_age = max_age
-        self.fixed = fixed
-
-    def ages(self, agent: int, round: int, sources: Sequence[int]) -> list[int]:
-        """Return d_ij(t) for each source, before the run's beginning cuts it."""
-        if self.fixed:
-            return [self.max_age] * len(sources)
-        rng = generator(self.seed, Stream.DELAY, agent, round)
-        return [int(d) for d in rng.integers(0, self.max_age + 1, len(sources))]
-
-
-class RecordedDelays:
-    """The ages that ``AgeLog`` wrote of a run in ``folder``, to be heard again.
-
-    max_age : the oldest that can be replayed. Raises ``DataError`` if an age is not recorded.
-    """
-
-    def __init__(self, folder: Path, agents: Sequence[int], max_age: int) -> None:
-        self.max_age = max_age
-        self._ages = {agent: read_ages(age_file(folder, agent)) for agent in agents}
-        self._folder = folder
-
-    def ages(self, agent: int, round: int, sources: Sequence[int]) -> list[int]:
-        """Return the recorded ages of the sources."""
-        found = self._ages[agent].get(round)
-        if found is None or len(found) != len(sources):
-            raise DataError(
-                f"{age_file(self._folder, agent)} has no ages of {len(sources)} letters in round "
-                f"{round}",
-                "replay with the topology and at most the rounds of the recorded run",
-            )
-        if found and max(found) > self.max_age:
-            raise DataError(
-                f"in round {round} agent {agent} heard a letter {max(found)} rounds old, but "
-                f"staleness.max_age = {self.max_age}",
-                f"set staleness.max_age = {max(found)} or more",
-            )
-        return found
-
-
-class StaleExchange:
-    """An exchange that keeps what it has heard and hands out old letters, as ``delays`` says.
-
-    inner : brings the letters of every round, all of them. Letters of the last q + 1 rounds are
-    kept once for each source that this process hears. max_age : q.
-    """
-
-    def __init__(self, inner: Exchange, delays: Delays, max_age: int) -> None:
+    def __init__(self, inner: Exchange) -> None:
         self._inner = inner
-        self._delays = delays
-        self._depth = max_age + 1
-        self._rows: dict[int, Row] = {}
-        self._kept: dict[int, list[Tensor]] = {}
-        self._newest: dict[int, int] = {}
-        inner.counters.ages = [0] * self._depth
         self.counters: Counters = inner.counters
 
     @property
     def message_bytes(self) -> int:
-        """Bytes of one message of the exchange within."""
+        """Bytes of one message."""
         return self._inner.message_bytes
 
     @property
@@ -121,10 +51,6 @@ class StaleExchange:
         """What the user would want otherwise of that."""
         return self._inner.doubts
 
-    def sends(self, agent: int, row: Row) -> int:
-        """Return how many messages ``agent`` sends in a round with this ``row``."""
-        return self._inner.sends(agent, row)
-
     @property
     def trace(self) -> Trace | None:
         """Called after every span of the exchange within."""
@@ -133,153 +59,124 @@ class StaleExchange:
     @trace.setter
     def trace(self, trace: Trace | None) -> None:
         self._inner.trace = trace
+
+    def sends(self, agent: int, row: Row) -> int:
+        """Return how many messages ``agent`` sends in a round with this ``row``."""
+        return self._inner.sends(agent, row)
+
+    def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
+        """Send ``message`` (M,)."""
+        self._inner.start(agent, round, row, message)
+
+    def collect(self, round: int) -> bool:
+        """Say whether every message of every local agent is here."""
+        return self._inner.collect(round)
+
+    def missing(self, round: int) -> tuple[int, ...]:
+        """Return the remote agents whose messages of ``round`` are not here."""
+        return self._inner.missing(round)
+
+    def rewire(self, members: Membership, rows: Mapping[int, Row]) -> None:
+        """Give the round that has started other ``rows``."""
+        self._inner.rewire(members, rows)
+
+    def inbox(self, agent: int, round: int) -> Inbox:
+        """Return what ``agent`` receives in ``round``."""
+        return self._inner.inbox(agent, round)
+
+    def close(self) -> None:
+        """Free the exchange within. Collective."""
+        self._inner.close()
+
+
+class StaleExchange(Around):
+    """An exchange that keeps what it has received and hands out old messages, as ``delays`` says.
+
+    inner : brings the messages of every round, all of them. Those of the last q + 1 rounds are kept
+    once for each source that this process listens to. max_age : q.
+    """
+
+    def __init__(self, inner: Exchange, delays: Delays, max_age: int) -> None:
+        super().__init__(inner)
+        self._delays = delays
+        self._depth = max_age + 1
+        self._rows: dict[int, Row] = {}
+        self._kept: dict[int, list[Tensor]] = {}
+        self._newest: dict[int, int] = {}
+        self.counters.ages = [0] * self._depth
 
     def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
         """Send ``message`` (M,)."""
         self._rows[agent] = row
         self._inner.start(agent, round, row, message)
 
-    def finish(self, agent: int, round: int) -> Inbox:
-        """Return letters of ``round`` and earlier ones; waits for those of ``round`` all the same.
+    def rewire(self, members: Membership, rows: Mapping[int, Row]) -> None:
+        """Refuse: who becomes a neighbour only now has sent no older messages."""
+        raise ValueError("messages that may be late need rows that stay the same")
 
-        A letter's body stays as it is until the next round finishes.
+    def inbox(self, agent: int, round: int) -> Received:
+        """Return messages of ``round`` and earlier; waits for those of ``round`` all the same.
+
+        A message's body stays as it is until inboxes of the next round are read.
         """
-        heard = self._inner.finish(agent, round)
-        self._keep(heard, round)
+        received = self._inner.inbox(agent, round)
+        self._keep(received, round)
         ages = self._delays.ages(agent, round, self._rows[agent].sources)
-        letters = []
-        for letter, wanted in zip(heard.letters, ages, strict=True):
+        messages = []
+        for message, wanted in zip(received.messages, ages, strict=True):
             age = min(wanted, round)
             self.counters.ages[age] += 1
-            body = self._kept[letter.source][(round - age) % self._depth]
-            letters.append(Letter(letter.source, letter.weight, age, body))
-        return Inbox(heard.sent, tuple(letters), own=heard.own)
+            body = self._kept[message.source][(round - age) % self._depth]
+            messages.append(Message(message.source, message.weight, age, body))
+        return Received(received.sent, tuple(messages), own=received.own)
 
-    def recall(self, rows: Mapping[int, Row], told: Mapping[int, Mapping[int, Tensor]]) -> None:
-        """Hear again what local agents said before the run was resumed. Collective.
+    def recall(self, rows: Mapping[int, Row], history: Mapping[int, Mapping[int, Tensor]]) -> None:
+        """Receive again what agents sent before the run was resumed. Collective.
 
-        rows : by agent. told : messages (M,) by agent and round, the last q rounds of all agents.
+        rows : by local agent. history : messages (M,) by agent and round, the last q rounds of all
+        local agents.
         """
-        for t in sorted({t for messages in told.values() for t in messages}):
-            for agent, messages in told.items():
+        for t in sorted({t for messages in history.values() for t in messages}):
+            for agent, messages in history.items():
                 self._inner.start(agent, t, rows[agent], messages[t])
-            for agent in told:
-                self._keep(self._inner.finish(agent, t), t)
+            self._inner.collect(t)
+            for agent in history:
+                self._keep(self._inner.inbox(agent, t), t)
 
     def close(self) -> None:
         """Free the exchange within. Collective."""
-        self._inner.close()
+        super().close()
         self._kept.clear()
 
-    def _keep(self, heard: Inbox, round: int) -> None:
-        """Copy the letters of ``round`` that have not been copied yet."""
-        heard.settle()
-        for letter in heard.letters:
-            source = letter.source
+    def _keep(self, received: Inbox, round: int) -> None:
+        """Copy the messages of ``round`` that have not been copied yet."""
+        received.settle()
+        for message in received.messages:
+            source = message.source
             if self._newest.get(source) != round:
                 self._newest[source] = round
                 if source not in self._kept:
-                    self._kept[source] = [torch.empty_like(letter.body) for _ in range(self._depth)]
-                self._kept[source][round % self._depth].copy_(letter.body)
+                    new = [torch.empty_like(message.body) for _ in range(self._depth)]
+                    self._kept[source] = new
+                self._kept[source][round % self._depth].copy_(message.body)
 
 
-class AgeLog:
-    """An exchange that writes down how old every letter was, one file per local agent.
+class AgeLog(Around):
+    """An exchange that writes down how old every message was, one file per local agent.
 
     folder : of the files. Lines follow what is there already, in rounds counted from 1 as in the
     metrics.
     """
 
     def __init__(self, inner: Exchange, folder: Path) -> None:
+        super().__init__(inner)
         folder.mkdir(parents=True, exist_ok=True)
-        self._inner = inner
         self._folder = folder
-        self.counters = inner.counters
 
-    @property
-    def message_bytes(self) -> int:
-        """Bytes of one message of the exchange within."""
-        return self._inner.message_bytes
-
-    @property
-    def transport(self) -> str:
-        """How messages travel."""
-        return self._inner.transport
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """What the user would want otherwise of that."""
-        return self._inner.doubts
-
-    def sends(self, agent: int, row: Row) -> int:
-        """Return how many messages ``agent`` sends in a round with this ``row``."""
-        return self._inner.sends(agent, row)
-
-    @property
-    def trace(self) -> Trace | None:
-        """Called after every span of the exchange within."""
-        return self._inner.trace
-
-    @trace.setter
-    def trace(self, trace: Trace | None) -> None:
-        self._inner.trace = trace
-
-    def start(self, agent: int, round: int, row: Row, message: Tensor | None) -> None:
-        """Send ``message`` (M,)."""
-        self._inner.start(agent, round, row, message)
-
-    def finish(self, agent: int, round: int) -> Inbox:
-        """Return what ``agent`` hears, and write down the ages."""
-        inbox = self._inner.finish(agent, round)
-        ages = [letter.age for letter in inbox.letters]
+    def inbox(self, agent: int, round: int) -> Inbox:
+        """Return what ``agent`` receives, and write down the ages."""
+        inbox = self._inner.inbox(agent, round)
+        ages = [message.age for message in inbox.messages]
         with age_file(self._folder, agent).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"round": round + 1, "ages": ages}) + "\n")
         return inbox
-
-    def close(self) -> None:
-        """Free the exchange within. Collective."""
-        self._inner.close()
-
-
-@dataclass(frozen=True)
-class AgesOfRound:
-    """One line of a record. round : counted from 1. ages : of the messages, in rounds."""
-
-    round: Annotated[int, Meta(ge=1, le=2**63 - 1)]
-    ages: tuple[Annotated[int, Meta(ge=0, le=2**63 - 1)], ...]
-
-
-def age_file(folder: Path, agent: int) -> Path:
-    """Return where the ages of an agent's letters are written."""
-    return folder / f"agent_{agent:06d}.jsonl"
-
-
-def record_digest(folder: Path, num_agents: int) -> str:
-    """Return the SHA-256 of the recorded ages of all agents.
-
-    Raises ``DataError`` if a file is missing or something else.
-    """
-    ages = [read_ages(age_file(folder, agent)) for agent in range(num_agents)]
-    return hashlib.sha256(json.dumps(ages).encode()).hexdigest()
-
-
-def read_ages(path: Path) -> dict[int, list[int]]:
-    """Return the ages in a file of ``AgeLog``, by round counted from 0.
-
-    Raises ``DataError`` if it is missing or something else.
-    """
-    try:
-        lines = read_text(path).splitlines()
-        records = [checked(parse_json(line), AgesOfRound) for line in lines]
-        late = next((r for r in records if max(r.ages, default=0) >= r.round), None)
-        if late is None:
-            return {record.round - 1: list(record.ages) for record in records}
-        why = f"in round {late.round} a message is {max(late.ages)} rounds old"
-    except OSError as fault:
-        why = reason(fault)
-    except ValueError as fault:
-        why = f"it is not a record of ages: {fault}"
-    raise DataError(
-        f"cannot read {path}: {why}",
-        "name the folder of a run with staleness.kind = 'arrival' as staleness.run",
-    )

@@ -55,13 +55,12 @@ class Choice:
         return tuple(found)
 
     def _way(self) -> str:
+        late = ", which may be late" if self.late else ""
         if self.device != "cpu":
-            return (
-                "messages from the GPU's memory" if self.direct
-                else "messages through pinned host memory"
-            )  # fmt: skip
+            way = "from the GPU's memory" if self.direct else "through pinned host memory"
+            return f"messages {way}{late}"
         if self.late:
-            return "messages, which may be late"
+            return f"messages{late}"
         if self.window:
             far = ", messages between nodes" if self.on_node < self.ranks else ""
             return f"shared memory within a node{far}"

@@ -1,4 +1,4 @@
-"""What every world offers: placement of agents, an exchange, and a few collectives.
+"""What every world offers: members, exchanges between them, and a few collectives.
 
 Two worlds implement these protocols: ``LocalWorld`` (all agents in this process) and ``MpiWorld``
 (agents spread over ranks). Nothing above this package knows the word rank.
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decdpo.comm.membership import Membership
 from decdpo.messages import Inbox
 from decdpo.topology.row import Row
 
@@ -23,10 +24,10 @@ class Counters:
     messages_sent, bytes_sent : that left this process (headers included; messages between agents of
     one process are free, and one message serves all agents of another). messages_to_nodes,
     bytes_to_nodes : those of them that went to another node. wait_seconds : spent blocked in
-    ``start`` and ``finish``. wait_by_neighbour : seconds waited for each remote source agent. How
-    long a letter travelled while this process computed is not among them: nobody looks when it
-    arrives. ages : how many letters were 0, 1, ... rounds old when they were mixed; empty where
-    none can be late.
+    ``start``, ``collect`` and inboxes. wait_by_neighbour : seconds waited for each remote source
+    agent. How long a message travelled while this process computed is not among them: nobody looks
+    when it arrives. ages : how many messages were 0, 1, ... rounds old when they were mixed; empty
+    where none can be late.
     """
 
     messages_sent: int = 0
@@ -53,14 +54,15 @@ def in_order(values: Arrays, agents: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 Trace = Callable[[str, float, float, Mapping[str, int]], None]
-"""Hears of every span of an exchange: name ("post", "wait", "mix"), begin and end in seconds of
+"""Called after every span of an exchange: name ("post", "wait", "mix"), begin and end in seconds of
 ``time.perf_counter``, and the agent, round and neighbour it belongs to."""
 
 
 class Exchange(Protocol):
     """Carries one vector per agent and round to its neighbours; made once, used every round.
 
-    Every local agent starts a round before the first one finishes it. counters : what it has cost
+    In a round every local agent is started, then the round is collected, then every local agent's
+    inbox is read. counters : what it has cost
     so far. trace : called after every span, None for not at all. message_bytes : of one message as
     it is encoded, without its header. transport : how messages travel here and why, in words.
     doubts : what the user would want otherwise of that.
@@ -92,11 +94,31 @@ class Exchange(Protocol):
         """
         ...
 
-    def finish(self, agent: int, round: int) -> Inbox:
-        """Return what ``agent`` hears in ``round``; its parts arrive while they are used.
+    def collect(self, round: int) -> bool:
+        """Say whether every message of every local agent is here; False if a peer is lost.
 
-        The inbox is valid until the first ``start`` of a later round. Raises ``StallError`` naming
-        the neighbour, the round and the seconds if one does not answer in time.
+        Does not raise for a lost peer. Where nobody may be lost it says yes without waiting, and
+        messages are mixed as they arrive.
+        """
+        ...
+
+    def missing(self, round: int) -> tuple[int, ...]:
+        """Return the remote agents whose messages of ``round`` are not here, ascending."""
+        ...
+
+    def rewire(self, members: Membership, rows: Mapping[int, Row]) -> None:
+        """Give the round that has started other ``rows``, by local agent, among ``members``.
+
+        The messages stay the same; they are sent on the edges that are new. Collect again.
+        """
+        ...
+
+    def inbox(self, agent: int, round: int) -> Inbox:
+        """Return what ``agent`` receives in ``round``, once that is collected.
+
+        The inbox is valid until the first ``start`` of a later round. Where its parts arrive while
+        they are used, ``StallError`` names a neighbour that does not answer in time, the round and
+        the seconds.
         """
         ...
 
@@ -119,15 +141,17 @@ class SideChannel(Protocol):
 class World(Protocol):
     """The agents, spread over one or more processes.
 
-    num_agents : n. local_agents : the ids hosted here, ascending and contiguous. is_root : whether
-    this process may print and write the files that all share (it hosts agent 0). occasion : what
-    the next collective calls are for, to be told of a process that does not come; set it at will.
+    num_agents : n. members : the agents that take part and where they are. local_agents : those of
+    this process, ascending. is_root : whether this process may print and write the files that all
+    share. purpose : what the next collective calls are for, which an error names where a process
+    does not come; set it at will.
     """
 
     num_agents: int
+    members: Membership
     local_agents: tuple[int, ...]
     is_root: bool
-    occasion: str
+    purpose: str
 
     def exchange(
         self,
@@ -138,13 +162,23 @@ class World(Protocol):
         device: str = "cpu",
         staging: str = "host",
         max_age: int = 0,
+        whole: bool = False,
     ) -> Exchange:
         """Make an exchange for vectors of ``size`` values. Collective.
 
-        max_age : how many rounds old a letter may be; above 0, ``finish`` waits only for letters
-        that would be older, and mixes the newest that are there. Rows must then stay the same.
-        ``digest`` names the parameter layout; a letter with another one is an error. staging : the
+        max_age : how many rounds old a message may be; above 0, only messages that would be older
+        are waited for, and the newest that are there are mixed. Rows must then stay the same.
+        whole : whether ``collect`` waits for every message, so that no inbox can fail.
+        ``digest`` names the parameter layout; a message with another one is an error. staging : the
         way from and to a GPU, through "host" memory or straight from the "device".
+        """
+        ...
+
+    def commit(self, round: int, complete: bool) -> Membership:
+        """Agree on ``round``: return the members whose messages of it are mixed. Collective.
+
+        complete : whether every message of this process has come. Costs no communication where no
+        agent may be lost; there ``StallError`` is raised if the round is not complete.
         """
         ...
 

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from decdpo.comm.launch import launched_by_mpi, let_the_first_tell
+from decdpo.comm.mpi.launch import launched_by_mpi, let_the_first_tell
 from decdpo.errors import EnvironmentFault
 
 ON_ALL_PROCESSES = ("train", "resume", "evaluate", "theory", "doctor")

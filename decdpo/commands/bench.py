@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from decdpo.comm.mpirun import run as run_ranks
+from decdpo.comm.mpi.mpirun import run as run_ranks
 from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.report.bench_table import table
 

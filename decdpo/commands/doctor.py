@@ -160,8 +160,8 @@ def _libraries() -> list[Check]:
 
 
 def _mpi() -> str:
-    from decdpo.comm.cuda_aware import describe
-    from decdpo.comm.mpi import library
+    from decdpo.comm.mpi.boot import library
+    from decdpo.comm.mpi.cuda_aware import describe
 
     MPI = library()
     version: str = MPI.Get_library_version()
@@ -182,7 +182,7 @@ def _memory() -> str:
 
 
 def _shared_memory() -> str:
-    from decdpo.comm.window import SHARED_MEMORY
+    from decdpo.comm.links.window import SHARED_MEMORY
 
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from decdpo.checkpoint.format import committed
 from decdpo.checkpoint.store import CheckpointStore
-from decdpo.comm.launch import speak_past_the_launcher
+from decdpo.comm.mpi.launch import speak_past_the_launcher
 from decdpo.comm.world import World
 from decdpo.errors import STOPPED_EARLY
 from decdpo.session.job import Job

@@ -11,8 +11,8 @@ from typing import Any
 
 from decdpo import build
 from decdpo.checkpoint.store import CheckpointStore
+from decdpo.comm.delays import record_digest
 from decdpo.comm.device import check_devices
-from decdpo.comm.staleness import record_digest
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.config.schema import CausalLM, Replay

@@ -15,8 +15,8 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from decdpo.comm.launch import launched_by_mpi
-from decdpo.comm.placement import Placement
+from decdpo.comm.membership import Membership
+from decdpo.comm.mpi.launch import launched_by_mpi
 from decdpo.comm.world import World
 from decdpo.errors import DecdpoError, EnvironmentFault
 from decdpo.files import os_fault
@@ -57,9 +57,9 @@ class Job:
         self.tell: Callable[[], None] = lambda: None
         self.timeout = math.inf
         if self._mpi:
-            from decdpo.comm import mpi
+            from decdpo.comm.mpi import boot
 
-            self.size = mpi.start()
+            self.size = boot.start()
             self.boot = self._open(self.size, {})
         else:
             self.size = 1
@@ -70,7 +70,7 @@ class Job:
 
     def _open(self, num_agents: int, options: dict[str, Any]) -> World:
         if self._mpi:
-            from decdpo.comm import mpi
+            from decdpo.comm.mpi import world as mpi
 
             world: World = mpi.connect(num_agents, **options)
         else:
@@ -86,7 +86,7 @@ class Job:
         Raises ``EnvironmentFault`` if there are more processes than agents.
         """
         # Every process sees this fault before it waits for another one.
-        self.together(lambda: Placement(num_agents, self.size))
+        self.together(lambda: Membership.blocks(num_agents, self.size))
         options = {
             "timeout": comm.timeout,
             "transport": comm.transport,
@@ -109,9 +109,9 @@ class Job:
         torch.set_num_threads(section.threads)
         rank, count = (0, 1)
         if self._mpi:
-            from decdpo.comm import mpi
+            from decdpo.comm.mpi import boot
 
-            rank, count = mpi.place_on_node()
+            rank, count = boot.place_on_node()
         kind = section.kind if gpu_of_use else "cpu"
         device = choose_device(kind, rank, count, share_gpu=section.share_gpu)
         if device != "cpu":
@@ -176,9 +176,9 @@ class Job:
     def end(self, code: int) -> NoReturn:
         """End every process of the job at once with the exit status ``code``."""
         if self._mpi:
-            from decdpo.comm import mpi
+            from decdpo.comm.mpi import boot
 
-            mpi.abort(code)
+            boot.abort(code)
         os._exit(code)
 
     def close(self) -> None:

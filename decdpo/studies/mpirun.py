@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from decdpo.comm.mpirun import run
+from decdpo.comm.mpi.mpirun import run
 from decdpo.errors import STOPPED_EARLY, EnvironmentFault
 
 _OF_ONE_PROCESS = ("metrics.jsonl", "start.json", "gradients.json")

@@ -1,4 +1,4 @@
-"""What every world must do alike: the same bits, the same errors, whatever carries the letters."""
+"""What every world must do alike: the same bits, the same errors, whatever carries the messages."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from decdpo.comm.launch import launched_by_mpi
 from decdpo.comm.local import LocalWorld
+from decdpo.comm.mixing import Received
+from decdpo.comm.mpi.launch import launched_by_mpi
 from decdpo.comm.server import ServerExchange
 from decdpo.errors import ConfigError, DataError, EnvironmentFault, StallError
-from decdpo.messages import BLOCK, Inbox, Letter
+from decdpo.messages import BLOCK, Message
 from decdpo.topology.row import Row
 
 N = 8
@@ -37,7 +38,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[Any]:
         return
     if launched_by_mpi() is None:
         pytest.skip("not started by mpirun")
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     made = mpi.connect(N, timeout=20.0, **options)
     yield made
@@ -103,8 +104,9 @@ def mix(world: Any, schedule: Schedule, xs: dict[int, Tensor], rounds: int) -> N
         w = schedule(t)
         for i in world.local_agents:
             exchange.start(i, t, row_of(w, i), xs[i])
+        exchange.collect(t)
         for i in world.local_agents:
-            exchange.finish(i, t).displace(xs[i])
+            exchange.inbox(i, t).displace(xs[i])
     exchange.close()
 
 
@@ -137,14 +139,15 @@ def test_what_was_sent_is_a_snapshot(world: Any) -> None:
         for i, x in xs.items():
             exchange.start(i, t, row_of(ring(t), i), x)
             x += 100.0
+        exchange.collect(t)
         for i in xs:
-            inbox = exchange.finish(i, t)
+            inbox = exchange.inbox(i, t)
             inbox.settle()
             assert inbox.sent.tolist() == [i + 100.0 * t] * 5
-            for letter in inbox.letters:
-                assert letter.body.tolist() == [letter.source + 100.0 * t] * 5
-                assert (letter.weight, letter.age) == (0.3, 0)
-            assert [letter.source for letter in inbox.letters] == sorted({(i - 1) % N, (i + 1) % N})
+            for message in inbox.messages:
+                assert message.body.tolist() == [message.source + 100.0 * t] * 5
+                assert (message.weight, message.age) == (0.3, 0)
+            assert [m.source for m in inbox.messages] == sorted({(i - 1) % N, (i + 1) % N})
     exchange.close()
 
 
@@ -153,12 +156,13 @@ def test_an_inbox_that_nobody_reads_harms_no_later_round(world: Any) -> None:
     for t in range(6):
         for i in world.local_agents:
             exchange.start(i, t, row_of(ring(t), i), torch.full((3 * BLOCK,), 10.0 * t + i))
+        exchange.collect(t)
         for i in world.local_agents:
-            inbox = exchange.finish(i, t)
+            inbox = exchange.inbox(i, t)
             if t % 2 == i % 2:
                 inbox.settle()
-                for letter in inbox.letters:
-                    assert set(letter.body[:: BLOCK // 2].tolist()) == {10.0 * t + letter.source}
+                for message in inbox.messages:
+                    assert set(message.body[:: BLOCK // 2].tolist()) == {10.0 * t + message.source}
     exchange.close()
 
 
@@ -170,10 +174,11 @@ def test_an_agent_may_only_listen(world: Any) -> None:
         for i in world.local_agents:
             message = torch.full((4,), float(t)) if i == 0 else None
             exchange.start(i, t, tells if i == 0 else hears, message)
+        exchange.collect(t)
         for i in world.local_agents:
-            inbox = exchange.finish(i, t)
+            inbox = exchange.inbox(i, t)
             inbox.settle()
-            assert [letter.body.tolist() for letter in inbox.letters] == [[t] * 4] * (i > 0)
+            assert [message.body.tolist() for message in inbox.messages] == [[t] * 4] * (i > 0)
             assert inbox.sent.numel() == (4 if i == 0 else 0)
     exchange.close()
 
@@ -203,7 +208,7 @@ def test_a_local_neighbour_that_never_spoke_is_named(world: Any) -> None:
     exchange = world.exchange(4, torch.float32)
     exchange.start(first, 2, Row(0.5, (others[0],), (0.5,), ()), torch.zeros(4))
     with pytest.raises(StallError, match=f"agent {first} listens to agent {others[0]}.*round 2"):
-        exchange.finish(first, 2)
+        exchange.inbox(first, 2)
     exchange.close()
 
 
@@ -256,8 +261,9 @@ def test_stop_comes_at_the_end_of_a_round_and_only_when_asked(world: Any) -> Non
         t = len(answers)
         for i, x in xs.items():
             exchange.start(i, t, row_of(ring(t), i), x)
+        exchange.collect(t)
         for i, x in xs.items():
-            exchange.finish(i, t).displace(x)
+            exchange.inbox(i, t).displace(x)
         if t == 20 and N - 1 in xs:
             world.request_stop()
         answers.append(world.stop_due(t))
@@ -290,16 +296,17 @@ def test_the_server_returns_the_weighted_mean(world: Any, all_hear: int | None) 
         expected = sum(
             w * initial(j + 100 * t, size, torch.float64).numpy() for j, w in zip(chosen, weights)
         )
+        exchange.collect(t)
         for i in world.local_agents:
-            inbox = exchange.finish(i, t)
+            inbox = exchange.inbox(i, t)
             inbox.settle()
             assert torch.equal(inbox.sent, initial(i + 100 * t, size, torch.float32))
             if i not in chosen and all_hear is None:
-                assert inbox.letters == ()
+                assert inbox.messages == ()
                 continue
-            (letter,) = inbox.letters
-            assert (letter.source, letter.weight) == (0, 1.0)
-            np.testing.assert_allclose(letter.body.numpy(), expected, rtol=0, atol=1e-6)
+            (message,) = inbox.messages
+            assert (message.source, message.weight) == (0, 1.0)
+            np.testing.assert_allclose(message.body.numpy(), expected, rtol=0, atol=1e-6)
     exchange.close()
 
 
@@ -310,8 +317,9 @@ def test_spans_name_agent_and_round(world: Any) -> None:
     xs = {i: torch.zeros(10) for i in world.local_agents}
     for i, x in xs.items():
         exchange.start(i, 4, row_of(ring(4), i), x)
+    exchange.collect(4)
     for i, x in xs.items():
-        exchange.finish(i, 4).displace(x)
+        exchange.inbox(i, 4).displace(x)
     for kind in ("post", "mix"):
         found = [spot for name, _, _, spot in spans if name == kind]
         assert found == [{"agent": i, "round": 4} for i in world.local_agents]
@@ -324,9 +332,9 @@ def test_spans_name_agent_and_round(world: Any) -> None:
 def test_displacement_takes_parts_in_any_cut() -> None:
     size = 2 * BLOCK + 77
     sent, a, b = (initial(i, size, torch.bfloat16) for i in range(3))
-    letters = (Letter(1, 0.25, 0, a), Letter(2, 1 / 3, 0, b))
+    messages = (Message(1, 0.25, 0, a), Message(2, 1 / 3, 0, b))
     whole, cut = initial(9, size, torch.bfloat16), initial(9, size, torch.bfloat16)
-    Inbox(sent, letters).displace(whole)
+    Received(sent, messages).displace(whole)
     parts = (slice(0, BLOCK), slice(BLOCK, 2 * BLOCK), slice(2 * BLOCK, size))
-    Inbox(sent, letters, iter(parts)).displace(cut)
+    Received(sent, messages, iter(parts)).displace(cut)
     assert torch.equal(whole, cut)

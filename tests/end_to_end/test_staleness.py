@@ -33,6 +33,6 @@ def test_a_run_by_arrival_is_replayed_in_one_process(shell, config):
     assert again == live
     assert sum(map(sum, total(shell, "live", "ages"))) == 12 * 16
     shell("train", config, "--out", "longer", *replay, "--set", "run.rounds=13", status=2)
-    assert "no ages of 2 letters in round 12" in shell.said
+    assert "no ages of 2 messages in round 12" in shell.said
     shell("train", config, "--out", "none", *replay, "--set", "staleness.run=again", status=2)
     assert "agent_000000.jsonl" in shell.said

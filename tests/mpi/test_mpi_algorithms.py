@@ -68,7 +68,7 @@ def _kind(algorithm: Any) -> Any:
 @pytest.fixture
 def world() -> Iterator[Any]:
     """Return N agents on the ranks of this job."""
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     made = mpi.connect(N, timeout=20.0)
     yield made
@@ -117,8 +117,9 @@ def train(world: Any, name: str, overlap: bool) -> tuple[dict[int, torch.Tensor]
                         state.x[1] += float(state.running) / 100
         if not overlap:
             start(t)
+        exchange.collect(t)
         for i, state in states.items():
-            algorithm.mix(state, exchange.finish(i, t))
+            algorithm.mix(state, exchange.inbox(i, t))
     sent = [exchange.counters.messages_sent, exchange.counters.bytes_sent]
     exchange.close()
     return {i: state.x for i, state in states.items()}, sent

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from decdpo.comm import cuda_aware
+from decdpo.comm.links.slots import aligned
 from decdpo.comm.local import LocalWorld
-from decdpo.comm.slots import aligned
+from decdpo.comm.mixing import Received
+from decdpo.comm.mpi import cuda_aware
+from decdpo.comm.staleness import StaleExchange
 from decdpo.errors import EnvironmentFault
-from decdpo.messages import BLOCK, Inbox
+from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
 from decdpo.topology.schedule import make_schedule
 
@@ -80,7 +83,7 @@ class LateStream:
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return ``mpi.connect`` on a machine whose MPI calls itself CUDA-aware, with late streams."""
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     made = []
 
@@ -99,7 +102,7 @@ def trained(world: Any, graph: str, size: int, **options: Any) -> dict[int, torc
     """Exchange and change vectors for some rounds; the device is told, not waited for."""
     schedule = make_schedule(graph, "auto", N)
     exchange = world.exchange(size, torch.float32, **options)
-    stream = getattr(exchange, "_gpu", None)
+    stream = getattr(getattr(exchange, "memory", None), "gpu", None)
     do = stream.tell if isinstance(stream, LateStream) else lambda work: work()
     device = options.get("device", "cpu")
     xs = {
@@ -111,10 +114,11 @@ def trained(world: Any, graph: str, size: int, **options: Any) -> dict[int, torc
         for i, x in xs.items():
             exchange.start(i, t, mixing.row(i), x)
             do(partial(x.mul_, 1.5))
+        exchange.collect(t)
         for i, x in xs.items():
-            inbox = exchange.finish(i, t)
+            inbox = exchange.inbox(i, t)
             inbox.settle()
-            do(partial(Inbox(inbox.sent, inbox.letters).displace, x))
+            do(partial(Received(inbox.sent, inbox.messages).displace, x))
     exchange.close()
     if isinstance(stream, LateStream):
         stream.mark().synchronize()
@@ -137,17 +141,69 @@ def test_the_bits_are_those_of_the_host_path(
     assert equal(found, trained(world, graph, size))
 
 
+class Recorded:
+    """The ages of a run, by agent and round."""
+
+    def __init__(self, ages: dict[int, list[list[int]]]) -> None:
+        self._ages = ages
+
+    def ages(self, agent: int, round: int, sources: Any) -> list[int]:
+        return self._ages[agent][round]
+
+
+@pytest.mark.parametrize("progress", ["thread", "none"])
+@pytest.mark.parametrize("size", [7, 2 * BLOCK + 1])
+def test_arrivals_on_a_device_are_replayed_in_one_process(
+    connect: Any, size: int, progress: str
+) -> None:
+    world = connect(progress=progress)
+    row = make_schedule("ring", "auto", N).mixing(0).row
+    exchange = world.exchange(
+        size, torch.float32, device="cpu:0", staging="device", max_age=2
+    )
+    stream = exchange.memory.gpu
+    ages: dict[int, list[list[int]]] = {i: [] for i in world.local_agents}
+
+    def start(i: int) -> torch.Tensor:
+        return torch.randn(size, generator=torch.Generator().manual_seed(i))
+
+    xs = {i: start(i) for i in world.local_agents}
+    for t in range(ROUNDS):
+        for i, x in xs.items():
+            exchange.start(i, t, row(i), x)
+        time.sleep(0.01 * ((t + world.rank) % 3 == 0))
+        exchange.collect(t)
+        for i, x in xs.items():
+            inbox = exchange.inbox(i, t)
+            inbox.settle()
+            stream.tell(partial(Received(inbox.sent, inbox.messages).displace, x))
+            ages[i].append([message.age for message in inbox.messages])
+    exchange.close()
+    stream.mark().synchronize()
+    alone = StaleExchange(
+        LocalWorld(N).exchange(size, torch.float32), Recorded(world.collect(ages)), 2
+    )
+    again = {i: start(i) for i in range(N)}
+    for t in range(ROUNDS):
+        for i, x in again.items():
+            alone.start(i, t, row(i), x)
+        for i, x in again.items():
+            alone.inbox(i, t).displace(x)
+    assert equal(xs, again)
+
+
 def test_chunks_travel_as_they_are_counted(connect: Any) -> None:
     world = connect()
     exchange = world.exchange(2 * BLOCK, torch.float64, device="cpu:0", staging="device")
     row = make_schedule("ring", "auto", N).mixing(0).row
     for i in world.local_agents:
         exchange.start(i, 0, row(i), torch.full((2 * BLOCK,), float(i), dtype=torch.float64))
+    exchange.collect(0)
     for i in world.local_agents:
-        inbox = exchange.finish(i, 0)
+        inbox = exchange.inbox(i, 0)
         parts = list(inbox.arrivals)
-        exchange._gpu.mark().synchronize()
-        assert [letter.body[-1].item() for letter in inbox.letters] == list(row(i).sources)
+        exchange.memory.gpu.mark().synchronize()
+        assert [message.body[-1].item() for message in inbox.messages] == list(row(i).sources)
         if not set(row(i).sources) <= set(world.local_agents):
             assert parts == [slice(0, 0), slice(0, BLOCK), slice(BLOCK, 2 * BLOCK)]
     messages = exchange.counters.messages_sent
@@ -177,12 +233,13 @@ def test_a_slot_is_kept_until_the_device_has_read_it(connect: Any, size: int) ->
         for i in world.local_agents:
             row = Row(0.5, (i + half,), (0.5,), ()) if i < half else Row(1.0, (), (), (i - half,))
             exchange.start(i, t, row, torch.full((size,), 10.0**t + i))
+        exchange.collect(t)
         for i in world.local_agents:
-            inbox = exchange.finish(i, t)
+            inbox = exchange.inbox(i, t)
             inbox.settle()
             if i < half:
-                exchange._gpu.tell(partial(heard[i].add_, inbox.letters[0].body))
-    exchange._gpu.mark().synchronize()
+                exchange.memory.gpu.tell(partial(heard[i].add_, inbox.messages[0].body))
+    exchange.memory.gpu.mark().synchronize()
     exchange.close()
     total = sum(10.0**t for t in range(ROUNDS))
     for i in range(half):
@@ -195,18 +252,19 @@ def test_the_progress_thread_enters_the_device_first(connect: Any) -> None:
     world = connect()
     exchange = world.exchange(1, torch.float32, device="cpu:0", staging="device")
     probes = world._progress.probes
-    assert probes[0] == exchange._gpu.enter and probes[-1] == exchange.pump
+    assert probes[0] == exchange.memory.gpu.enter and probes[-1] == exchange.memory.pump
     exchange.close()
     assert len(probes) == 1
-    assert threading.get_ident() not in exchange._gpu.threads
+    assert threading.get_ident() not in exchange.memory.gpu.threads
 
 
 @pytest.mark.mpi(min_size=2)
 def test_an_mpi_without_cuda_is_refused_by_all() -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import boot
+    from decdpo.comm.mpi import world as mpi
 
     world = mpi.connect(N, timeout=20.0)
-    if cuda_aware.cuda_support(mpi.library()):
+    if cuda_aware.cuda_support(boot.library()):
         world.close()
         pytest.skip("this MPI is CUDA-aware")
     with pytest.raises(EnvironmentFault, match="CUDA-aware") as caught:
@@ -263,7 +321,7 @@ class Failing(LateStream):
 def test_a_rehearsal_that_fails_anywhere_fails_everywhere(
     connect: Any, monkeypatch: pytest.MonkeyPatch, stream: type, expected: str
 ) -> None:
-    monkeypatch.setattr(cuda_aware, "PATIENCE", 1.0)
+    monkeypatch.setattr(cuda_aware, "TIMEOUT", 1.0)
     world = connect(stream)
     monkeypatch.setattr(stream, "rank", world.rank)
     with pytest.raises(EnvironmentFault, match=expected) as caught:
@@ -276,7 +334,8 @@ def test_a_rehearsal_that_fails_anywhere_fails_everywhere(
 def test_doctor_tells_and_tries(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], able: bool
 ) -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import boot
+    from decdpo.comm.mpi import world as mpi
     from decdpo.commands import doctor
     from decdpo.session.job import Job
 
@@ -287,7 +346,7 @@ def test_doctor_tells_and_tries(
                        config=None, set=[], threads=1)  # fmt: skip
     status = doctor.run(wanted)
     assert status == (0 if able else 2)
-    rank = mpi.library().COMM_WORLD.Get_rank()
+    rank = boot.library().COMM_WORLD.Get_rank()
     printed = capsys.readouterr().out
     assert bool(printed) == (rank == 0)
     if printed:
@@ -304,12 +363,13 @@ def test_doctor_tells_and_tries(
 @pytest.mark.parametrize("size", [7, 3 * BLOCK + 1, 5_000_000])
 @pytest.mark.parametrize("graph", ["ring", "one_peer_exponential"])
 def test_a_gpu_gives_the_bits_of_one_process(graph: str, size: int, chunk_bytes: int) -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import boot
+    from decdpo.comm.mpi import world as mpi
 
     torch.cuda.set_device(0)
     world = mpi.connect(N, timeout=120.0, chunk_bytes=chunk_bytes)
     try:
-        if not cuda_aware.cuda_support(mpi.library()):
+        if not cuda_aware.cuda_support(boot.library()):
             pytest.skip("this MPI is not CUDA-aware")
         expected = trained(LocalWorld(N), graph, size, device="cuda:0")
         host = trained(world, graph, size, device="cuda:0")

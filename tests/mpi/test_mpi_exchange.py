@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo.comm.slots import HEADER
+from decdpo.comm.links.slots import HEADER
 from decdpo.errors import ConfigError, EnvironmentFault, StallError
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
@@ -21,7 +21,7 @@ N = 8
 @pytest.fixture
 def connect() -> Iterator[Any]:
     """Return ``mpi.connect`` with a short patience; what it made is closed in the end."""
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     made = []
 
@@ -42,8 +42,9 @@ def ring_row(i: int) -> Row:
 def one_round(world: Any, exchange: Any, xs: dict[int, torch.Tensor], t: int) -> None:
     for i in world.local_agents:
         exchange.start(i, t, ring_row(i), xs[i])
+    exchange.collect(t)
     for i in world.local_agents:
-        exchange.finish(i, t).displace(xs[i])
+        exchange.inbox(i, t).displace(xs[i])
 
 
 class Spy:
@@ -86,7 +87,7 @@ class SpiedRequest:
 def test_a_training_round_is_messages_to_neighbours_and_nothing_else(
     connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     calls: Counter[str] = Counter()
     sizes: list[int] = []
@@ -110,11 +111,11 @@ def test_a_training_round_is_messages_to_neighbours_and_nothing_else(
         assert not world.stop_due(t)
     here = set(world.local_agents)
     # One message per agent and destination rank: with two ranks both ends of a block may go there.
-    rank_of = world._placement.rank_of
+    rank_of = world.members.rank_of
     out = sum(
         len({rank_of(j) for j in ring_row(i).targets if j not in here}) for i in world.local_agents
     )
-    chunks = len(exchange._format.parts)
+    chunks = len(exchange.format.parts)
     assert chunks == 2
     # Recv_init.Start gives slots back; Iprobe looks for a request to stop and moves no data.
     assert set(calls) <= {"Send_init.Start", "Recv_init.Start", "Iprobe"}
@@ -140,16 +141,17 @@ def test_ranks_may_drift_apart(connect: Any, transport: str) -> None:
             exchange.start(i, t, ring_row(i), xs[i])
             if pauses.random() < 0.1:
                 time.sleep(0.02)
+        exchange.collect(t)
         for i in world.local_agents:
-            exchange.finish(i, t).displace(xs[i])
+            exchange.inbox(i, t).displace(xs[i])
     expected = np.linalg.matrix_power(w, 25) @ np.arange(N)
     for i, x in xs.items():
         np.testing.assert_allclose(x.numpy(), np.full(size, expected[i]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("transport", ["p2p", "window"])
-def test_a_speaker_cannot_overrun_its_listeners(connect: Any, transport: str) -> None:
-    """Agent 0 speaks, all others only listen, and are slow: every letter is still the right one."""
+def test_a_sender_cannot_overrun_its_listeners(connect: Any, transport: str) -> None:
+    """Agent 0 sends, all others only listen, and are slow: every message is the right one."""
     world = connect(transport=transport)
     exchange = world.exchange(1000, torch.float32)
     tells, hears = Row(1.0, (), (), tuple(range(1, N))), Row(0.0, (0,), (1.0,), ())
@@ -158,13 +160,14 @@ def test_a_speaker_cannot_overrun_its_listeners(connect: Any, transport: str) ->
         for i in world.local_agents:
             message = torch.full((1000,), float(t)) if i == 0 else None
             exchange.start(i, t, tells if i == 0 else hears, message)
+        exchange.collect(t)
         for i in world.local_agents:
-            inbox = exchange.finish(i, t)
+            inbox = exchange.inbox(i, t)
             inbox.settle()
             if i:
                 if not world.is_root:
                     time.sleep(0.003)
-                heard.append(set(inbox.letters[0].body.tolist()) == {float(t)})
+                heard.append(set(inbox.messages[0].body.tolist()) == {float(t)})
     assert all(heard) and len(heard) == 12 * len([i for i in world.local_agents if i])
 
 
@@ -191,7 +194,8 @@ def test_a_letter_of_another_round_is_an_error(connect: Any, transport: str) -> 
             exchange.start(me, t, row, torch.zeros(10))
     for me, other, t, theirs in ((first, second, 4, 6), (second, first, 6, 4)):
         if me in world.local_agents:
-            inbox = exchange.finish(me, t)
+            exchange.collect(t)
+            inbox = exchange.inbox(me, t)
             # In place, a reader that is ahead sees the writer's slot as one not yet written.
             if transport == "p2p" or t < theirs:
                 with pytest.raises(EnvironmentFault, match=f"of round {theirs} where round {t}"):
@@ -205,7 +209,8 @@ def test_a_silent_neighbour_is_named(connect: Any) -> None:
     exchange = world.exchange(10, torch.float32)
     if world.is_root:
         exchange.start(0, 9, Row(0.5, (N - 1,), (0.5,), ()), torch.zeros(10))
-        inbox = exchange.finish(0, 9)
+        exchange.collect(9)
+        inbox = exchange.inbox(0, 9)
         began = time.perf_counter()
         with pytest.raises(StallError, match=rf"agent 0 waited 0\.\d s for agent {N - 1} \("):
             inbox.settle()
@@ -216,7 +221,7 @@ def test_a_silent_neighbour_is_named(connect: Any) -> None:
 
 
 def test_who_waits_for_a_letter_that_was_not_read_is_named(connect: Any) -> None:
-    """A letter that nobody has looked at is waited for before the next round."""
+    """A message that nobody has looked at is waited for before the next round."""
     world = connect(timeout=1.0, transport="p2p")
     if len(world.local_agents) == N:
         pytest.skip("one rank")
@@ -224,7 +229,8 @@ def test_who_waits_for_a_letter_that_was_not_read_is_named(connect: Any) -> None
     if world.is_root:
         row = Row(0.5, (N - 1,), (0.5,), ())
         exchange.start(0, 0, row, torch.zeros(10))
-        exchange.finish(0, 0)
+        exchange.collect(0)
+        exchange.inbox(0, 0)
         with pytest.raises(StallError, match=rf"agent 0 waited 1\.\d s for agent {N - 1} \("):
             exchange.start(0, 1, row, torch.zeros(10))
     else:
@@ -232,7 +238,7 @@ def test_who_waits_for_a_letter_that_was_not_read_is_named(connect: Any) -> None
 
 
 def test_who_does_not_join_the_others_is_named() -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     # Not closed in the end, for the others' call is never answered.
     world = mpi.connect(N, timeout=0.3)
@@ -243,7 +249,7 @@ def test_who_does_not_join_the_others_is_named() -> None:
     if world.rank == last:
         time.sleep(4)
     else:
-        world.occasion = "the record of round 7"
+        world.purpose = "the record of round 7"
         with pytest.raises(StallError) as caught:
             world.collect(mine)
         assert f"process {last} (agent" in caught.value.what
@@ -259,7 +265,8 @@ def test_waiting_is_booked_on_the_neighbour(connect: Any) -> None:
     last = N - 1
     if world.is_root:
         exchange.start(0, 0, Row(0.5, (last,), (0.5,), ()), torch.zeros(10))
-        exchange.finish(0, 0).settle()
+        exchange.collect(0)
+        exchange.inbox(0, 0).settle()
         waited = exchange.counters.wait_by_neighbour
         assert set(waited) == {last} and 0.1 < waited[last] < 5
         assert exchange.counters.wait_seconds == waited[last]
@@ -269,9 +276,10 @@ def test_waiting_is_booked_on_the_neighbour(connect: Any) -> None:
 
 
 def test_more_processes_than_agents_is_refused_on_all() -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import boot
+    from decdpo.comm.mpi import world as mpi
 
-    size = mpi.start()
+    size = boot.start()
     if size == 1:
         pytest.skip("one rank")
     with pytest.raises(EnvironmentFault, match=f"{size} processes for {size - 1} agents"):
@@ -279,7 +287,7 @@ def test_more_processes_than_agents_is_refused_on_all() -> None:
 
 
 def test_sums_of_large_arrays_go_in_shares(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from decdpo.comm import collectives
+    from decdpo.comm.mpi import collectives
 
     monkeypatch.setattr(collectives, "SMALL", 10)
     monkeypatch.setattr(collectives, "BLOCK_VALUES", 64)

@@ -1,13 +1,15 @@
 """Staged exchanges: the order of copies, sends and mixing, with a device that answers late."""
 
+import time
 from typing import Any
 
 import pytest
 import torch
 
+from decdpo.comm.links.slots import aligned
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
-from decdpo.comm.slots import aligned
+from decdpo.comm.staleness import StaleExchange
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
 
@@ -71,8 +73,9 @@ def rounds(world: Any, device: str, size: int) -> dict[int, torch.Tensor]:
         for i, x in xs.items():
             exchange.start(i, t, ring_row(i), x)
             x *= 1.5
+        exchange.collect(t)
         for i, x in xs.items():
-            inbox = exchange.finish(i, t)
+            inbox = exchange.inbox(i, t)
             inbox.displace(x)
     exchange.close()
     return xs
@@ -83,7 +86,7 @@ def rounds(world: Any, device: str, size: int) -> dict[int, torch.Tensor]:
 def test_staging_gives_the_bits_of_one_process(
     monkeypatch: pytest.MonkeyPatch, progress: str, size: int
 ) -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     monkeypatch.setattr(mpi, "Copies", LateCopies)
     world = mpi.connect(N, timeout=20.0, progress=progress, chunk_bytes=1)
@@ -93,15 +96,64 @@ def test_staging_gives_the_bits_of_one_process(
     assert all(torch.equal(x, expected[i]) for i, x in found.items())
 
 
+class Recorded:
+    """The ages of a run, by agent and round."""
+
+    def __init__(self, ages: dict[int, list[list[int]]]) -> None:
+        self._ages = ages
+
+    def ages(self, agent: int, round: int, sources: Any) -> list[int]:
+        return self._ages[agent][round]
+
+
+@pytest.mark.parametrize("progress", ["thread", "none"])
+@pytest.mark.parametrize("size", [7, 3 * BLOCK + 1])
+def test_arrivals_on_a_device_are_replayed_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, progress: str, size: int
+) -> None:
+    from decdpo.comm.mpi import world as mpi
+
+    monkeypatch.setattr(mpi, "Copies", LateCopies)
+    world = mpi.connect(N, timeout=20.0, progress=progress, chunk_bytes=1)
+    exchange = world.exchange(size, torch.float32, device="cpu:0", max_age=2)
+    ages: dict[int, list[list[int]]] = {i: [] for i in world.local_agents}
+
+    def start(i: int) -> torch.Tensor:
+        return torch.randn(size, generator=torch.Generator().manual_seed(i))
+
+    xs = {i: start(i).to("cpu:0") for i in world.local_agents}
+    for t in range(8):
+        for i, x in xs.items():
+            exchange.start(i, t, ring_row(i), x)
+        time.sleep(0.01 * ((t + world.rank) % 3 == 0))
+        exchange.collect(t)
+        for i, x in xs.items():
+            inbox = exchange.inbox(i, t)
+            inbox.displace(x)
+            ages[i].append([message.age for message in inbox.messages])
+    exchange.close()
+    recorded = world.collect(ages)
+    world.close()
+    alone = StaleExchange(LocalWorld(N).exchange(size, torch.float32), Recorded(recorded), 2)
+    again = {i: start(i) for i in range(N)}
+    for t in range(8):
+        for i, x in again.items():
+            alone.start(i, t, ring_row(i), x)
+        for i, x in again.items():
+            alone.inbox(i, t).displace(x)
+    assert all(torch.equal(x, again[i]) for i, x in xs.items())
+
+
 @pytest.mark.parametrize("size", [7, 3 * BLOCK + 1])
 def test_the_mean_leaves_a_server_that_nobody_calls_again(
     monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """One agent a rank and no thread: what waits for the device must go before ``finish`` ends."""
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import boot
+    from decdpo.comm.mpi import world as mpi
 
     monkeypatch.setattr(mpi, "Copies", LateCopies)
-    n = mpi.start()
+    n = boot.start()
     world = mpi.connect(n, timeout=3.0, progress="none", chunk_bytes=1)
     up, down = (world.exchange(size, torch.float32, device="cpu:0") for _ in range(2))
     exchange = ServerExchange(up, down, all_hear=n)
@@ -109,10 +161,11 @@ def test_the_mean_leaves_a_server_that_nobody_calls_again(
     (me,) = world.local_agents
     for t in range(3):
         exchange.start(me, t, everybody, torch.full((size,), float(me + t), device="cpu:0"))
-        inbox = exchange.finish(me, t)
+        exchange.collect(t)
+        inbox = exchange.inbox(me, t)
         inbox.settle()
-        (letter,) = inbox.letters
-        assert torch.allclose(letter.body, torch.tensor(t + (n - 1) / 2))
+        (message,) = inbox.messages
+        assert torch.allclose(message.body, torch.tensor(t + (n - 1) / 2))
         world.collect({me: t})
     exchange.close()
     world.close()
@@ -121,7 +174,7 @@ def test_the_mean_leaves_a_server_that_nobody_calls_again(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("size", [7, 3 * BLOCK + 1, 5_000_000])
 def test_a_gpu_gives_the_bits_of_one_process(size: int) -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     world = mpi.connect(N, timeout=60.0)
     found = rounds(world, "cuda:0", size)

@@ -1,4 +1,4 @@
-"""Late letters between ranks: the bits of one process, and letters that are mixed as they come."""
+"""Late messages between ranks: the bits of one process, and what is mixed as it comes."""
 
 import time
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.recall import Recalling, told_since
+from decdpo.comm.delays import RecordedDelays, SeededDelays
 from decdpo.comm.local import LocalWorld
-from decdpo.comm.staleness import AgeLog, RecordedDelays, SeededDelays, StaleExchange
+from decdpo.comm.staleness import AgeLog, StaleExchange
 from decdpo.errors import StallError
 from decdpo.messages import BLOCK
 from decdpo.params.optim import SGD
@@ -26,7 +27,7 @@ N, ROUNDS, AGE = 8, 14, 3
 @pytest.fixture(params=["p2p", "small chunks", "window"])
 def world(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Return N agents on the ranks of this job."""
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     chunks = {"chunk_bytes": 1} if request.param == "small chunks" else {}
     transport = "window" if request.param == "window" else "p2p"
@@ -59,8 +60,9 @@ class Training:
         time.sleep(pause)
         for i, state in self.states.items():
             self.algorithm.local_step(state, gradient(i, t, state.x), 0.1)
+        self.exchange.collect(t)
         for i, state in self.states.items():
-            self.algorithm.mix(state, self.exchange.finish(i, t))
+            self.algorithm.mix(state, self.exchange.inbox(i, t))
 
     def bits(self) -> dict[int, Tensor]:
         return {i: state.x.view(torch.int32).clone() for i, state in self.states.items()}
@@ -148,7 +150,7 @@ def test_a_fast_rank_runs_ahead_of_a_slow_one_but_not_too_far(world: Any, agree:
     run.round(2 + AGE)
     after = time.perf_counter() - began
     with agree:
-        # All that others hear of rank 0 while it sleeps is its letter of round 1.
+        # All that others hear of rank 0 while it sleeps is its message of round 1.
         if world.rank > 0:
             assert ahead < 1.0 < after
             assert exchange.counters.ages[AGE] > 0
@@ -156,7 +158,7 @@ def test_a_fast_rank_runs_ahead_of_a_slow_one_but_not_too_far(world: Any, agree:
 
 
 def test_a_neighbour_that_never_comes_is_named(agree: Any) -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     world = mpi.connect(N, timeout=2.0, transport="p2p")
     if world._comm.Get_size() > 1:

@@ -37,12 +37,13 @@ def graph_row(i: int, kind: int) -> Row:
 
 @pytest.mark.parametrize("trial", range(12))
 def test_all_stop_at_the_end_of_one_round(on_signal: Any, trial: int) -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import boot
+    from decdpo.comm.mpi import world as mpi
 
     world = mpi.connect(N, timeout=20.0, transport="p2p" if trial % 2 else "auto")
     on_signal(world.request_stop)
     common = np.random.default_rng(trial)
-    size = mpi.start()
+    size = boot.start()
     askers = common.permutation(size)[: 1 + trial % size]
     rounds = common.integers(0, ROUNDS, size)
     kind = trial % 3
@@ -57,8 +58,9 @@ def test_all_stop_at_the_end_of_one_round(on_signal: Any, trial: int) -> None:
             time.sleep(0.004 * mine.random())
         if world.rank in askers and t == rounds[world.rank]:
             os.kill(os.getpid(), signal.SIGUSR1)
+        exchange.collect(t)
         for i, x in xs.items():
-            exchange.finish(i, t).displace(x)
+            exchange.inbox(i, t).displace(x)
         if world.stop_due(t):
             stopped = t
             break
@@ -69,15 +71,16 @@ def test_all_stop_at_the_end_of_one_round(on_signal: Any, trial: int) -> None:
     assert ends.pop() >= min(rounds[rank] for rank in askers)
 
 
-@pytest.mark.parametrize("occasion", ["save", "record"])
+@pytest.mark.parametrize("purpose", ["save", "record"])
 @pytest.mark.parametrize("coupled", [True, False])
 def test_who_meets_the_request_between_rounds_stops_with_the_others(
-    occasion: str, coupled: bool
+    purpose: str, coupled: bool
 ) -> None:
     """The others have passed round 4's end and wait in a save, or in the next round's record."""
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import boot
+    from decdpo.comm.mpi import world as mpi
 
-    if mpi.start() == 1:
+    if boot.start() == 1:
         pytest.skip("one rank")
     world = mpi.connect(N, timeout=20.0)
     exchange = world.exchange(50, torch.float32)
@@ -85,15 +88,16 @@ def test_who_meets_the_request_between_rounds_stops_with_the_others(
     for t in range(20):
         for i in world.local_agents if coupled else ():
             exchange.start(i, t, graph_row(i, 0), torch.zeros(50))
+        exchange.collect(t)
         for i in world.local_agents if coupled else ():
-            exchange.finish(i, t).settle()
-        if occasion == "record" and t in (2, 5):
+            exchange.inbox(i, t).settle()
+        if purpose == "record" and t in (2, 5):
             world.collect({i: t for i in world.local_agents})
         if t == 4 and world.is_root:
             time.sleep(0.1)
             world.request_stop()
         stop = world.stop_due(t)
-        if occasion == "save" and (stop or t == 4):
+        if purpose == "save" and (stop or t == 4):
             world.collect({i: t for i in world.local_agents})
         if stop:
             stopped = t
@@ -106,9 +110,10 @@ def test_who_meets_the_request_between_rounds_stops_with_the_others(
 
 def test_a_request_that_comes_too_late_leaves_nothing_behind(on_signal: Any) -> None:
     """One rank asks after its last round, when the others may be closing already."""
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import boot
+    from decdpo.comm.mpi import world as mpi
 
-    for asker in range(mpi.start()):
+    for asker in range(boot.start()):
         world = mpi.connect(N, timeout=20.0)
         on_signal(world.request_stop)
         # Yes, too, is right: another rank may have asked by the time this one gets here.
@@ -121,7 +126,7 @@ def test_a_request_that_comes_too_late_leaves_nothing_behind(on_signal: Any) -> 
 
 
 def test_a_request_before_the_first_round_stops_soon_after_it(on_signal: Any) -> None:
-    from decdpo.comm import mpi
+    from decdpo.comm.mpi import world as mpi
 
     world = mpi.connect(N, timeout=20.0)
     if world.is_root:
@@ -130,8 +135,9 @@ def test_a_request_before_the_first_round_stops_soon_after_it(on_signal: Any) ->
     for t in range(40, 80):
         for i in world.local_agents:
             exchange.start(i, t, graph_row(i, 1), torch.zeros(10))
+        exchange.collect(t)
         for i in world.local_agents:
-            exchange.finish(i, t).settle()
+            exchange.inbox(i, t).settle()
         if world.stop_due(t):
             break
     ends = set(world.collect({i: t for i in world.local_agents}).values())

@@ -10,8 +10,8 @@ from pathlib import Path
 from unittest import mock
 
 from decdpo.cli import main
-from decdpo.comm.launch import launcher_variable
-from decdpo.comm.mpirun import capture, command_of, environment
+from decdpo.comm.mpi.launch import launcher_variable
+from decdpo.comm.mpi.mpirun import capture, command_of, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 120

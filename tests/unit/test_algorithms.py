@@ -68,9 +68,10 @@ def run(algorithm, schedule, problem, *, lr, local_steps=1, overlap=False, serve
                 algorithm.local_step(state, A[i] @ (state.x - c[i]), lr)
         if not overlap:
             start(t)
+        exchange.collect(t)
         for i, state in enumerate(states):
             if not silent:
-                algorithm.mix(state, exchange.finish(i, t))
+                algorithm.mix(state, exchange.inbox(i, t))
         path.append(np.stack([state.x.numpy().copy() for state in states]))
     return np.stack(path)
 
@@ -138,8 +139,9 @@ def test_mixing_alone_preserves_the_mean_and_reaches_consensus(overlap):
     for t in range(60):
         for i, state in enumerate(states):
             exchange.start(i, t, schedule.mixing(t).row(i), algorithm.message(state))
+        exchange.collect(t)
         for i, state in enumerate(states):
-            algorithm.mix(state, exchange.finish(i, t))
+            algorithm.mix(state, exchange.inbox(i, t))
     X = torch.stack([state.x for state in states])
     torch.testing.assert_close(X.mean(dim=0), X0.mean(dim=0), rtol=0, atol=1e-14)
     assert (X - X.mean(dim=0)).abs().max() < 1e-8

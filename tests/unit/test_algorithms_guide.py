@@ -112,8 +112,9 @@ def test_the_example_of_the_guide_is_its_formula(tmp_path):
         exchange.start(i, 0, schedule.mixing(0).row(i), algorithm.message(state))
     for i, state in enumerate(states):
         algorithm.local_step(state, torch.from_numpy(G[i].copy()), lr)
+    exchange.collect(0)
     for i, state in enumerate(states):
-        algorithm.mix(state, exchange.finish(i, 0))
+        algorithm.mix(state, exchange.inbox(i, 0))
     W = round_weights(schedule.mixing(0), n).toarray()
     found = torch.stack([state.x for state in states]).numpy()
     expected = X - lr * G + lr * strength * (W - np.eye(n)) @ X

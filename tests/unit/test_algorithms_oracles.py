@@ -427,8 +427,9 @@ def test_push_sum_finds_the_average_where_plain_gossip_drifts():
     for t in range(400):
         for i, state in enumerate(states):
             exchange.start(i, t, schedule.mixing(t).row(i), algorithm.message(state))
+        exchange.collect(t)
         for i, state in enumerate(states):
-            algorithm.mix(state, exchange.finish(i, t))
+            algorithm.mix(state, exchange.inbox(i, t))
     X = torch.stack([state.x for state in states])
     torch.testing.assert_close(X, start.mean(dim=0).expand(N, P), rtol=0, atol=1e-12)
     limit = np.linalg.matrix_power(dense(schedule, 0), 400) @ start.numpy()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from decdpo.benchmarks.exchange import memory_needed, neighbours, row_of
-from decdpo.comm.launch import launched_by_mpi
+from decdpo.comm.mpi.launch import launched_by_mpi
 from decdpo.commands import bench
 from decdpo.errors import ConfigError, EnvironmentFault
 

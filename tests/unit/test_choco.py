@@ -78,8 +78,9 @@ class Simulation:
                 self.algorithm.local_step(state, grad, self.lr)
         if not self.overlap:
             self.start(t)
+        self.exchange.collect(t)
         for i, state in enumerate(self.states):
-            self.algorithm.mix(state, self.exchange.finish(i, t))
+            self.algorithm.mix(state, self.exchange.inbox(i, t))
         return self.X
 
 

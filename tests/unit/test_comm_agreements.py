@@ -1,4 +1,4 @@
-"""Agreeing where to stop and calling the roll, on ranks that are objects in this process."""
+"""Agreeing where to stop and calling the present, on ranks that are objects in this process."""
 
 import threading
 import time
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from decdpo.comm import rollcall
-from decdpo.comm.placement import Placement
-from decdpo.comm.rollcall import RollCall
-from decdpo.comm.stop import StopAgreement
+from decdpo.comm.membership import Membership
+from decdpo.comm.mpi import attendance
+from decdpo.comm.mpi.attendance import Attendance
+from decdpo.comm.mpi.stop import StopAgreement
 
 
 class Net:
@@ -57,9 +57,9 @@ class Comm:
 
 def agreements(size: int) -> list[StopAgreement]:
     net, calls = Net(size), Net(size)
-    placement = Placement(size, size)
+    members = Membership.blocks(size, size)
     return [
-        StopAgreement(Comm(net, rank), 5.0, RollCall(Comm(calls, rank), placement))
+        StopAgreement(Comm(net, rank), 5.0, Attendance(Comm(calls, rank), members))
         for rank in range(size)
     ]
 
@@ -92,24 +92,24 @@ def test_a_request_after_somebody_has_said_no_for_the_last_time_stops_nobody() -
 
 
 @pytest.fixture
-def roll(monkeypatch: pytest.MonkeyPatch) -> list[RollCall]:
-    """Return the roll calls of 4 ranks with 9 agents."""
-    monkeypatch.setattr(rollcall, "GRACE", 0.3)
+def present(monkeypatch: pytest.MonkeyPatch) -> list[Attendance]:
+    """Return what asks 4 ranks with 9 agents who is present."""
+    monkeypatch.setattr(attendance, "GRACE", 0.3)
     net = Net(4)
-    return [RollCall(Comm(net, rank), Placement(9, 4)) for rank in range(4)]
+    return [Attendance(Comm(net, rank), Membership.blocks(9, 4)) for rank in range(4)]
 
 
-def test_only_who_does_not_wait_is_named(roll: list[RollCall]) -> None:
+def test_only_who_does_not_wait_is_named(present: list[Attendance]) -> None:
     """Rank 0 gives up first, 1 gives up, 3 still waits for something else, 2 is missing."""
     over = threading.Event()
     said: dict[int, tuple[str, float]] = {}
 
     def give_up(rank: int) -> None:
-        said[rank] = roll[rank].stalled("the record of round 13", 2.0), time.perf_counter()
+        said[rank] = present[rank].stalled("the record of round 13", 2.0), time.perf_counter()
 
     def wait() -> None:
         while not over.wait(1e-3):
-            roll[3].poll()
+            present[3].poll()
 
     threads = [threading.Thread(target=give_up, args=(rank,)) for rank in (0, 1)]
     waiting = threading.Thread(target=wait)
@@ -125,16 +125,16 @@ def test_only_who_does_not_wait_is_named(roll: list[RollCall]) -> None:
     assert said[1][1] - said[0][1] > 0.15, "the first one tells it"
 
 
-def test_all_may_be_missing_or_none(roll: list[RollCall]) -> None:
-    text = roll[2].stalled("a step", 1.0)
+def test_all_may_be_missing_or_none(present: list[Attendance]) -> None:
+    text = present[2].stalled("a step", 1.0)
     assert text.startswith("process 0 (agents 0 to 2), process 1 (agents 3 to 4) and process 3 (")
     for rank in (0, 1, 3):
-        roll[rank].poll()
-    assert roll[2].absent() == []
-    assert "no process is missing" in roll[2].stalled("a step", 1.0)
+        present[rank].poll()
+    assert present[2].absent() == []
+    assert "no process is missing" in present[2].stalled("a step", 1.0)
 
 
 def test_a_long_list_of_the_missing_is_cut() -> None:
-    calls = RollCall(Comm(Net(20), 0), Placement(20, 20))
+    calls = Attendance(Comm(Net(20), 0), Membership.blocks(20, 20))
     text = calls._name(list(range(1, 20)))
     assert text.startswith("process 1, process 2") and text.endswith("process 8 and 11 more")

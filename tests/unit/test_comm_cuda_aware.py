@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from decdpo.comm import cuda_aware, device
-from decdpo.comm.slots import HEADER, Format, Slot, aligned
+from decdpo.comm import device
+from decdpo.comm.links.slots import HEADER, Format, Slot, aligned
+from decdpo.comm.mpi import cuda_aware
 from decdpo.config import parse
 from decdpo.config.schema import Device
 from decdpo.errors import ConfigError, EnvironmentFault

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from decdpo.comm.launch import launched_by_mpi
-from decdpo.comm.mpirun import capture
+from decdpo.comm.mpi.launch import launched_by_mpi
+from decdpo.comm.mpi.mpirun import capture
 
 MPIRUN = Path(sys.executable).parent / "mpirun"
 pytestmark = [
@@ -20,7 +20,8 @@ pytestmark = [
 PRELUDE = """
 import os, sys, time
 import torch
-from decdpo.comm import mpi
+from decdpo.comm.mpi import boot
+from decdpo.comm.mpi import world as mpi
 from decdpo.topology.row import Row
 world = mpi.connect(2, timeout=2.0)
 exchange = world.exchange(100, torch.float32)
@@ -28,7 +29,8 @@ other = 1 - world.rank
 row = Row(0.5, (other,), (0.5,), (other,))
 def step(t):
     exchange.start(world.rank, t, row, torch.zeros(100))
-    exchange.finish(world.rank, t).settle()
+    exchange.collect(t)
+    exchange.inbox(world.rank, t).settle()
 step(0)
 """
 
@@ -47,7 +49,7 @@ def test_a_clean_end_is_silent() -> None:
 
 
 def test_abort_carries_its_code_and_ends_all() -> None:
-    status, _, seconds = run("mpi.abort(75) if world.rank else time.sleep(50)")
+    status, _, seconds = run("boot.abort(75) if world.rank else time.sleep(50)")
     assert status == 75
     assert seconds < 30
 
@@ -73,7 +75,7 @@ def test_a_silent_neighbour_is_named_under_mpirun() -> None:
 
 def test_a_process_that_does_not_join_the_others_is_named_under_mpirun() -> None:
     status, errors, seconds = run(
-        "world.occasion = 'the record of round 7'\n"
+        "world.purpose = 'the record of round 7'\n"
         "world.collect({1: 0}) if world.rank else time.sleep(50)"
     )
     assert status == 1
@@ -93,7 +95,7 @@ def test_a_missing_library_is_told_once(tmp_path: Path) -> None:
 def test_copies_that_do_not_see_each_other_are_refused() -> None:
     environ = dict(os.environ, OMPI_COMM_WORLD_SIZE="4")
     environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    code = "from decdpo.comm import mpi; mpi.start()"
+    code = "from decdpo.comm.mpi import boot; boot.start()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60
     )
@@ -107,9 +109,9 @@ def test_copies_without_mpi_are_refused() -> None:
     environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     code = (
         "import sys; sys.modules['mpi4py'] = None\n"
-        "from decdpo.comm import mpi\n"
+        "from decdpo.comm.mpi import boot\n"
         "from decdpo.errors import EnvironmentFault\n"
-        "try: mpi.start()\n"
+        "try: boot.start()\n"
         "except EnvironmentFault as fault: print(fault)"
     )
     done = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from decdpo.comm import mpirun
+from decdpo.comm.mpi import mpirun
 from decdpo.errors import EnvironmentFault
 
 STAND_IN = """#!/bin/sh

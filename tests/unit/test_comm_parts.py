@@ -12,35 +12,35 @@ import torch
 
 from decdpo.comm.device import check_devices, choose_device
 from decdpo.comm.faults import pack, unpack
-from decdpo.comm.launch import (
+from decdpo.comm.links.message import MessageRoute
+from decdpo.comm.links.slots import HEADER, Format, Slot, aligned
+from decdpo.comm.links.window import PAGE, Segment
+from decdpo.comm.local import LocalWorld
+from decdpo.comm.membership import Membership
+from decdpo.comm.mpi.launch import (
     copies_started,
     how_to_say_alone,
     launched_by_mpi,
     let_the_first_tell,
 )
-from decdpo.comm.local import LocalWorld
-from decdpo.comm.p2p import Route
-from decdpo.comm.placement import Placement
 from decdpo.comm.progress import Progress
-from decdpo.comm.slots import HEADER, Format, Slot, aligned
-from decdpo.comm.waiting import Patience
-from decdpo.comm.window import PAGE, Segment
+from decdpo.comm.waiting import Deadline
 from decdpo.errors import DataError, EnvironmentFault, NumericalError, StallError
 from decdpo.messages import BLOCK
 
 
 @pytest.mark.parametrize(("agents", "ranks"), [(1, 1), (8, 3), (8, 8), (10, 4), (1000, 7)])
 def test_agents_lie_in_the_blocks_of_array_split(agents: int, ranks: int) -> None:
-    placement = Placement(agents, ranks)
+    members = Membership.blocks(agents, ranks)
     for rank, block in enumerate(np.array_split(np.arange(agents), ranks)):
-        assert placement.agents_of(rank) == tuple(block)
-        assert {placement.rank_of(int(agent)) for agent in block} == {rank}
+        assert members.agents_of(rank) == tuple(block)
+        assert {members.rank_of(int(agent)) for agent in block} == {rank}
 
 
 @pytest.mark.parametrize(("agents", "ranks"), [(0, 1), (3, 4)])
 def test_a_rank_without_agents_is_refused(agents: int, ranks: int) -> None:
     with pytest.raises(EnvironmentFault, match=f"{agents} agents"):
-        Placement(agents, ranks)
+        Membership.blocks(agents, ranks)
 
 
 def test_a_request_to_stop_may_interrupt_another_one_anywhere() -> None:
@@ -110,19 +110,19 @@ def test_the_variable_that_is_believed_is_named(environ: dict[str, str], believe
     assert copies_started({}) == ""
 
 
-def test_patience_sleeps_polls_and_gives_up() -> None:
+def test_deadline_sleeps_polls_and_gives_up() -> None:
     polls: list[float] = []
-    patience = Patience(0.1, lambda: polls.append(time.perf_counter()))
+    deadline = Deadline(0.1, lambda: polls.append(time.perf_counter()))
     cpu, began = time.process_time(), time.perf_counter()
     with pytest.raises(StallError, match=r"waited 0\.1"):
-        patience.until(lambda: False, lambda waited: f"waited {waited:.1f}")
+        deadline.until(lambda: False, lambda waited: f"waited {waited:.1f}")
     assert time.perf_counter() - began < 1
     assert time.process_time() - cpu < 0.08
     assert len(polls) > 50
     end = time.perf_counter() + 0.02
-    waited = patience.until(lambda: time.perf_counter() > end, lambda waited: "")
+    waited = deadline.until(lambda: time.perf_counter() > end, lambda waited: "")
     assert 0.015 < waited < 0.5
-    assert patience.until(lambda: True, lambda waited: "") == 0.0
+    assert deadline.until(lambda: True, lambda waited: "") == 0.0
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3 << 20, 1 << 40])
@@ -238,7 +238,7 @@ class FakeComm:
 def test_a_route_is_done_when_every_chunk_was_taken() -> None:
     comm = FakeComm()
     format = Format(2 * BLOCK, torch.float32, "", 1)
-    route = Route(comm, Slot(format, aligned(format.nbytes)), 0, 1, 4)
+    route = MessageRoute(comm, Slot(format, aligned(format.nbytes)), 0, 1, 4)
     assert route.done()
     route.start(0)
     route.start(1)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from decdpo.comm.launch import launched_by_mpi
-from decdpo.comm.mpirun import capture
+from decdpo.comm.mpi.launch import launched_by_mpi
+from decdpo.comm.mpi.mpirun import capture
 from decdpo.errors import CheckpointError, DecdpoError, EnvironmentFault
 from decdpo.session import job as module
 from decdpo.session.job import Job, as_fault, launch

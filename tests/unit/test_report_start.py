@@ -6,9 +6,9 @@ import pytest
 
 from decdpo.cli import main
 from decdpo.comm import machine as place
+from decdpo.comm.links.window import no_room
 from decdpo.comm.machine import expand, gpus_present, machine
 from decdpo.comm.transport import Choice
-from decdpo.comm.window import no_room
 from decdpo.errors import EnvironmentFault
 from decdpo.report.start import block, warnings
 

@@ -58,8 +58,9 @@ def walk(algorithm, schedule, dtype=torch.float64, overlap=False):
                     state.running += i + t
         if not overlap:
             start(t)
+        exchange.collect(t)
         for i, state in enumerate(states):
-            algorithm.mix(state, exchange.finish(i, t))
+            algorithm.mix(state, exchange.inbox(i, t))
         models.append(torch.stack([state.x.double() for state in states]).numpy())
         means.append([float(state.running) for state in states if hasattr(state, "running")])
     return np.stack(models), np.array(means)

@@ -1,4 +1,4 @@
-"""Late letters in one process: the dense oracle with delays, resuming, recording and replaying."""
+"""Late messages in one process: the dense oracle with delays, resuming, recording and replaying."""
 
 import os
 
@@ -9,15 +9,9 @@ import torch
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.recall import Recalling, told_since
 from decdpo.checkpoint.state import Snapshot, digest, restore
+from decdpo.comm.delays import RecordedDelays, SeededDelays, age_file, read_ages
 from decdpo.comm.local import LocalWorld
-from decdpo.comm.staleness import (
-    AgeLog,
-    RecordedDelays,
-    SeededDelays,
-    StaleExchange,
-    age_file,
-    read_ages,
-)
+from decdpo.comm.staleness import AgeLog, StaleExchange
 from decdpo.errors import DataError
 from decdpo.params.optim import SGD
 from decdpo.rng import Stream, generator
@@ -35,7 +29,7 @@ def problem():
 
 
 class Simulation:
-    """DSGD with late letters, as ``decdpo.train`` runs it, on quadratics with exact gradients."""
+    """DSGD with late messages, as ``decdpo.train`` runs it, on quadratics with exact gradients."""
 
     def __init__(self, graph, delays, max_age, *, overlap, log=None):
         self.schedule = make_schedule(graph, "auto", N)
@@ -62,8 +56,9 @@ class Simulation:
             self.algorithm.local_step(state, self.A[i] @ (state.x - self.c[i]), 0.05)
         if not self.overlap:
             self.start(t)
+        self.exchange.collect(t)
         for i, state in self.states.items():
-            self.algorithm.mix(state, self.exchange.finish(i, t))
+            self.algorithm.mix(state, self.exchange.inbox(i, t))
         return np.stack([state.x.numpy().copy() for state in self.states.values()])
 
 
@@ -165,13 +160,13 @@ def test_what_was_recorded_can_be_replayed_to_the_bit(tmp_path):
     for t in range(9):
         np.testing.assert_array_equal(again.round(t), first[t])
     assert sorted(read_ages(age_file(tmp_path, 2))) == list(range(9))
-    with pytest.raises(DataError, match="no ages of 2 letters in round 9"):
+    with pytest.raises(DataError, match="no ages of 2 messages in round 9"):
         again.round(9)
     with pytest.raises(DataError, match="max_age = 1"):
         short = Simulation("ring", RecordedDelays(tmp_path, range(N), 1), 1, overlap=True)
         for t in range(9):
             short.round(t)
-    with pytest.raises(DataError, match="no ages of 5 letters"):
+    with pytest.raises(DataError, match="no ages of 5 messages"):
         Simulation("complete", RecordedDelays(tmp_path, range(N), 3), 3, overlap=True).round(0)
 
 

@@ -241,8 +241,9 @@ def run_quadratic(schedule, n, eta, steps, overlap, rounds=3000):
                 algorithm.local_step(state, 2.0 * state.x, eta)
         if not overlap:
             send(t)
+        exchange.collect(t)
         for i, state in enumerate(states):
-            algorithm.mix(state, exchange.finish(i, t))
+            algorithm.mix(state, exchange.inbox(i, t))
         size = max(abs(float(state.x)) for state in states)
         if size > 1e6:
             break

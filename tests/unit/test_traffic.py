@@ -27,8 +27,11 @@ class Counting:
         self.messages += 0 if message is None else len(row.targets)
         self.inner.start(agent, round, row, message)
 
-    def finish(self, agent, round):
-        return self.inner.finish(agent, round)
+    def collect(self, round):
+        return self.inner.collect(round)
+
+    def inbox(self, agent, round):
+        return self.inner.inbox(agent, round)
 
 
 def new():
@@ -67,8 +70,9 @@ def test_as_many_messages_are_counted_as_are_sent(kind):
             row = mixing.row(i)
             message = torch.full((P,), 1.0 * i, dtype=torch.float64)
             exchange.start(i, t, row, message if row.active else None)
+        exchange.collect(t)
         for i in range(N):
-            exchange.finish(i, t).settle()
+            exchange.inbox(i, t).settle()
         if t % 2:
             assert count.until(t + 1) == (sent(), 8 * P * sent())
     assert sent() > 0

@@ -43,18 +43,21 @@ KINDS = {
 }
 
 
-class Told:
+class Finite:
     """An exchange that fails a test if it is given anything but finite numbers."""
 
     def __init__(self, inner):
         self.inner = inner
 
     def start(self, agent, round, row, message):
-        assert message is None or bool(message.isfinite().all()), "a neighbour hears of it"
+        assert message is None or bool(message.isfinite().all()), "a neighbour receives it"
         self.inner.start(agent, round, row, message)
 
-    def finish(self, agent, round):
-        return self.inner.finish(agent, round)
+    def collect(self, round):
+        return self.inner.collect(round)
+
+    def inbox(self, agent, round):
+        return self.inner.inbox(agent, round)
 
 
 class Slopes:
@@ -112,7 +115,7 @@ def make_run(kind, special, *, lr=0.1, local_steps=1, dtype=torch.float32):
         begin=lambda run: None, observe=lambda *_: None, sync=lambda: None,
         sound=lambda round, run, last: True, working=lambda what: nullcontext(),
     )  # fmt: skip
-    return Run(world, Told(exchange), algorithm, Slopes(special), schedule, agents,
+    return Run(world, Finite(exchange), algorithm, Slopes(special), schedule, agents,
                lambda step: lr, local_steps, 1, overlap, 8, monitor, Saved())  # fmt: skip
 
 

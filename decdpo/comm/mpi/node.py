@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from decdpo.comm.placement import Placement
-from decdpo.comm.slots import Format
-from decdpo.comm.window import Segment, Window, no_room
+from decdpo.comm.links.slots import Format
+from decdpo.comm.links.window import Segment, Window, no_room
+from decdpo.comm.membership import Membership
 from decdpo.errors import EnvironmentFault
 
 
@@ -26,10 +26,10 @@ class Node:
     """
 
     def __init__(
-        self, MPI: ModuleType, comm: Any, placement: Placement, ranks_per_node: int
+        self, MPI: ModuleType, comm: Any, members: Membership, ranks_per_node: int
     ) -> None:
         self._mpi = MPI
-        self._placement = placement
+        self._members = members
         self._rank: int = comm.Get_rank()
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         if ranks_per_node:
@@ -54,7 +54,7 @@ class Node:
             needed = 0
         else:
             sizes = {
-                rank: Segment.size(format, len(self._placement.agents_of(rank)), places)
+                rank: Segment.size(format, len(self._members.agents_of(rank)), places)
                 for rank in self.ranks
             }
             needed = sum(sizes.values())
@@ -71,7 +71,7 @@ class Node:
         segments = []
         for rank, place in self.ranks.items():
             memory = np.frombuffer(win.Shared_query(place)[0], dtype=np.uint8)
-            segments.append(Segment(memory, format, self._placement.agents_of(rank), places))
+            segments.append(Segment(memory, format, self._members.agents_of(rank), places))
         window = Window(win, segments, self.ranks[self._rank])
         window.clear()
         return window

@@ -3,7 +3,7 @@
 A library that is not CUDA-aware reads a GPU's address as one of the host's and ends in a
 segmentation fault, so it is asked before any address is shown to it. That it was built for CUDA
 does not mean that its transports carry GPU memory between these very processes, so a pattern is
-then sent around, on the way that letters take, and compared bit by bit.
+then sent around, on the way that messages take, and compared bit by bit.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ ROUNDS = 3
 """Rounds of a rehearsal: every slot is used, and one of them again."""
 FEW = 3
 """Bytes of the short message of a rehearsal."""
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds without an answer before a rehearsal counts as failed."""
 CRAY_SWITCH = "MPICH_GPU_SUPPORT_ENABLED"
 CUDA = 0
@@ -120,10 +120,11 @@ def _send_around(
     try:
         for round in range(ROUNDS):
             exchange.start(me, round, row, _pattern(size, me, round).to(device))
-            inbox = exchange.finish(me, round)
+            exchange.collect(round)
+            inbox = exchange.inbox(me, round)
             inbox.settle()
             expected = _pattern(size, before, round).to(device)
-            wrong += int((inbox.letters[0].body != expected).sum())
+            wrong += int((inbox.messages[0].body != expected).sum())
     except StallError as stall:
         return StallError(f"{what} did not come: {stall.what}", REMEDY)
     # MPI, CUDA and torch each have errors of their own here, and all mean the same.

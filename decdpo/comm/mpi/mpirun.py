@@ -1,6 +1,6 @@
 """Starting programs under mpirun: found, dressed, and started again where it did not start itself.
 
-    python -m decdpo.comm.mpirun -n 4 [--limit SECONDS] PROGRAM [ARGUMENT]...
+    python -m decdpo.comm.mpi.mpirun -n 4 [--limit SECONDS] PROGRAM [ARGUMENT]...
 
 runs a program on four ranks of this machine. On a busy machine Open MPI's mpirun now and then fails
 before it has started anything ("The PMIx server's listener thread failed to start"); such a start
@@ -196,7 +196,7 @@ def capture(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program that the command line names."""
     parser = argparse.ArgumentParser(
-        prog="python -m decdpo.comm.mpirun", description="Run a program under mpirun.",
+        prog="python -m decdpo.comm.mpi.mpirun", description="Run a program under mpirun.",
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("-n", type=int, required=True, metavar="RANKS", help="processes")

@@ -1,21 +1,22 @@
-"""Letters in place: the ranks of one node read each other's send slots in shared memory.
+"""The shared window: the ranks of one node read each other's send slots where they lie.
 
 The writer copies its message into a slot and then sets the slot's stamp, one aligned word: the
 round and how many chunks are there. The reader polls that word, reads the payload where it lies,
 and writes the round into its word of the slot's receipts when its inbox ends. The writer reuses the
 slot once all readers of its last message have done so. ``Win.Sync`` orders payload and words. An
-agent speaks once a round and its slot is the round's parity, so a reader knows where to look.
+agent sends once a round and its slot is the round's parity, so a reader knows where to look.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from decdpo.comm.slots import STAMP, Format, Slot
+from decdpo.comm.links.message import MessageEdge, MessageLinks, MessageRoute
+from decdpo.comm.links.slots import HEADER, STAMP, Format, Slot
 from decdpo.errors import EnvironmentFault
 
 PAGE = 4096
@@ -35,7 +36,8 @@ class Segment:
     ) -> None:
         words = 2 * len(agents) * num_readers
         self.receipts = memory[: 8 * words].view(np.int64).reshape(len(agents), 2, num_readers)
-        self.first = agents[0]
+        self.agents = tuple(agents)
+        self._place = {agent: place for place, agent in enumerate(agents)}
         self._stride = _round_up(format.nbytes)
         self._nbytes = format.nbytes
         self._payload: Tensor = torch.from_numpy(memory[_round_up(8 * words) :])
@@ -48,12 +50,12 @@ class Segment:
 
     def raw(self, agent: int, parity: int) -> Tensor:
         """Return the (nbytes,) bytes of a slot."""
-        start = (2 * (agent - self.first) + parity) * self._stride
+        start = (2 * self._place[agent] + parity) * self._stride
         return self._payload[start : start + self._nbytes]
 
     def receipt(self, agent: int, parity: int) -> np.ndarray:
         """Return the (num_readers,) newest round of the slot that each reader has finished."""
-        found: np.ndarray = self.receipts[agent - self.first, parity]
+        found: np.ndarray = self.receipts[self._place[agent], parity]
         return found
 
 
@@ -61,7 +63,7 @@ class Window:
     """The send slots of all ranks of a node, in one shared-memory window.
 
     win : an MPI window that every rank of the node allocated, in a passive epoch. segments : by
-    node rank. me : this node rank. Made by ``mpi.py``; ``clear`` before use, then a barrier.
+    node rank. me : this node rank. Made by ``mpi.node``; ``clear`` before use, then a barrier.
     """
 
     def __init__(self, win: Any, segments: Sequence[Segment], me: int) -> None:
@@ -74,9 +76,9 @@ class Window:
         """Mark this rank's own slots as empty."""
         mine = self._segments[self.me]
         mine.receipts[:] = -1
-        for index in range(mine.receipts.shape[0]):
+        for agent in mine.agents:
             for parity in range(2):
-                mine.raw(mine.first + index, parity).numpy()[:64].view(np.int64)[STAMP] = -1
+                mine.raw(agent, parity).numpy()[:HEADER].view(np.int64)[STAMP] = -1
         self.sync()
 
     def slot(self, format: Format, node_rank: int, agent: int, parity: int) -> Slot:
@@ -94,29 +96,81 @@ class Window:
         self._win.Free()
 
 
-def announce(slot: Slot, chunk: int) -> None:
-    """Say that ``slot`` holds all chunks up to ``chunk``; the payload must be synchronised."""
-    slot.words[STAMP] = slot.round * _CHUNKS + chunk + 1
+class WindowLinks:
+    """Links to the ranks of this node through its window, and to others by messages.
 
-
-class ReadInPlace:
-    """The readers on this node of one slot: what a ``Route`` is to a rank elsewhere.
-
-    receipts : (num_readers,) of the slot. node_rank : the reader. agent : a listener there.
+    place : of each rank of this node in the window. far : the links to all other ranks.
     """
 
     def __init__(
-        self, slot: Slot, receipts: np.ndarray, node_rank: int, rank: int, agent: int
+        self, window: Window, format: Format, place: Mapping[int, int], far: MessageLinks
     ) -> None:
-        self._slot = slot
-        self._receipts = receipts
-        self._node_rank = node_rank
+        self._window = window
+        self._format = format
+        self._place = place
+        self._far = far
+
+    def slot(self, agent: int, place: int) -> Slot:
+        """Return a send slot in the window."""
+        return self._window.slot(self._format, self._window.me, agent, place)
+
+    def route(
+        self, slot: Slot, agent: int, place: int, rank: int, listener: int
+    ) -> "WindowRoute | MessageRoute":
+        """Return the reading of ``slot`` by ``rank``, or its sends."""
+        reader = self._place.get(rank)
+        if reader is None:
+            return self._far.route(slot, agent, place, rank, listener)
+        return WindowRoute(self._window, slot, agent, place, reader, rank, listener)
+
+    def edge(self, source: int, rank: int) -> "WindowEdge | MessageEdge":
+        """Return the slots of ``source``, or the receives of what it sends."""
+        writer = self._place.get(rank)
+        if writer is None:
+            return self._far.edge(source, rank)
+        return WindowEdge(self._window, self._format, writer, source)
+
+
+class WindowRoute:
+    """The reading of one slot by one rank of this node.
+
+    reader : its place in the window. rank : in the job. agent : one that listens there.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        slot: Slot,
+        source: int,
+        place: int,
+        reader: int,
+        rank: int,
+        agent: int,
+    ) -> None:
         self.rank = rank
         self.agent = agent
+        self._slot = slot
+        self._sync = window.sync
+        self._receipts = window.receipt(window.me, source, place)
+        self._reader = reader
+
+    def start(self, chunk: int) -> None:
+        """Say that the slot holds all chunks up to ``chunk``; once is enough for all readers."""
+        stamp = self._slot.round * _CHUNKS + chunk + 1
+        if self._slot.words[STAMP] < stamp:
+            self._sync()
+            self._slot.words[STAMP] = stamp
 
     def done(self) -> bool:
         """Say whether the reader has finished with the slot's last message."""
-        return bool(self._receipts[self._node_rank] >= self._slot.round)
+        return bool(self._receipts[self._reader] >= self._slot.round)
+
+    def in_flight(self) -> bool:
+        """Say no: the library reads nothing."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing: the window owns the memory."""
 
 
 class WindowSlot(Slot):
@@ -144,6 +198,9 @@ class WindowSlot(Slot):
             self._checked = True
         return True
 
+    def retire(self) -> None:
+        """Do nothing: the writer waits until the slot is released."""
+
     def release(self) -> None:
         """Let the writer use the slot again."""
         self._window.sync()
@@ -151,10 +208,9 @@ class WindowSlot(Slot):
 
 
 class WindowEdge:
-    """The letters of an agent on another rank of this node."""
+    """The messages of an agent on another rank of this node."""
 
-    def __init__(self, window: Window, format: Format, node_rank: int, rank: int, agent: int):
-        self.rank = rank
+    def __init__(self, window: Window, format: Format, node_rank: int, agent: int) -> None:
         self._slots = [WindowSlot(window, format, node_rank, agent, p) for p in range(2)]
 
     def claim(self, round: int) -> WindowSlot:

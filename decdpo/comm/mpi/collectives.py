@@ -1,19 +1,19 @@
 """What all ranks do together: few, small, never in a training round, and never blind to a stall.
 
 Every operation is nonblocking underneath and waits with sleeps, so that ranks which share a core
-do not starve one another, a lost rank becomes an error, and a request to stop is heard meanwhile.
+do not starve one another, a lost rank becomes an error, and a request to stop is noticed meanwhile.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from decdpo.comm.local import ordered_sum
-from decdpo.comm.placement import Placement
-from decdpo.comm.rollcall import RollCall
-from decdpo.comm.waiting import Patience
+from decdpo.comm.membership import Membership
+from decdpo.comm.mpi.attendance import Attendance
+from decdpo.comm.waiting import Deadline
 from decdpo.comm.world import Arrays, in_order
 
 SMALL = 1 << 16
@@ -30,14 +30,14 @@ def _somebody(waited: float) -> str:
 class Collectives:
     """Gathers and sums on one communicator, which belongs to one thread.
 
-    comm : of all ranks. patience : how to wait. stalled : says who did not come in so many seconds.
+    comm : of all ranks. deadline : how to wait. stalled : says who did not come in so many seconds.
     """
 
     def __init__(
-        self, comm: Any, patience: Patience, stalled: Callable[[float], str] = _somebody
+        self, comm: Any, deadline: Deadline, stalled: Callable[[float], str] = _somebody
     ) -> None:
         self._comm = comm
-        self._patience = patience
+        self._deadline = deadline
         self._stalled = stalled
 
     def barrier(self) -> None:
@@ -59,46 +59,47 @@ class Collectives:
         ends = np.cumsum(counts)
         return [bytes(found[end - count : end]).decode() for end, count in zip(ends, counts)]
 
-    def sum(self, values: Arrays, placement: Placement) -> np.ndarray:
+    def sum(self, values: Arrays, members: Membership) -> np.ndarray:
         """Return the sum over agents in ascending id, float64. Collective.
 
         A rank gets its share of the positions from all agents, sums them in order, and the shares
         are gathered; large arrays go block by block, so the extra memory stays bounded.
         """
-        mine = placement.agents_of(self._comm.rank)
+        mine = members.agents_of(self._comm.rank)
         lent = not isinstance(values, Mapping)
         arrays = [array.copy() if lent else array for array in in_order(values, mine)]
         shape, flat = arrays[0].shape, [array.reshape(-1) for array in arrays]
         size = flat[0].size
-        if placement.num_agents * size <= SMALL:
-            return self._sum_everywhere(flat, placement).reshape(shape)
+        if len(members.agents) * size <= SMALL:
+            return self._sum_everywhere(flat, members).reshape(shape)
         total = np.empty(size)
-        step = max(self._comm.size, BLOCK_VALUES // len(placement.agents_of(0)))
+        ranks = self._comm.size
+        step = max(ranks, BLOCK_VALUES // int(_agents_per_rank(members, ranks).max()))
         for lo in range(0, size, step):
             part = slice(lo, min(lo + step, size))
-            total[part] = self._sum_shares([array[part] for array in flat], placement)
+            total[part] = self._sum_shares([array[part] for array in flat], members)
         return total.reshape(shape)
 
-    def _sum_everywhere(self, flat: list[np.ndarray], placement: Placement) -> np.ndarray:
+    def _sum_everywhere(self, flat: list[np.ndarray], members: Membership) -> np.ndarray:
         size = flat[0].size
-        counts = size * _agents_per_rank(placement)
+        counts = size * _agents_per_rank(members, self._comm.size)
         found = self._gather(np.concatenate(flat).astype(np.float64), counts)
-        return ordered_sum(found.reshape(placement.num_agents, size))
+        return ordered_sum(_ascending(found.reshape(len(members.agents), size), members))
 
-    def _sum_shares(self, flat: list[np.ndarray], placement: Placement) -> np.ndarray:
+    def _sum_shares(self, flat: list[np.ndarray], members: Membership) -> np.ndarray:
         ranks, size = self._comm.size, flat[0].size
         ends = size * np.arange(ranks + 1) // ranks
         lengths = np.diff(ends)
         mine = int(lengths[self._comm.rank])
         out = np.concatenate([array[a:b] for a, b in zip(ends, ends[1:]) for array in flat])
-        heard = np.empty((placement.num_agents, mine))
+        received = np.empty((len(members.agents), mine))
         sends = len(flat) * lengths, len(flat) * ends[:-1]
-        counts = mine * _agents_per_rank(placement)
+        counts = mine * _agents_per_rank(members, ranks)
         receives = counts, np.cumsum(counts) - counts
         self._wait(
-            self._comm.Ialltoallv([out.astype(np.float64), sends], [heard.reshape(-1), receives])
+            self._comm.Ialltoallv([out.astype(np.float64), sends], [received.reshape(-1), receives])
         )
-        return self._gather(ordered_sum(heard), lengths)
+        return self._gather(ordered_sum(_ascending(received, members)), lengths)
 
     def _gather(self, mine: np.ndarray, counts: np.ndarray) -> np.ndarray:
         found = np.empty(int(counts.sum()), dtype=mine.dtype)
@@ -107,7 +108,7 @@ class Collectives:
         return found
 
     def _wait(self, request: Any) -> None:
-        self._patience.until(request.Test, self._stalled, REMEDY)
+        self._deadline.until(request.Test, self._stalled, REMEDY)
 
 
 class ThreadChannel:
@@ -116,16 +117,20 @@ class ThreadChannel:
     Made by ``MpiWorld.side_channel``.
     """
 
-    def __init__(self, comm: Any, placement: Placement, timeout: float) -> None:
-        roll = RollCall(comm, placement)
-        stalled = partial(roll.stalled, "what runs in the background")
-        self._collectives = Collectives(comm, Patience(timeout, roll.poll), stalled)
+    def __init__(self, comm: Any, members: Membership, timeout: float) -> None:
+        attendance = Attendance(comm, members)
+        stalled = partial(attendance.stalled, "what runs in the background")
+        self._collectives = Collectives(comm, Deadline(timeout, attendance.poll), stalled)
 
     def outcomes(self, outcome: str) -> list[str]:
         """Return the texts that all processes pass, in rank order. Collective."""
         return self._collectives.texts(outcome)
 
 
-def _agents_per_rank(placement: Placement) -> np.ndarray:
-    ranks = range(placement.num_ranks)
-    return np.array([len(placement.agents_of(rank)) for rank in ranks], dtype=np.int64)
+def _agents_per_rank(members: Membership, ranks: int) -> np.ndarray:
+    return np.array([len(members.agents_of(rank)) for rank in range(ranks)], dtype=np.int64)
+
+
+def _ascending(arrays: np.ndarray, members: Membership) -> Iterator[np.ndarray]:
+    """Yield the rows of ``arrays`` (n, size), which lie rank after rank, in ascending agent id."""
+    return (arrays[place] for place in np.argsort(members.by_rank))

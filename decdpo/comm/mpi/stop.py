@@ -6,8 +6,8 @@ all-gather, goes on, and at that round's end waits for the result: the highest r
 The round is the first one at whose end it has not said yet whether it stops: the one it is in, or,
 once it has said no, the next, even if a save comes before that begins. So nobody is beyond T, and
 all stop at the end of T. If somebody has said no at the end of the last round, T is a round that
-never comes, and all go on to the end. Nothing blocks: a rank that waits here has sent its letters,
-and a rank that waits for letters or for the others looks for tokens meanwhile.
+never comes, and all go on to the end. Nothing blocks: a rank that waits here has sent its messages,
+and a rank that waits for messages or for the others looks for tokens meanwhile.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from decdpo.comm.collectives import REMEDY
-from decdpo.comm.rollcall import RollCall
-from decdpo.comm.waiting import Patience
+from decdpo.comm.mpi.attendance import Attendance
+from decdpo.comm.mpi.collectives import REMEDY
+from decdpo.comm.waiting import Deadline
 
 TOKEN = 1
 
@@ -27,13 +27,13 @@ class StopAgreement:
     """The agreement of one world, made at most once.
 
     comm : a communicator used for nothing else. timeout : seconds to wait for the others' answers.
-    roll : names those who do not answer.
+    attendance : names those who do not answer.
     """
 
-    def __init__(self, comm: Any, timeout: float, roll: RollCall) -> None:
+    def __init__(self, comm: Any, timeout: float, attendance: Attendance) -> None:
         self._comm = comm
-        self._patience = Patience(timeout, roll.poll)
-        self._stalled = partial(roll.stalled, "agreeing where to stop")
+        self._deadline = Deadline(timeout, attendance.poll)
+        self._stalled = partial(attendance.stalled, "agreeing where to stop")
         self._asked = False
         self._closing = False
         self._round = -1
@@ -95,6 +95,6 @@ class StopAgreement:
 
     def _wait(self) -> int:
         if self._last is None:
-            self._patience.until(self._request.Test, self._stalled, REMEDY)
+            self._deadline.until(self._request.Test, self._stalled, REMEDY)
             self._last = int(self._all[:, 0].max())
         return self._last

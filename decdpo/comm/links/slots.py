@@ -1,7 +1,6 @@
 """One message as it lies in memory: 64 bytes of header, then the vector."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,9 +18,6 @@ MAGIC = 0x6F70_6463_6564_0001
 _MAGIC, _DIGEST, _ROUND, _SOURCE, _SIZE = 0, slice(1, 3), 3, 4, 5
 STAMP = 7
 """The header word in which a slot in shared memory says how much of a round it holds."""
-
-Memory = Callable[[int], Tensor]
-"""Makes (nbytes,) uint8 for a slot, which begins at a multiple of 64 bytes."""
 
 
 @dataclass(frozen=True)

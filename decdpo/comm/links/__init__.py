@@ -1,0 +1,1 @@
+"""How one message moves: passed, read in place, through pinned memory, or from the device."""

