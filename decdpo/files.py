@@ -48,6 +48,9 @@ _REMEDIES = {
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 """What flock says on a file system without locks, such as Lustre mounted so, or NFS."""
 
+WAIT = 60.0
+"""Seconds for which a file's lock is waited for: whoever has it only appends to the file."""
+
 _LEFTOVER_SECONDS = 3600
 _HANDED_OVER = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 _DEPTH = 64
@@ -248,6 +251,39 @@ class Lock:
 def _at_once(path: str, flags: int) -> int:
     """Open without waiting for a reader, should the file be a named pipe."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
+@contextmanager
+def waited(descriptor: int, seconds: float = WAIT) -> Iterator[str]:
+    """Hold the lock of an open file while the block runs, after waiting for who else has it.
+
+    Yields why nothing is locked, where the file system has no locks; empty otherwise. Raises
+    ``EnvironmentFault`` if another process keeps it for ``seconds``, ``OSError`` if the system
+    refuses for another reason.
+    """
+    until = time.monotonic() + seconds
+    missing = ""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise EnvironmentFault(
+                    f"another process has kept it locked for {seconds:.0f} s",
+                    "look for a decdpo that was stopped, and end it",
+                ) from None
+            time.sleep(0.01)
+        except OSError as fault:
+            if fault.errno not in NO_LOCKS:
+                raise
+            missing = f"its file system has no locks ({fault.strerror})"
+            break
+    try:
+        yield missing
+    finally:
+        if not missing:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def reason(fault: Exception) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from h5py import h5a, h5d, h5p, h5s, h5t
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from decdpo import hdf5
 from decdpo.checkpoint.checksum import checksum_around, file_crc
@@ -169,6 +170,8 @@ class PartReader:
                 )
             if target.device.type == "cpu" and target.is_contiguous():
                 self._read(group, name, target)
+                # Written past torch, which would not know that the values have changed.
+                increment_version(target)
             else:
                 host = torch.empty(target.shape, dtype=target.dtype)
                 self._read(group, name, host)

@@ -4,18 +4,18 @@ import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from decdpo.data.cache import REFERENCE, TOKENS, Cache
 from decdpo.data.storage import (
     COLUMNS,
     PROMPT_FORMATS,
     ShardHeader,
-    add_reference,
     checksum,
     content_digest,
-    read_reference,
     read_shard,
     write_shard,
 )
@@ -70,7 +70,7 @@ class PreferenceShard:
     Attributes
     ----------
     path : the file, or None for a shard that lives in memory only.
-    digest : sha256 of schema, attributes and pairs; cached references do not change it.
+    digest : sha256 of schema, attributes and pairs; what is kept beside the file is not in it.
     """
 
     def __init__(
@@ -86,7 +86,6 @@ class PreferenceShard:
         self._columns = {name: values for name, values in columns.items() if name != "text"}
         self._text = columns["text"].tobytes()
         self._spans = columns["spans"]
-        self._memory: dict[str, np.ndarray] = {}
         self._check()
 
     @classmethod
@@ -269,46 +268,17 @@ class PreferenceShard:
         """Return the pairs ``rows``, in that order."""
         return [self.pair(int(row)) for row in rows]
 
-    def reference(self, key: str) -> np.ndarray | None:
-        """Return the (N, 2) float64 reference log-probabilities cached under ``key``, or None.
+    @cached_property
+    def tokens(self) -> Cache:
+        """The tokens of this shard that are kept, in a file of their own beside it if it is one."""
+        path = None if self.path is None else self.path.with_suffix(TOKENS)
+        return Cache(path, "toks", "tokens")
 
-        Columns: chosen, rejected (nats). ``key`` names everything they depend on.
-
-        Raises ``DataError`` if the cached values are damaged.
-        """
-        if key not in self._memory and self.path is not None:
-            values = read_reference(self.path, key)
-            if values is not None:
-                self._check_reference(key, values)
-                self._memory[key] = values
-        return self._memory.get(key)
-
-    def save_reference(self, key: str, logps: np.ndarray) -> None:
-        """Cache (N, 2) reference log-probabilities (nats) under ``key``, in the file if any.
-
-        The file is replaced as a whole, so a kill leaves the old or the new one.
-
-        Raises ``DataError`` for a wrong shape or a value that is not finite.
-        """
-        values = np.ascontiguousarray(logps, dtype=np.float64)
-        self._check_reference(key, values)
-        if self.path is not None:
-            add_reference(self.path, key, values)
-        self._memory[key] = values
-
-    def _check_reference(self, key: str, values: np.ndarray) -> None:
-        if values.shape != (self.num_pairs, 2) or values.dtype != np.float64:
-            raise DataError(
-                f"reference {key!r} has shape {values.shape}, not ({self.num_pairs}, 2)",
-                "compute it for every pair of this shard",
-            )
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-            raise DataError(
-                f"reference {key!r} is not finite at row {row} "
-                f"(source row {self.places[row]})",
-                "check the reference model and its precision",
-            )
+    @cached_property
+    def references(self) -> Cache:
+        """The reference values that are kept, in one file of the folder of the shard."""
+        path = None if self.path is None else self.path.with_name(REFERENCE)
+        return Cache(path, "refs", "reference values")
 
     def _check(self) -> None:
         where = f"{self.path}: " if self.path else ""

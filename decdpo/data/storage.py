@@ -61,7 +61,7 @@ class ShardHeader:
 
 
 def content_digest(header: ShardHeader, columns: Mapping[str, tuple[str, Any, str]]) -> str:
-    """Return the sha256 of a shard's schema, header and columns (not of its reference caches).
+    """Return the sha256 of a shard's schema, header and columns.
 
     columns : name -> (element type, shape, sha256 of the bytes).
     """
@@ -159,40 +159,6 @@ def read_shard(path: Path) -> tuple[ShardHeader, dict[str, np.ndarray], str]:
     return header, columns, digest
 
 
-def read_reference(path: Path, key: str) -> np.ndarray | None:
-    """Return the (N, 2) float64 log-probabilities cached under ``key``, or None.
-
-    Raises ``DataError`` if the cache does not match its checksum.
-    """
-    with _opened(path) as (file, size):
-        group, _, name = _reference_name(key).partition("/")
-        if group not in file:
-            return None
-        dataset = hdf5.dataset(hdf5.subgroup(file, group), name, size)
-        if dataset is None or hdf5.text(dataset, "key") != key:
-            return None
-        values = np.asarray(dataset[...])
-        if checksum(values) != hdf5.text(dataset, "sha256"):
-            raise DataError(
-                f"{path} is damaged: the cached reference {key!r} does not match its checksum",
-                _REMAKE,
-            )
-        return values
-
-
-def add_reference(path: Path, key: str, logps: np.ndarray) -> None:
-    """Store (N, 2) float64 log-probabilities under ``key`` in a new copy of the file."""
-    with replacing(path) as temporary:
-        with open(path, "rb") as source, open(temporary, "wb") as target:
-            while part := source.read(1 << 22):
-                target.write(part)
-        with h5py.File(temporary, "r+", libver="latest", locking=False, **_ALIGNMENT) as file:
-            name = _reference_name(key)
-            dataset = file.require_dataset(name, logps.shape, logps.dtype, exact=True)
-            dataset[...] = logps
-            dataset.attrs.update(key=key, sha256=checksum(logps))
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[h5py.File, int]]:
     """Open a shard and yield it with its size; what cannot be read inside is a ``DataError``."""
@@ -219,10 +185,6 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, int]]:
         if "signature not found" in why:
             raise DataError(f"{path} is not an HDF5 file", _REMAKE) from error
         raise DataError(f"{path} is damaged: {why}", _REMAKE) from error
-
-
-def _reference_name(key: str) -> str:
-    return "reference/" + hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def checksum(values: np.ndarray) -> str:

@@ -5,6 +5,7 @@
 Steps far below the spacing of bfloat16 values are not lost, for they are taken by x in float32.
 """
 
+import weakref
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ class ComputeView:
         first = parameters[layout.names[0]]
         self._cast = torch.empty(layout.size, dtype=dtype, device=first.device)
         self._params: FlatParams | None = None
-        self._seen = (0, -1)
+        self._grad: Tensor | None = None
+        self._seen: tuple[Any, int] = (lambda: None, -1)
         self._parameters: list[tuple[nn.Parameter, int, int]] = []
         offsets = layout.offsets
         for name, shape, lo, hi in zip(layout.names, layout.shapes, offsets, offsets[1:]):
@@ -36,14 +38,19 @@ class ComputeView:
             self._parameters.append((parameter, lo, hi))
             parameter.register_post_accumulate_grad_hook(self._collect(lo, hi))
 
-    def follow(self, params: FlatParams) -> None:
-        """Compute with ``params`` from now on, cast in one pass if they are new or have changed."""
-        # A tensor counts the operations that changed it, also those through a view.
-        seen = (params.data.data_ptr(), params.data._version)
-        if seen != self._seen:
-            self._cast.copy_(params.data)
-            self._seen = seen
-        if self._params is None or self._params.grad is not params.grad:
+    def follow(self, params: FlatParams, need_grad: bool = True) -> None:
+        """Compute with ``params`` from now on, cast in one pass if they are new or have changed.
+
+        Without ``need_grad`` no gradient is made room for.
+        """
+        # A tensor counts the operations that changed it, also those through a view. Another one may
+        # have the address of one that is gone.
+        data, (last, version) = params.data, self._seen
+        if last() is not data or version != data._version:
+            self._cast.copy_(data)
+            self._seen = weakref.ref(data), data._version
+        if need_grad and self._grad is not params.grad:
+            self._grad = params.grad
             for parameter, lo, hi in self._parameters:
                 set_main_grad(parameter, params.grad[lo:hi].view(parameter.shape))
         self._params = params

@@ -77,7 +77,8 @@ class FlatParams:
     """The vector x_i of one agent with its gradient, contiguous and at a fixed address.
 
     data : (P,) the parameters; the shared prefix first, the personal suffix after it.
-    grad : (P,) the gradient, accumulated in place. Agents of one process may share the buffer.
+    grad : (P,) the gradient, accumulated in place; made, as zeros, when it is first asked for, so
+        that a model that is only measured has none. Agents of one process may share the buffer.
     """
 
     def __init__(self, layout: Layout, data: Tensor, grad: Tensor | None = None) -> None:
@@ -85,7 +86,13 @@ class FlatParams:
             raise ValueError(f"expected contiguous {layout.dtype} of shape ({layout.size},)")
         self.layout = layout
         self.data = data
-        self.grad = torch.zeros_like(data) if grad is None else grad
+        self._grad = grad
+
+    @property
+    def grad(self) -> Tensor:
+        if self._grad is None:
+            self._grad = torch.zeros_like(self.data)
+        return self._grad
 
     @property
     def shared(self) -> Tensor:
@@ -103,22 +110,23 @@ class FlatParams:
         personal = self.data[self.layout.num_shared :]
         return FlatParams(self.layout, torch.cat((mean, personal)), grad)
 
-    def bind(self, module: nn.Module) -> None:
+    def bind(self, module: nn.Module, need_grad: bool = True) -> None:
         """Make every parameter of ``module`` and its ``.grad`` a view into this vector.
 
         The values of ``module`` are replaced by the vector's. Zero ``grad`` itself afterwards;
-        ``zero_grad(set_to_none=True)`` would drop the views.
+        ``zero_grad(set_to_none=True)`` would drop the views. Unless ``need_grad``, the parameters
+        have no ``.grad``.
         """
         parameters = dict(module.named_parameters())
         offsets = self.layout.offsets
         for name, shape, lo, hi in zip(self.layout.names, self.layout.shapes, offsets, offsets[1:]):
             parameter = parameters[name]
             parameter.data = self.data[lo:hi].view(shape)
-            parameter.grad = self.grad[lo:hi].view(shape)
+            parameter.grad = self.grad[lo:hi].view(shape) if need_grad else None
             set_main_grad(parameter, parameter.grad)
 
 
-def set_main_grad(parameter: Tensor, grad: Tensor) -> None:
+def set_main_grad(parameter: Tensor, grad: Tensor | None) -> None:
     """Note that the gradient of ``parameter`` is to be added to ``grad``, of the same shape."""
     setattr(parameter, "main_grad", grad)
 

@@ -1,5 +1,7 @@
 """What the policies that compute with NumPy share: their types, references and files."""
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,23 +57,42 @@ class Side(Protocol):
     def reference(self) -> np.ndarray: ...
 
 
+class SideReference:
+    """The reference values of a shard with two ``Side``s, computed when it was encoded."""
+
+    def scores(self, data: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return (B,) log pi_ref of the chosen and of the rejected answers of ``rows`` (B,)."""
+        first: Side = data.chosen
+        second: Side = data.rejected
+        return torch.from_numpy(first.reference[rows]), torch.from_numpy(second.reference[rows])
+
+
+def reference_digest(kind: str, start: np.ndarray, *facts: object) -> str:
+    """Return the SHA-256 of a policy's reference (P,) and of the ``facts`` its scores depend on."""
+    sha = hashlib.sha256(json.dumps([kind, start.dtype.str, *facts]).encode())
+    sha.update(np.ascontiguousarray(start).tobytes())
+    return sha.hexdigest()
+
+
 def pair_logps(
-    data: Any, rows: np.ndarray, chosen: np.ndarray, rejected: np.ndarray
+    reference: SideReference,
+    data: Any,
+    rows: np.ndarray,
+    chosen: np.ndarray,
+    rejected: np.ndarray,
 ) -> PairScores:
     """Join log pi (B,) of both answers of the pairs ``rows`` with what their shard knows of them.
 
-    data : an ``EncodedShard`` with two ``Side``s, ``chosen`` and ``rejected``.
+    reference : of the policy. data : an ``EncodedShard`` with two ``Side``s, ``chosen`` and
+    ``rejected``.
     """
-    first: Side = data.chosen
-    second: Side = data.rejected
     index = torch.from_numpy(rows)
     return PairScores(
         torch.from_numpy(chosen),
         torch.from_numpy(rejected),
-        torch.from_numpy(first.reference[rows]),
-        torch.from_numpy(second.reference[rows]),
-        first.length[index],
-        second.length[index],
+        *reference.scores(data, rows),
+        data.chosen.length[index],
+        data.rejected.length[index],
         None if data.score_gap is None else data.score_gap[index],
     )
 

@@ -24,10 +24,23 @@ class ForwardPass(Protocol):
         ...
 
 
+class Reference(Protocol):
+    """The fixed policy that a loss compares with; it is not what agents begin from."""
+
+    def scores(self, data: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return (B,) log pi_ref of the chosen and of the rejected answers of ``rows`` (B,).
+
+        data : an encoded shard, which may hold the values already.
+        """
+        ...
+
+
 class Policy(Protocol):
     """A model family; one instance serves every agent of a process.
 
-    layout : of the flat parameter vector. concurrent : whether ``forward`` may be called for other
+    layout : of the flat parameter vector. digest : SHA-256 of all that scores depend on and neither
+    the vector nor the layout holds: the reference, frozen weights, configuration, feature maps.
+    concurrent : whether ``forward`` may be called for other
     agents before the ``backward`` of an earlier pass; not where all share one set of weights.
     A class may name quantities of its own to be recorded: ``metrics``, a mapping of name to
     ``Metric``.
@@ -35,6 +48,12 @@ class Policy(Protocol):
 
     layout: Layout
     concurrent: bool
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def reference(self) -> Reference: ...
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -47,7 +66,7 @@ class Policy(Protocol):
         ...
 
     def initial(self) -> Tensor:
-        """Return a new (P,) vector: the reference weights, where every agent begins."""
+        """Return a new (P,) vector: where every agent begins, which may not be the reference."""
         ...
 
     def encode(self, shard: PreferenceShard) -> Any:

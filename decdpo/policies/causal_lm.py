@@ -5,7 +5,6 @@ log pi(y | x) = sum_t log pi(y_t | x, y_<t) over the tokens of the answer, its e
 
 import copy
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from decdpo.data.shard import PreferenceShard
-from decdpo.errors import EnvironmentFault, PolicyError
+from decdpo.errors import PolicyError
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.compute import ComputeView
 from decdpo.params.cotangents import paired
-from decdpo.params.flat import FlatParams, Layout, flatten
+from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
 from decdpo.policies.lm import hub
-from decdpo.policies.lm.choice import choose_scorer
+from decdpo.policies.lm.choice import choose_scorer, probe
 from decdpo.policies.lm.pace import Pace
+from decdpo.policies.lm.reference import CachedReference, FrozenReference, rounding
 from decdpo.policies.lm.speller import Speller, TextRules
 from decdpo.policies.tokens import TokenizedPairs, tokenize
 
@@ -34,8 +34,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_LENGTH = 512
 """Tokens of a prompt and an answer together, unless said or the model is made for fewer."""
 
-REFERENCE_BATCH = 16
-"""Pairs of one batch of the cached reference; ``check_start`` takes the same, for equal bits."""
+PROBE_LENGTH = 64
+"""Tokens of the pairs by which machines that round differently are told apart."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class CausalLMPass:
         """Add the gradient to ``params.grad``; once only."""
         if self.graph is None:
             raise ValueError("this pass was made without a gradient, or has given it already")
-        self.policy.bind(self.params)
+        self.policy.bind(self.params, need_grad=True)
         slopes = torch.stack((cotangents["chosen"], cotangents["rejected"]))
         with torch.enable_grad():
             total = paired(self.graph, slopes)
@@ -88,8 +88,8 @@ class CausalLM:
     max_length, min_prompt_length : limits in tokens, see ``tokens.tokenize``. 0 is 512, or what the
         model was made for if that is less.
     gradient_checkpointing : recompute activations in the backward pass to save memory.
-    cache_reference : compute the reference's log-probabilities once and keep them in the shard;
-        otherwise a frozen second copy of the model computes them with each batch.
+    cache_reference : compute the reference's log-probabilities once and keep them beside the
+        shard; otherwise a frozen second copy of the model computes them with each batch.
     tokens_at_once : the most tokens of a part; a larger batch is evaluated part by part, so that
         memory does not grow with the batch. 0 is one pair a part: then the bits of a pair do not
         depend on its batch.
@@ -97,6 +97,11 @@ class CausalLM:
     rules : how pairs become text, and where answers end. pace : what is told how far encoding is.
 
     The reference is the folder's model, and where every agent begins. Dropout is off.
+
+    Memory, in bytes, for P parameters: the vector of the agent whose turn it is serves as the
+    module's weights (4 P, its own anyway), in "bfloat16" beside a narrow copy (2 P). The folder's
+    weights are held until the first ``initial()`` takes them over, and read again should they be
+    needed later. Without the cache the frozen model stays beside all this (4 P or 2 P).
 
     Raises ``PolicyError`` for a model or an argument that cannot be used, ``EnvironmentFault``
     without transformers.
@@ -129,7 +134,6 @@ class CausalLM:
                 "choose max_length >= 2, 0 < min_prompt_length < max_length, tokens_at_once >= 0",
             )
         self.device = torch.device(device)
-        self.cache_reference, self._tokens_at_once = cache_reference, tokens_at_once
         self._pace = Pace() if pace is None else pace
         self._pace.begin("loading the model")
         module, self.tokenizer, self._config = hub.load(folder, torch.float32, allow_hub)
@@ -145,10 +149,12 @@ class CausalLM:
         self._module = module.to(self.device).eval()
         self._vocabulary = int(module.get_input_embeddings().weight.shape[0])
         self.layout = Layout.of(self._module)
-        self._initial = flatten(self._module, self.layout)
-        self._frozen = None
+        self._folder, self._allow_hub = folder, allow_hub
+        self.digest = self._digest(self._module)
+        frozen = None
         if not cache_reference:
-            self._frozen = copy.deepcopy(self._module).requires_grad_(False).to(DTYPES[dtype])
+            frozen = copy.deepcopy(self._module).requires_grad_(False).to(DTYPES[dtype])
+        self._fresh: Tensor | None = unload(self._module, self.layout)
         if gradient_checkpointing:
             # Checkpointing is on in training mode only; with every dropout at 0 nothing else is.
             # transformers renamed the method in version 5.
@@ -158,11 +164,23 @@ class CausalLM:
             self._module.train()
         self.dtype = DTYPES[dtype]
         self._bound: FlatParams | None = None
+        self._has_grad = False
         self._narrow: ComputeView | None = None
+        self._begin()
         self.scorer, why = choose_scorer(
-            self._start(), self._vocabulary, self.max_length, tokens_at_once, plain=plain
+            self._module, self._vocabulary, self.max_length, tokens_at_once, plain=plain
         )
         self.notes = (*self.notes, *why)
+        self.reference: CachedReference | FrozenReference
+        if frozen is not None:
+            self.reference = FrozenReference(self.scorer.of(frozen))
+        else:
+            way = f"{self.digest}:{self.dtype}:{type(self.scorer).__name__}"
+            length = min(PROBE_LENGTH, hub.context(module.config) or PROBE_LENGTH)
+            few = probe(self._vocabulary, length)
+            self.reference = CachedReference(
+                hashlib.sha256(way.encode()).hexdigest(), rounding(self.scorer, few)
+            )
 
     @cached_property
     def identity(self) -> Mapping[str, str]:
@@ -170,18 +188,23 @@ class CausalLM:
         return {"tokenizer": self.speller.digest[:16], "model_config": self._config_digest[:16]}
 
     def initial(self) -> Tensor:
-        """Return a new (P,) vector: the folder's weights."""
-        return self._initial.clone()
+        """Return a new (P,) vector: the folder's weights.
 
-    def bind(self, params: FlatParams) -> nn.Module:
-        """Return the module with ``params`` as its parameters."""
+        Raises ``PolicyError`` if they have to be read again and are others now.
+        """
+        start = self._read() if self._fresh is None else self._fresh
+        self._fresh = None
+        return start
+
+    def bind(self, params: FlatParams, need_grad: bool = False) -> nn.Module:
+        """Return the module with ``params`` as its parameters, and their gradient if need be."""
         if self.dtype != self.layout.dtype:
             if self._narrow is None:
                 self._narrow = ComputeView(self._module, self.layout, self.dtype)
-            self._narrow.follow(params)
-        elif self._bound is not params:
-            params.bind(self._module)
-            self._bound = params
+            self._narrow.follow(params, need_grad)
+        elif self._bound is not params or need_grad and not self._has_grad:
+            params.bind(self._module, need_grad)
+            self._bound, self._has_grad = params, need_grad
         return self._module
 
     def parts(self, data: TokenShard, rows: np.ndarray) -> list[np.ndarray]:
@@ -191,9 +214,7 @@ class CausalLM:
     def encode(self, shard: PreferenceShard) -> TokenShard:
         """Tokenize a shard and, if they are cached, find or compute its reference values.
 
-        Cached values are kept in the shard, under a key of reference weights, tokens, dtype and
-        length limit. A cache is used only if it reproduces the bits of the first batch here: other
-        machines round otherwise, and rewards must start at exactly 0.
+        Tokens and values are kept beside the shard, see ``lm.token_cache`` and ``lm.reference``.
 
         Raises ``PolicyError`` if the tokenizer's ids do not fit the model, or the tokenizer or its
         template cannot take a pair, ``DataError`` if a pair has no text.
@@ -215,6 +236,8 @@ class CausalLM:
                 source_rows=[shard.places[row] for row in range(shard.num_pairs)],
                 where=where,
                 progress=self._pace.step,
+                cache=shard.tokens,
+                known=self._pace.skip,
             )
         if len(tokens.ids) and tokens.ids.max() >= self._vocabulary:
             raise PolicyError(
@@ -222,29 +245,23 @@ class CausalLM:
                 f" but the model has {self._vocabulary} tokens",
                 "use the tokenizer the model was trained with",
             )
-        data = TokenShard(
-            **shard_columns(shard, torch.float32, self.device, tokens.alike, tokens.tallies),
-            tokens=tokens,
-            lengths=torch.from_numpy(tokens.lengths).to(self.device, torch.float32),
-            reference=None,
-        )
-        return self._with_reference(shard, data) if self.cache_reference else data
+        columns = shard_columns(shard, torch.float32, self.device, tokens.alike, tokens.tallies)
+        lengths = torch.from_numpy(tokens.lengths).to(self.device, torch.float32)
+        data = TokenShard(**columns, tokens=tokens, lengths=lengths, reference=None)
+        data = replace(data, notes=shard.tokens.notes)
+        return self._with_reference(shard, data)
 
     def forward(
         self, params: FlatParams, data: TokenShard, rows: np.ndarray, *, need_grad: bool = True
     ) -> CausalLMPass:
         """Evaluate the pairs ``rows`` (B,) of ``data`` at ``params.data`` (P,)."""
-        self.bind(params)
+        self.bind(params, need_grad)
         where = torch.from_numpy(rows).to(self.device)
         with torch.set_grad_enabled(need_grad):
             logps = self._logps(data, rows)
-        if data.reference is not None:
-            reference = data.reference[:, where]
-        else:
-            reference = self._frozen_logps(data, rows)
+        ref_chosen, ref_rejected = self.reference.scores(data, rows)
         gap = None if data.score_gap is None else data.score_gap[where]
         chosen, rejected = logps.detach()
-        ref_chosen, ref_rejected = reference
         length, other = data.lengths[:, where]
         pairs = PairScores(chosen, rejected, ref_chosen, ref_rejected, length, other, gap)
         return CausalLMPass(pairs, self, params, logps if need_grad else None)
@@ -255,68 +272,85 @@ class CausalLM:
             return torch.zeros(2, 0, device=self.device)
         return self.scorer(data.tokens, rows)
 
-    def _frozen_logps(self, data: TokenShard, rows: np.ndarray) -> Tensor:
-        """Return (2, B) reference log-probabilities, by the frozen copy and scored alike."""
-        assert self._frozen is not None
-        with torch.no_grad():
-            return self.scorer.of(self._frozen)(data.tokens, rows)
+    def _begin(self) -> None:
+        """Bind the folder's weights, which are read again if an agent has taken them over."""
+        if self._fresh is None:
+            self._fresh = self._read()
+        if self._bound is None or self._bound.data is not self._fresh:
+            self.bind(FlatParams(self.layout, self._fresh))
 
-    def _start(self) -> nn.Module:
-        """Return the module with the reference's weights, for scores without a gradient."""
-        nothing = self._initial.new_zeros(1).expand_as(self._initial)
-        return self.bind(FlatParams(self.layout, self._initial, nothing))
+    def _read(self) -> Tensor:
+        """Read the folder's weights again, (P,)."""
+        with hub.quiet():
+            module, _, _ = hub.load(self._folder, torch.float32, self._allow_hub)
+        module = module.to(self.device)
+        if self._digest(module) != self.digest:
+            raise PolicyError(
+                f"{self._folder} holds other weights than it did when this process began",
+                "leave the folder of the model as it is while a run uses it",
+            )
+        return unload(module, self.layout)
+
+    def _digest(self, module: nn.Module) -> str:
+        """Return the SHA-256 of the weights, frozen ones and buffers included, and of the config.
+
+        Buffers that are not saved follow from the configuration.
+        """
+        sha = hashlib.sha256(f"causal_lm:{self._config_digest}:{self.layout.digest}".encode())
+        parameters = dict(module.named_parameters())
+        saved = module.state_dict(keep_vars=True)
+        buffers = {name: value for name, value in module.named_buffers() if name in saved}
+        frozen = sorted(set(parameters) - set(self.layout.names))
+        for name in (*self.layout.names, *frozen, *sorted(buffers)):
+            values = parameters[name] if name in parameters else buffers[name]
+            raw = values.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            sha.update(f"{name}:{values.dtype}:{len(raw)}\n".encode())
+            sha.update(raw.numpy().data)
+        return sha.hexdigest()
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write the model with parameters ``x`` (P,) as a Hugging Face folder; returns its path.
 
         Raises ``PolicyError`` if ``out`` exists and is not an empty folder.
         """
-        whole = FlatParams(self.layout, x.detach().to(self._initial).contiguous())
-        whole.bind(self._module)
+        like = x.detach().to(self.device, self.layout.dtype)
+        FlatParams(self.layout, like.contiguous()).bind(self._module)
         self._bound = self._narrow = None
         return hub.save(self._module, self.tokenizer, copy.deepcopy(self._config), out)
 
     def _with_reference(self, shard: PreferenceShard, data: TokenShard) -> TokenShard:
-        """Add the reference log-probabilities, from the shard's cache if it holds their bits."""
-        self._start()
+        """Add the reference log-probabilities, if they are cached."""
+        if not isinstance(self.reference, CachedReference):
+            return data
+        taken, before = self._fresh is None, self._bound
 
-        def compute(rows: np.ndarray) -> np.ndarray:
+        def score(rows: np.ndarray) -> Tensor:
+            self._begin()
             with torch.no_grad():
-                parts = [self._logps(data, part) for part in self.parts(data, rows)]
-            found = torch.cat([torch.zeros(2, 0), *(part.cpu() for part in parts)], dim=1)
-            return found.double().numpy().T
+                return self._logps(data, rows)
 
-        self._pace.begin("reference log-probabilities")
-        batches = np.split(
-            np.arange(data.num_pairs), range(REFERENCE_BATCH, data.num_pairs, REFERENCE_BATCH)
-        )
-        key = f"{self._reference_key}:{data.tokens.digest}"
-        values, first = shard.reference(key), compute(batches[0])
-        if values is None or not np.array_equal(values[: len(first)], first):
-            self._pace.step(len(first))
-            found = [first]
-            for rows in batches[1:]:
-                found.append(compute(rows))
-                self._pace.step(len(rows))
-            values = np.concatenate(found)
-            try:
-                shard.save_reference(key, values)
-            except EnvironmentFault as fault:
-                note = f"agent {data.agent}: reference not kept for the next run: {fault.what}"
-                data = replace(data, notes=(*data.notes, note))
-        reference = torch.from_numpy(values.T.copy()).to(self.device, torch.float32)
-        return replace(data, reference=reference)
+        values, notes = self.reference.fill(shard, data.tokens, score, self._pace)
+        if taken and self._fresh is not None:
+            # What was read again shall not stay beside the policy.
+            self._fresh = None
+            if before is not None:
+                self.bind(before)
+        found = torch.from_numpy(values).to(self.device, torch.float32)
+        return replace(data, reference=found, notes=(*data.notes, *notes))
 
-    @cached_property
-    def _reference_key(self) -> str:
-        """What the reference's log-probabilities depend on, besides the tokens."""
-        config = self._config.to_dict()
-        config.pop("_name_or_path", None)
-        sha = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for values in (self._initial, *self._module.buffers()):
-            sha.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        way = f"{self.dtype}:{type(self.scorer).__name__}:{self._tokens_at_once}"
-        return f"causal_lm:{sha.hexdigest()}:{self.layout.digest}:{self.max_length}:{way}"
+
+def unload(module: nn.Module, layout: Layout) -> Tensor:
+    """Move the parameters of ``module`` into a new (P,) vector in the order of ``layout``.
+
+    The module is left without them until it is bound, so that they are never there twice.
+    """
+    parameters = dict(module.named_parameters())
+    first = parameters[layout.names[0]]
+    vector = torch.empty(layout.size, dtype=layout.dtype, device=first.device)
+    for name, lo, hi in zip(layout.names, layout.offsets, layout.offsets[1:]):
+        vector[lo:hi] = parameters[name].detach().view(-1)
+        parameters[name].data = vector[lo:hi].view(parameters[name].shape)
+    return vector
 
 
 def length_limit(

@@ -12,6 +12,7 @@ grad L = -beta E[sigma(-beta (m - m_ref)) dphi], and the Hessian is at most
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,13 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.errors import PolicyError
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
-from decdpo.policies.arrays import CPU, parameter_dtype, reference_vector, write_npz
+from decdpo.policies.arrays import (
+    CPU,
+    parameter_dtype,
+    reference_digest,
+    reference_vector,
+    write_npz,
+)
 from decdpo.policies.encoded import (
     EncodedShard,
     Tally,
@@ -90,6 +97,18 @@ class LogLinearPass:
         return np.square(slope.numpy()) * squares
 
 
+class FeatureReference:
+    """The reference values of a ``FeatureShard``, computed when it was encoded."""
+
+    def scores(self, data: FeatureShard, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return (B,) log pi_ref of the chosen and of the rejected answers of ``rows`` (B,)."""
+        # NumPy's take costs a fifth of torch's indexing on batches this small.
+        return (
+            torch.from_numpy(data.ref_chosen.take(rows)),
+            torch.from_numpy(data.ref_rejected.take(rows)),
+        )
+
+
 class LogLinear:
     """The log-linear softmax policy on hashed text features or on explicit feature columns.
 
@@ -129,6 +148,12 @@ class LogLinear:
         self._hashing = Hashing(dimension, seed)
         self._dtype = np.dtype(dtype)
         self._reference = reference_vector(reference, dimension, dtype)
+        self.reference = FeatureReference()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of theta_ref and of how answers become features."""
+        return reference_digest("loglinear", self._reference, self.features, self.seed)
 
     def initial(self) -> Tensor:
         """Return a new (P,) vector: theta_ref."""
@@ -187,9 +212,7 @@ class LogLinear:
         """Evaluate the pairs ``rows`` (B,) of ``data`` at theta = ``params.data`` (P,)."""
         batch = data.differences.batch(rows)
         chosen, rejected = _choice(batch.margins(params.data.numpy()))
-        # NumPy's take costs a fifth of torch's indexing on batches this small.
-        ref_chosen = torch.from_numpy(data.ref_chosen.take(rows))
-        ref_rejected = torch.from_numpy(data.ref_rejected.take(rows))
+        ref_chosen, ref_rejected = self.reference.scores(data, rows)
         length = torch.ones_like(chosen)  # An answer is a single step.
         gap = None if data.score_gap is None else data.score_gap[torch.from_numpy(rows)]
         scores = PairScores(chosen, rejected, ref_chosen, ref_rejected, length, length, gap)

@@ -327,15 +327,23 @@ def _weights(group: list[Batch]) -> np.ndarray | None:
     return np.concatenate(weights)
 
 
-def check_start(policy: Policy, data: EncodedShard, batch_size: int = 16, batches: int = 1) -> None:
+def check_start(
+    policy: Policy,
+    data: EncodedShard,
+    batch_size: int = 16,
+    batches: int = 1,
+    start: FlatParams | None = None,
+) -> None:
     """Check that rewards are exactly 0 where training begins: the policy is the reference.
 
-    Evaluates the first ``batches`` batches of the shard at ``policy.initial()``.
-    Raises ``PolicyError`` naming the first pair whose log-ratio is not zero.
+    Evaluates the first ``batches`` batches of the shard at ``start``, ``policy.initial()`` if that
+    is not at hand. Where passes are not ``concurrent``, pairs are evaluated one by one, as their
+    reference is. Raises ``PolicyError`` naming the first pair whose log-ratio is not zero.
     """
-    params = FlatParams(policy.layout, policy.initial())
+    params = FlatParams(policy.layout, policy.initial()) if start is None else start
     rows = np.arange(min(data.num_pairs, batch_size * batches))
-    for part in (p for some in _parts(rows, batch_size) for p in policy.parts(data, some)):
+    size = batch_size if policy.concurrent else 1
+    for part in (p for some in _parts(rows, size) for p in policy.parts(data, some)):
         scores = policy.forward(params, data, part, need_grad=False).scores
         drift = torch.stack((scores.chosen_ratio, scores.rejected_ratio)).abs().amax(dim=0)
         wrong = torch.nonzero(~(drift == 0)).flatten().tolist()
@@ -343,7 +351,8 @@ def check_start(policy: Policy, data: EncodedShard, batch_size: int = 16, batche
             raise PolicyError(
                 f"agent {data.agent}: at step 0 the rewards must be 0, but the log-ratio of"
                 f" {_name_rows(data, part[wrong[:1]])} is {drift[wrong[0]].item():.3g} nats",
-                "discard the cached reference log-probabilities: they are of another reference",
+                "remove reference.cache beside the shards: it was made by another reference, or "
+                "where numbers are rounded differently",
             )
 
 

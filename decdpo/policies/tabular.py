@@ -12,6 +12,7 @@ Optimization", Section 6.1. Whether the source used a table or a network it does
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -27,8 +28,10 @@ from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.arrays import (
     CPU,
+    SideReference,
     pair_logps,
     parameter_dtype,
+    reference_digest,
     reference_vector,
     write_npz,
 )
@@ -123,6 +126,12 @@ class Tabular:
         self._dtype = np.dtype(dtype)
         start = self._weights(seed) if reference is None else reference
         self._reference = reference_vector(start, self.layout.size, dtype)
+        self.reference = SideReference()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the reference's weights."""
+        return reference_digest("tabular", self._reference, self.num_states, self.num_actions)
 
     def _weights(self, seed: int) -> np.ndarray:
         start = np.zeros(self.layout.size)
@@ -187,7 +196,7 @@ class Tabular:
         both = (data.chosen, data.rejected)
         sides = tuple(side.counts.batch(rows) for side in both)
         chosen, rejected = (counts.margins(flat) for counts in sides)
-        scores = pair_logps(data, rows, chosen, rejected)
+        scores = pair_logps(self.reference, data, rows, chosen, rejected)
         return TabularPass(scores, params, x, table, sides)
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:

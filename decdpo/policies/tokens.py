@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from decdpo.data.cache import Cache
 from decdpo.data.shard import Pair
 from decdpo.policies.encoded import Tally
-from decdpo.policies.lm.chat import write
-from decdpo.policies.lm.speller import Findings, Speller
+from decdpo.policies.lm.chat import Text, write
+from decdpo.policies.lm.speller import Findings, Speller, total
+from decdpo.policies.lm.token_cache import Spelled, TokenCache
 
 _BATCH = 256
 
@@ -88,6 +90,8 @@ def tokenize(
     source_rows: Sequence[Any] | None = None,
     where: str = "",
     progress: Callable[[int], None] = lambda pairs: None,
+    cache: Cache | None = None,
+    known: Callable[[int], None] = lambda pairs: None,
 ) -> TokenizedPairs:
     """Tokenize pairs, once per shard.
 
@@ -105,7 +109,8 @@ def tokenize(
         its prompt, down to ``min_prompt_length`` tokens (default: half of it), then the end of its
         answers. The beginning-of-sequence token stays.
     source_rows : (N,) rows to name in errors; counted from 1 by default. where : begins an error.
-    progress : is called with the number of pairs done since the last call.
+    progress : is called with the number of pairs done since the last call. cache : where tokens are
+        kept; those that are there are taken from it. known : is called with their number, first.
 
     Raises ``PolicyError`` for a tokenizer without an end-of-sequence token, and for a template or
     tokenizer that cannot take a pair; ``DataError`` for messages that are none.
@@ -114,26 +119,27 @@ def tokenize(
     least = max_length // 2 if min_prompt_length is None else min_prompt_length
     listed = list(pairs)
     rows = list(range(1, len(listed) + 1) if source_rows is None else source_rows)
-    findings = Findings()
+    kept = TokenCache(cache or Cache(None, "toks", "tokens"), speller, prompt_format)
+    spelled = _spelled(listed, speller, prompt_format, rows, where, progress, kept, known)
+    findings = total(one.findings for one in spelled)
     ids: list[np.ndarray] = [np.zeros(0, np.int32)]
     lengths: list[list[int]] = []
     cut_prompts = cut_answers = dropped = alike = 0
-    for prompt, *answers in _token_lists(
-        listed, speller, prompt_format, rows, where, findings, progress
-    ):
+    for one in spelled:
+        prompt, *answers = one.parts
         before = len(prompt) + sum(map(len, answers))
         room = max_length - max(map(len, answers))
         keep = max(min(len(prompt), least), room)
         if keep < len(prompt):
             cut_prompts += 1
-            first = prompt[:1] if prompt[0] == speller.tokenizer.bos_token_id else []
-            prompt = first + prompt[len(prompt) - keep + len(first) :]
+            first = prompt[: int(prompt[0] == speller.tokenizer.bos_token_id)]
+            prompt = np.concatenate((first, prompt[len(prompt) - keep + len(first) :]))
         cut_answers += sum(len(answer) > max_length - len(prompt) for answer in answers)
         parts = [prompt, *(answer[: max_length - len(prompt)] for answer in answers)]
-        alike += parts[1] == parts[2]
+        alike += np.array_equal(parts[1], parts[2])
         lengths.append([len(part) for part in parts])
         dropped += before - sum(lengths[-1])
-        ids.append(np.array([token for part in parts for token in part], dtype=np.int32))
+        ids += parts
     ends = np.cumsum(np.array(lengths, dtype=np.int64).reshape(-1, 3)).reshape(-1, 3)
     starts = ends[:, :1] - np.array(lengths, dtype=np.int64).reshape(-1, 3)[:, :1]
     truncation = Truncation(len(lengths), max_length, cut_prompts, cut_answers, dropped)
@@ -152,51 +158,77 @@ def _cut(truncation: Truncation) -> Iterator[Tally]:
     yield Tally(truncation.answers, 2 * pairs, f"answers were cut at their end by {limit}")
 
 
-def _token_lists(
+def _spelled(
     pairs: Sequence[Pair],
     speller: Speller,
     prompt_format: str,
     rows: Sequence[Any],
     where: str,
-    findings: Findings,
     progress: Callable[[int], None],
-) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Yield prompt, chosen and rejected ids, untruncated; the tokenizer sees batches of texts."""
-    # The template writes the special tokens itself.
-    special = speller.template is None
-    texts = write(pairs, speller.writer(prompt_format), rows, where)
+    cache: TokenCache,
+    known: Callable[[int], None],
+) -> list[Spelled]:
+    """Return every pair as tokens, uncut: those that are kept, and the others spelled and kept."""
+    found = cache.find(pairs)
+    missing = [place for place, one in enumerate(found) if one is None]
+    known(len(pairs) - len(missing))
+    wanted = [pairs[place] for place in missing]
+    named = [rows[place] for place in missing]
+    texts = write(wanted, speller.writer(prompt_format), named, where)
     done = 0
     while batch := list(islice(texts, _BATCH)):
-        named = rows[done : done + len(batch)]
+        some = slice(done, done + len(batch))
+        spelled = _spell(batch, speller, named[some], where)
+        cache.add(wanted[some], spelled)
+        for place, one in zip(missing[some], spelled):
+            found[place] = one
         done += len(batch)
-
-        def ids(part: list[str], special: bool) -> list[list[int]]:
-            return speller.spell(part, special, named, where)
-
-        raw = ids([text.prompt for text in batch], special)
-        prompts = [speller.started(prompt) for prompt in raw]
-        findings.double_starts += sum(len(a) != len(b) for a, b in zip(raw, prompts))
-        answers = []
-        for side in (0, 1):
-            replies = [(text.chosen, text.rejected)[side] for text in batch]
-            wholes = ids([text.prompt + reply for text, reply in zip(batch, replies)], special)
-            aparts = ids(replies, False)
-            answers.append(
-                [
-                    _answer(
-                        speller, prompt, speller.started(whole), apart, text.closed[side], findings
-                    )
-                    for text, prompt, whole, apart in zip(batch, prompts, wholes, aparts)
-                ]
-            )
-        for text in batch:
-            findings.glued += text.glued
-            findings.rewritten += text.rewritten
-            findings.marked += text.marked
         progress(len(batch))
-        for prompt, chosen, rejected in zip(prompts, *answers):
-            # The first token of an answer needs something before it to be predicted from.
-            yield prompt or [speller.start], chosen, rejected
+    return [one for one in found if one is not None]
+
+
+def _spell(
+    batch: Sequence[Text], speller: Speller, rows: Sequence[Any], where: str
+) -> list[Spelled]:
+    """Return a batch of texts as tokens; the tokenizer sees them together."""
+    # The template writes the special tokens itself.
+    special = speller.template is None
+    met = [
+        Findings(glued=text.glued, rewritten=text.rewritten, marked=int(text.marked))
+        for text in batch
+    ]
+
+    def ids(part: list[str], special: bool) -> list[list[int]]:
+        return speller.spell(part, special, rows, where)
+
+    raw = ids([text.prompt for text in batch], special)
+    prompts = [speller.started(prompt) for prompt in raw]
+    for findings, one, other in zip(met, raw, prompts):
+        findings.double_starts += len(one) != len(other)
+    answers = []
+    for side in (0, 1):
+        replies = [(text.chosen, text.rejected)[side] for text in batch]
+        wholes = ids([text.prompt + reply for text, reply in zip(batch, replies)], special)
+        aparts = ids(replies, False)
+        answers.append(
+            [
+                _answer(speller, prompt, speller.started(whole), apart, text.closed[side], findings)
+                for text, prompt, whole, apart, findings in zip(
+                    batch, prompts, wholes, aparts, met
+                )
+            ]
+        )
+    # The first token of an answer needs something before it to be predicted from.
+    begun = [prompt or [speller.start] for prompt in prompts]
+    chosen, rejected = answers
+    return [
+        Spelled(_array(one), _array(two), _array(three), findings)
+        for one, two, three, findings in zip(begun, chosen, rejected, met)
+    ]
+
+
+def _array(ids: list[int]) -> np.ndarray:
+    return np.array(ids, dtype=np.int32)
 
 
 def _answer(

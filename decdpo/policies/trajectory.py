@@ -20,6 +20,7 @@ References: Jiang, "Distributed Direct Preference Optimization", 2026, Appendix 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,11 @@ from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.arrays import (
     CPU,
+    SideReference,
     first_too_large,
     pair_logps,
     parameter_dtype,
+    reference_digest,
     reference_vector,
     write_npz,
 )
@@ -168,9 +171,9 @@ class Trajectory:
                 "give finite values of shape (states, actions, dimension)",
             )
         self.num_states, self.num_actions, dimension = features.shape
-        self.digest = features_digest(features)
+        self.features_digest = features_digest(features)
         # Agents with another feature map must not be mixed with: their theta means another thing.
-        name = f"theta of phi {self.digest[:16]}"
+        name = f"theta of phi {self.features_digest[:16]}"
         self.layout = Layout((name,), ((dimension,),), dimension, parameter_dtype(dtype))
         self._dtype = np.dtype(dtype)
         place = first_too_large(features, self.layout.dtype)
@@ -182,6 +185,12 @@ class Trajectory:
             )
         self._features = np.ascontiguousarray(features, dtype=self._dtype)
         self._reference = reference_vector(reference, dimension, dtype)
+        self.reference = SideReference()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of theta_ref and of the feature map."""
+        return reference_digest("trajectory", self._reference, self.features_digest)
 
     def initial(self) -> Tensor:
         """Return a new (d,) vector: theta_ref."""
@@ -233,7 +242,7 @@ class Trajectory:
         chosen, rejected = (
             _log_probabilities(features, visits, actions, theta) for features, visits in sides
         )
-        scores = pair_logps(data, rows, chosen, rejected)
+        scores = pair_logps(self.reference, data, rows, chosen, rejected)
         return TrajectoryPass(scores, params, sides, actions)
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:

@@ -61,7 +61,7 @@ class Memory:
 
     def encode(self, policy: Policy, shard: PreferenceShard) -> Any:
         """Return the encoded shard, from memory if a policy of the same layout has read it."""
-        key = (shard.digest, f"{type(policy).__name__} {policy.layout.digest}")
+        key = (shard.digest, f"{policy.layout.digest} {policy.digest}")
         if key not in self._encoded:
             self._encoded[key] = policy.encode(shard)
         return self._encoded[key]

@@ -72,7 +72,7 @@ def test_optional_columns_are_none_when_absent(tmp_path):
 
 def test_only_the_owner_may_read_a_shard(path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    PreferenceShard.open(path).save_reference("key", np.zeros((4, 2)))
+    PreferenceShard.open(path).save(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -88,26 +88,21 @@ def test_rows_outside_the_shard_are_refused(path):
             shard.pair(row)
 
 
-def test_a_reference_is_cached_without_changing_the_digest(path):
-    shard = PreferenceShard.open(path)
-    assert shard.reference("model/fp32") is None
-    values = np.random.default_rng(0).normal(size=(4, 2))
-    shard.save_reference("model/fp32", values)
-    shard.save_reference("model/bf16", values + 1)
-    shard.save_reference("model/fp32", values * 2)
+def test_what_is_kept_beside_a_shard_does_not_change_it(path):
+    shard, before = PreferenceShard.open(path), path.read_bytes()
+    shard.references.add([(b"k" * 32, b"value")])
+    shard.tokens.add([(b"k" * 32, b"tokens")])
     again = PreferenceShard.open(path, shard.digest)
-    np.testing.assert_array_equal(again.reference("model/fp32"), values * 2)
-    np.testing.assert_array_equal(again.reference("model/bf16"), values + 1)
-    assert again.reference("model") is None
-    assert os.listdir(path.parent) == [path.name]
+    assert again.references.find([b"k" * 32]) == {b"k" * 32: [b"value"]}
+    assert again.tokens.find([b"k" * 32]) == {b"k" * 32: [b"tokens"]}
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(path.parent)) == [path.name, path.stem + ".tokens", "reference.cache"]
 
 
-@pytest.mark.parametrize(
-    "values, message", [(np.zeros((3, 2)), "shape"), (np.full((4, 2), np.nan), "row 0")]
-)
-def test_an_unusable_reference_is_refused(path, values, message):
-    with pytest.raises(DataError, match=message):
-        PreferenceShard.open(path).save_reference("key", values)
+def test_a_shard_in_memory_keeps_what_is_made_of_it_there():
+    shard = example()
+    shard.references.add([(b"k" * 32, b"value")])
+    assert shard.references.find([b"k" * 32]) and not shard.tokens.find([b"k" * 32])
 
 
 def test_a_failed_rewrite_leaves_the_old_shard(path, monkeypatch):
@@ -118,18 +113,9 @@ def test_a_failed_rewrite_leaves_the_old_shard(path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(EnvironmentFault, match="No space left"):
-        shard.save_reference("key", np.zeros((4, 2)))
+        shard.save(path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
-
-
-def test_a_damaged_reference_is_refused(path):
-    PreferenceShard.open(path).save_reference("key", np.full((4, 2), 0.75))
-    with h5py.File(path, "r+", libver="latest") as file:
-        (dataset,) = file["reference"].values()
-        dataset[0, 0] = 0.5
-    with pytest.raises(DataError, match="reference 'key' does not match"):
-        PreferenceShard.open(path).reference("key")
 
 
 def test_a_truncated_file_is_refused(path):
@@ -287,15 +273,5 @@ def test_what_a_killed_process_left_is_removed_once_it_is_old(path):
         leftover.write_text("half")
     for leftover in (old, other):
         os.utime(leftover, (0, 0))
-    PreferenceShard.open(path).save_reference("key", np.zeros((4, 2)))
+    PreferenceShard.open(path).save(path)
     assert not old.exists() and young.exists() and other.exists()
-
-
-def test_a_reference_written_again_takes_no_more_room(tmp_path):
-    PreferenceShard.from_pairs(PAIRS * 1000).save(tmp_path / "a.h5")
-    shard, values = PreferenceShard.open(tmp_path / "a.h5"), np.zeros((4000, 2))
-    shard.save_reference("key", values)
-    size = shard.path.stat().st_size
-    for value in (1.0, 2.0, 3.0):
-        shard.save_reference("key", values + value)
-    assert shard.path.stat().st_size - size < values.nbytes

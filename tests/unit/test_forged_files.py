@@ -134,16 +134,6 @@ def test_a_shard_with_a_strange_dataset_is_refused_at_once(shard, tmp_path, name
         PreferenceShard.open(shard)
 
 
-@pytest.mark.parametrize("forge", DATASETS, ids=lambda forge: forge.__name__)
-def test_a_strange_reference_cache_is_refused_at_once(shard, tmp_path, forge):
-    PreferenceShard.open(shard).save_reference("key", np.zeros((8, 2)))
-    with h5py.File(shard) as file:
-        (name,) = file["reference"]
-    replace_dataset(shard, f"reference/{name}", forge, tmp_path)
-    with within(5), pytest.raises(DataError, match="agent_000000.h5"):
-        PreferenceShard.open(shard).reference("key")
-
-
 @dataclass
 class State:
     x: torch.Tensor

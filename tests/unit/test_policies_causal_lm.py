@@ -173,40 +173,6 @@ def test_a_cached_reference_equals_one_computed_with_each_batch(policy):
     assert torch.equal(found[0][1], found[1][1])
 
 
-def test_the_cache_is_reused_checked_and_keyed_by_what_it_depends_on(policy, tmp_path, monkeypatch):
-    path = tmp_path / "agent.h5"
-    shard(PAIRS * 4).save(path)
-    first = policy.encode(PreferenceShard.open(path)).reference
-    calls = []
-    whole = CausalLM._logps
-    monkeypatch.setattr(
-        CausalLM, "_logps", lambda self, d, r: calls.append(len(r)) or whole(self, d, r)
-    )
-    assert torch.equal(policy.encode(PreferenceShard.open(path)).reference, first)
-    assert sum(calls) == 16
-    CausalLM(MODEL, max_length=32).encode(PreferenceShard.open(path))
-    assert sum(calls) == 16 + 24
-
-    opened = PreferenceShard.open(path)
-    key = f"{policy._reference_key}:{policy.encode(opened).tokens.digest}"
-    opened.save_reference(key, opened.reference(key) + 1e-3)
-    assert torch.equal(policy.encode(opened).reference, first)
-
-
-def test_a_folder_that_cannot_be_written_only_costs_the_cache(policy, monkeypatch):
-    from decdpo.errors import EnvironmentFault
-
-    one = shard()
-
-    def refuse(key, values):
-        raise EnvironmentFault("the disk is full")
-
-    monkeypatch.setattr(one, "save_reference", refuse)
-    data = policy.encode(one)
-    assert any("the disk is full" in note for note in data.notes)
-    check_start(policy, data)
-
-
 def test_one_by_one_a_batch_does_not_change_the_bits_of_its_pairs(policy):
     params, data = start(policy, 0.02), policy.encode(shard())
     parts = policy.parts(data, ROWS)

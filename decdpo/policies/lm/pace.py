@@ -29,6 +29,7 @@ class Pace:
         self._clock = clock
         self._work = ""
         self._done: dict[str, int] = {}
+        self._skipped: dict[str, int] = {}
         self._seconds: dict[str, float] = {}
         self._last = clock()
         self._leave = threading.Event()
@@ -47,14 +48,19 @@ class Pace:
         self._done[self._work] = self._done.get(self._work, 0) + pairs
         self._last = now
 
+    def skip(self, pairs: int) -> None:
+        """Leave so many pairs out of the present work: they are known from before."""
+        self._skipped[self._work] = self._skipped.get(self._work, 0) + pairs
+
     def line(self) -> str:
         """Return what is to be said now."""
         work, done = self._work, self._done.get(self._work, 0)
         if not done:
             spent = duration(self._clock() - self._last)
             return f"{work}, since {spent}" if work else ""
-        left = self._seconds[work] / done * max(self._total - done, 0)
-        return f"{work}: {done:,} of {self._total:,} pairs, about {duration(left)} left"
+        total = self._total - self._skipped.get(work, 0)
+        left = self._seconds[work] / done * max(total - done, 0)
+        return f"{work}: {done:,} of {total:,} pairs, about {duration(left)} left"
 
     def __enter__(self) -> "Pace":
         if self._say is not None:

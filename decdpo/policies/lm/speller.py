@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 from decdpo.errors import PolicyError
@@ -50,6 +50,12 @@ class Findings:
     glued: int = 0
     double_starts: int = 0
     marked: int = 0
+
+
+def total(findings: Iterable[Findings]) -> Findings:
+    """Add up what the spelling of several pairs met."""
+    rows = [astuple(one) for one in findings]
+    return Findings(*map(sum, zip(*rows))) if rows else Findings()
 
 
 class Speller:
