@@ -3,7 +3,7 @@
 Sums over agents go in ascending agent id, so that they have the same bits for any placement.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from decdpo.policies.stats import Stats
 from decdpo.rng import Stream, generator
 from decdpo.run import Agent, Run
 
+BLOCK = 1 << 22
+"""Values of a vector that are summed at a time: float64 takes twice the room of float32."""
+
 FIRST_PAIRS = 8
 """Training pairs of each agent that are looked at first for one that has a gradient."""
 
@@ -25,30 +28,49 @@ def average_model(world: World, agents: list[Agent]) -> FlatParams:
     """Return x_bar = mean_i x_i (P,), on the device of the agents. Collective.
 
     Only shared parameters leave an agent: the personal ones are 0 in what is returned, and
-    ``Agent.batch`` puts each agent's own in their place. Its gradient buffer is its own, so that a
-    measurement never touches an agent's.
+    ``Agent.batch`` puts each agent's own in their place. Its gradient buffer is that of the agents.
+    The mean of a single agent is its own vector, not a copy.
     """
-    total = world.sum({a.id: _array(a.params.shared) for a in agents})
     like = agents[0].params
-    mean = torch.from_numpy(total / world.num_agents).to(like.data)
-    personal = like.data.new_zeros(like.layout.size - like.layout.num_shared)
-    return FlatParams(like.layout, torch.cat((mean, personal)) if len(personal) else mean)
+    if world.num_agents == 1 and not like.layout.has_personal:
+        return like
+    shared = {a.id: a.params.shared for a in agents}
+    return like.beside(
+        mean_vector(world, like.data, like.layout.num_shared, lambda a, part: shared[a][part])
+    )
+
+
+def mean_vector(
+    world: World, like: Tensor, num_shared: int, read: Callable[[int, slice], Tensor]
+) -> Tensor:
+    """Return mean_i x_i (P,) over the shared prefix, with zeros after it. Collective.
+
+    like : (P,) whose type and device it has. read : returns a slice of a local agent's vector.
+
+    It is summed block by block, so that no wide copy of a whole vector exists.
+    """
+    mean = torch.zeros_like(like)
+    for lo in range(0, num_shared, BLOCK):
+        part = slice(lo, min(lo + BLOCK, num_shared))
+        total = world.sum({a: _array(read(a, part)) for a in world.local_agents})
+        mean[part] = torch.from_numpy(total / world.num_agents).to(mean)
+    return mean
 
 
 def initial_model(run: Run) -> FlatParams:
-    """Return the model (P,) that every agent began from, with a gradient buffer of its own."""
-    policy = run.objective.policy
-    return FlatParams(policy.layout, policy.initial())
+    """Return the model (P,) that every agent began from; its gradient buffer is the agents'.
+
+    Before the first round it is an agent's own vector, not a copy.
+    """
+    like = run.agents[0].params
+    if run.next_round == 0:
+        return like
+    return like.beside(run.objective.policy.initial())
 
 
 def squared_lengths(agents: list[Agent], model: FlatParams | None = None) -> dict[int, np.ndarray]:
     """Return ||x_i||^2 (1,) of every local agent, or of ``model`` in the place of each x_i."""
-    lengths = {}
-    for agent in agents:
-        vector = (model or agent.params).data
-        norm = torch.linalg.vector_norm(vector, dtype=torch.float64)
-        lengths[agent.id] = np.array([float(norm) ** 2])
-    return lengths
+    return {a.id: _squared_norm((model or a.params).data) for a in agents}
 
 
 def squared_gaps(agents: list[Agent], mean: FlatParams) -> dict[int, np.ndarray]:
@@ -56,13 +78,19 @@ def squared_gaps(agents: list[Agent], mean: FlatParams) -> dict[int, np.ndarray]
 
     Their mean over all agents is the consensus distance.
     """
-    own = {}
-    gap = torch.empty_like(mean.shared)
-    for agent in agents:
-        torch.sub(agent.params.shared, mean.shared, out=gap)
-        norm = torch.linalg.vector_norm(gap, dtype=torch.float64)
-        own[agent.id] = np.array([float(norm) ** 2])
-    return own
+    return {a.id: _squared_norm(a.params.shared, mean.shared) for a in agents}
+
+
+def _squared_norm(vector: Tensor, other: Tensor | None = None) -> np.ndarray:
+    """Return ||vector||^2 (1,), or ||vector - other||^2, block by block in float64."""
+    total = 0.0
+    blocks = vector.split(BLOCK)
+    for place, block in enumerate(blocks):
+        if other is not None:
+            block = block - other[place * BLOCK :][: len(block)]
+        norm = torch.linalg.vector_norm(block, dtype=torch.float64)
+        total += float(norm) ** 2
+    return np.array([total])
 
 
 def require_gradient(world: World, objective: Objective, agents: list[Agent]) -> None:

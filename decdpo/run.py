@@ -110,8 +110,7 @@ class Agent:
         running = getattr(self.state, "running", None)
         if model is None:
             return Batch(self.params, self.data, rows, running)
-        if model.layout.has_personal:
-            model = self.params.with_shared(model.shared, model.grad)
+        model = self.params.with_shared(model)
         return Batch(model, self.data, rows, None if running is None else running.clone())
 
 

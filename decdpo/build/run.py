@@ -246,13 +246,15 @@ def make_agents(
         algorithm = Recalling(algorithm, policy.layout.num_shared, age)
     start = policy.initial()
     grad = torch.zeros_like(start)
-    agents = []
+    agents: list[Agent] = []
     for i, data in encoded.items():
-        state = algorithm.init(start.clone())
+        # The last one takes the vector itself, which so is not there once more than needed.
+        last = len(agents) == len(encoded) - 1
+        state = algorithm.init(start if last else start.clone())
         params = FlatParams(policy.layout, state.x, grad)
         sampler = EpochSampler(config.run.seed, i, data.num_train)
         agents.append(Agent(i, params, state, data, sampler, objective.no_stats()))
-    check_start(policy, agents[0].data)
+    check_start(policy, agents[0].data, start=agents[0].params)
     return objective, algorithm, agents
 
 

@@ -19,6 +19,10 @@ from decdpo.errors import CheckpointError
 Scalar = bool | int | float | str | None
 ALIGNMENT = 64
 
+LARGE = 1 << 28
+"""Bytes of the states of one process above which they are not copied for a checkpoint: waiting for
+the disk costs such models less than the memory of a second state."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -160,14 +164,21 @@ def parameter_digest(x: Tensor) -> str:
 
 
 class Snapshot:
-    """Copies of states in one host buffer, made once and used for every checkpoint."""
+    """Copies of states in one host buffer, made once and used for every checkpoint.
 
-    def __init__(self) -> None:
+    in_place_above : bytes on the host above which states are not copied, but taken as they lie.
+
+    copied : whether the states last taken are copies; others must be written before they change.
+    """
+
+    def __init__(self, in_place_above: int = LARGE) -> None:
         self._plan: list[tuple[int, str, torch.dtype, torch.Size]] = []
         self._copies: list[Tensor] = []
+        self._in_place_above = in_place_above
+        self.copied = True
 
     def take(self, states: Mapping[int, Any]) -> list[Record]:
-        """Copy the states of agents; valid until the next ``take``."""
+        """Return the states of agents; valid until the next ``take``."""
         found = {agent: leaves(states[agent]) for agent in sorted(states)}
         tensors = {
             (agent, path): leaf.detach()
@@ -175,21 +186,30 @@ class Snapshot:
             for path, leaf in named.items()
             if isinstance(leaf, Tensor)
         }
-        self._lay_out(tensors)
-        copies = dict(zip(tensors, self._copies))
-        for key, tensor in tensors.items():
-            copies[key].copy_(tensor, non_blocking=True)
-        for device in {t.device for t in tensors.values() if t.is_cuda}:
-            torch.cuda.synchronize(device)
+        self.copied = self._must_copy(tensors)
+        if self.copied:
+            self._lay_out(tensors)
+            copies = dict(zip(tensors, self._copies))
+            for key, tensor in tensors.items():
+                copies[key].copy_(tensor, non_blocking=True)
+            for device in {t.device for t in tensors.values() if t.is_cuda}:
+                torch.cuda.synchronize(device)
+            tensors = copies
         return [
             Record(
                 agent,
                 structure(states[agent]),
-                {path: copies[agent, path] for path in named if (agent, path) in copies},
+                {path: tensors[agent, path] for path in named if (agent, path) in tensors},
                 {path: leaf for path, leaf in named.items() if not isinstance(leaf, Tensor)},
             )
             for agent, named in found.items()
         ]
+
+    def _must_copy(self, tensors: Mapping[tuple[int, str], Tensor]) -> bool:
+        """Say whether to copy: what is small, and what must leave a GPU or be made contiguous."""
+        if sum(tensor.nbytes for tensor in tensors.values()) <= self._in_place_above:
+            return True
+        return any(t.device.type != "cpu" or not t.is_contiguous() for t in tensors.values())
 
     def _lay_out(self, tensors: Mapping[tuple[int, str], Tensor]) -> None:
         plan = [(*key, tensor.dtype, tensor.shape) for key, tensor in tensors.items()]

@@ -135,15 +135,17 @@ class CheckpointStore:
         extra : JSON values to be given back on resuming; those of the root process are kept.
 
         Returns once the states are copied; first waits for the write before. Without a side
-        channel it returns when all is on disk. Raises what that write failed of, and
+        channel, and where states are too large to be copied, see ``state.LARGE``, it returns when
+        all is on disk. Raises what that write failed of, and
         ``EnvironmentFault`` if the disk has not the room.
         """
         self.flush()
         if tuple(sorted(states)) != tuple(self._world.local_agents):
             raise ValueError(f"states of agents {sorted(states)} are not the local agents'")
         records = self._snapshot.take(states)
-        sizes = self._world.collect({record.agent: record.nbytes for record in records})
-        self._world.require(self._shortage(sum(sizes.values())))
+        mine = {record.agent: [record.nbytes, self._snapshot.copied] for record in records}
+        sizes, copied = zip(*self._world.collect(mine).values())
+        self._world.require(self._shortage(sum(sizes)))
         manifest = Manifest(
             round=round,
             serial=self._serial + 1,
@@ -157,6 +159,9 @@ class CheckpointStore:
         )
         self._serial += 1
         self._writer.start(Job(manifest, records))
+        if not all(copied):
+            # On all processes, so that all raise what the write may fail of.
+            self._writer.wait()
 
     def poll(self) -> None:
         """Raise what the write in the background failed of, once; costs nothing otherwise.

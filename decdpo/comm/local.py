@@ -20,6 +20,8 @@ from decdpo.topology.row import Row
 class LocalExchange:
     """An exchange within one process: one copy of each message, which all receivers read.
 
+    An agent that is alone has nobody to send to: not even that copy is made.
+
     size : M. dtype, device : of the vectors.
     """
 
@@ -32,6 +34,7 @@ class LocalExchange:
         self._agents = frozenset(agents)
         self._empty = torch.empty(size, dtype=dtype, device=device)[:0]
         self._like = (size, dtype, device)
+        self._form = torch.empty(size, dtype=dtype, device="meta")
         self.message_bytes = size * dtype.itemsize
         self._round = -1
         self._bodies: dict[int, Tensor] = {}
@@ -51,16 +54,25 @@ class LocalExchange:
             self._rows[agent] = row
             self._inboxes.pop(agent, None)
         if message is not None:
-            body = self._bodies.get(agent)
-            if body is None:
-                size, dtype, device = self._like
-                body = self._bodies[agent] = torch.empty(size, dtype=dtype, device=device)
-            check_message(body, agent, message)
-            body.copy_(message)
+            if len(self._agents) == 1:
+                check_message(self._form, agent, message)
+                self._bodies[agent] = message
+                self._inboxes.pop(agent, None)
+            else:
+                self._copy(agent, message)
             self._sent[agent] = round
         if self.trace:
             spot = {"agent": agent, "round": round}
             self.trace("post", began, time.perf_counter(), spot)
+
+    def _copy(self, agent: int, message: Tensor) -> None:
+        """Keep ``message`` (M,) as it is now in the buffer of ``agent``."""
+        body = self._bodies.get(agent)
+        if body is None:
+            size, dtype, device = self._like
+            body = self._bodies[agent] = torch.empty(size, dtype=dtype, device=device)
+        check_message(body, agent, message)
+        body.copy_(message)
 
     def collect(self, round: int) -> bool:
         """Say yes: what has been sent is here."""

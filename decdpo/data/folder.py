@@ -4,9 +4,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from decdpo.data.cache import REFERENCE, TOKENS
 from decdpo.data.index import FILE_NAME, FORMAT
 from decdpo.data.trajectories import FEATURES_FILE
 from decdpo.errors import DataError, EnvironmentFault
@@ -31,10 +32,9 @@ def require_room(out: Path, force: bool) -> None:
         raise DataError(
             f"{out} is not empty", "give another folder, or replace its shards with --force"
         )
-    ours = (FILE_NAME, FEATURES_FILE)
-    foreign = sorted(
-        n for n in present if n not in ours and not (n.startswith("agent_") and n.endswith(".h5"))
-    )
+    ours = (FILE_NAME, FEATURES_FILE, REFERENCE)
+    shards = {n for n in present if n.startswith("agent_") and n.endswith((".h5", TOKENS))}
+    foreign = sorted(present - shards - set(ours))
     index = out / FILE_NAME
     if foreign or not index.is_file() or FORMAT.encode() not in index.read_bytes():
         raise DataError(
@@ -66,9 +66,15 @@ def staging(out: Path) -> Iterator[Path]:
 
 
 def commit(folder: Path, out: Path) -> None:
-    """Give a staged ``folder`` the name ``out``, in place of what was there."""
+    """Give a staged ``folder`` the name ``out``, in place of what was there.
+
+    Reference values are taken along: pairs that are dealt anew need not be scored again, and no
+    text can be read from them. Tokens are not: they are the texts of pairs that may be gone.
+    """
     old = folder.with_suffix(".old")
     if out.exists():
+        with suppress(FileNotFoundError):
+            os.rename(out / REFERENCE, folder / REFERENCE)
         os.rename(out, old)
     os.rename(folder, out)
     sync(out.parent)

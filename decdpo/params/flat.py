@@ -86,29 +86,38 @@ class FlatParams:
             raise ValueError(f"expected contiguous {layout.dtype} of shape ({layout.size},)")
         self.layout = layout
         self.data = data
-        self._grad = grad
+        self._buffer = [] if grad is None else [grad]
 
     @property
     def grad(self) -> Tensor:
-        if self._grad is None:
-            self._grad = torch.zeros_like(self.data)
-        return self._grad
+        if not self._buffer:
+            self._buffer.append(torch.zeros_like(self.data))
+        return self._buffer[0]
 
     @property
     def shared(self) -> Tensor:
         """(num_shared,) view of the shared prefix: all of the vector that ever travels."""
         return self.data[: self.layout.num_shared]
 
-    def with_shared(self, mean: Tensor, grad: Tensor | None = None) -> "FlatParams":
-        """Return the parameters with ``mean`` (num_shared,) as shared part, the personal part kept.
+    def beside(self, data: Tensor) -> "FlatParams":
+        """Return other parameters ``data`` (P,) with the same buffer of the gradient.
 
-        It is the model by which an agent with personal parameters measures what all share. Without
-        personal parameters it is ``mean`` itself, not a copy. grad : (P,) buffer for its gradient.
+        It is for measuring: nobody keeps a gradient there between two rounds.
+        """
+        other = FlatParams(self.layout, data)
+        other._buffer = self._buffer
+        return other
+
+    def with_shared(self, model: "FlatParams") -> "FlatParams":
+        """Return the parameters with the shared part of ``model``, the personal part kept.
+
+        It is the model by which an agent with personal parameters measures what all share; its
+        gradient is that of ``model``. Without personal parameters it is ``model`` itself.
         """
         if not self.layout.has_personal:
-            return FlatParams(self.layout, mean, grad)
+            return model
         personal = self.data[self.layout.num_shared :]
-        return FlatParams(self.layout, torch.cat((mean, personal)), grad)
+        return model.beside(torch.cat((model.shared, personal)))
 
     def bind(self, module: nn.Module, need_grad: bool = True) -> None:
         """Make every parameter of ``module`` and its ``.grad`` a view into this vector.

@@ -157,7 +157,7 @@ class LogLinear:
 
     def initial(self) -> Tensor:
         """Return a new (P,) vector: theta_ref."""
-        return torch.from_numpy(self._reference.copy())
+        return torch.from_numpy(self._reference).clone()
 
     def encode(self, shard: PreferenceShard) -> FeatureShard:
         """Build the feature differences of a shard, and the reference's log-probabilities.

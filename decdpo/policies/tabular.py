@@ -145,7 +145,7 @@ class Tabular:
 
     def initial(self) -> Tensor:
         """Return a new (P,) vector: the reference weights."""
-        return torch.from_numpy(self._reference.copy())
+        return torch.from_numpy(self._reference).clone()
 
     def log_table(self, x: Tensor) -> Tensor:
         """Return log pi(u|s), (S, A), at the parameters ``x`` (P,), differentiable in them."""

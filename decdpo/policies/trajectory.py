@@ -194,7 +194,7 @@ class Trajectory:
 
     def initial(self) -> Tensor:
         """Return a new (d,) vector: theta_ref."""
-        return torch.from_numpy(self._reference.copy())
+        return torch.from_numpy(self._reference).clone()
 
     def encode(self, shard: PreferenceShard) -> TrajectoryShard:
         """Sum up the trajectories of a shard, and evaluate the reference on them.

@@ -42,7 +42,10 @@ FREE_KEYS = {
 }
 """Keys that a resumed run may change freely; what they point to is compared by digest."""
 
-LEARNT = ("agents", "model", "model_config", "tokenizer", "data")
+POLICY = "policy_digest"
+"""The key of ``Policy.digest`` in a run's identity."""
+
+LEARNT = ("agents", "model", POLICY, "model_config", "tokenizer", "data")
 """What a checkpoint is read with, however it was trained and is measured."""
 
 FREE_SECTIONS = {"agents", "checkpoint", "log", "device", "comm"}
@@ -118,10 +121,12 @@ def prepare(
     if training:
         require_teaching(world, agents)
     layout = objective.policy.layout
-    start = sha256(objective.policy.initial().float().cpu().numpy().tobytes()).hexdigest()
+    # Nothing is loaded yet: this is where every agent begins.
+    start = sha256(agents[0].params.data.float().cpu().numpy().data).hexdigest()
     names = {
         "agents": str(count),
         "model": f"{layout.digest[:16]} at {start[:16]}",
+        POLICY: objective.policy.digest[:16],
         "data": sha256("".join(e.digest for e in index.agents[:count]).encode()).hexdigest()[:16],
         "topology": schedule.digest[:16],
         **objective.policy.identity,
@@ -142,7 +147,7 @@ def prepare(
         keep=config.checkpoint.keep,
         keep_every=config.checkpoint.keep_every,
         identity=names if training else {key: names[key] for key in LEARNT if key in names},
-        lately=[*objective.policy.identity, *at_default(config)],
+        lately=[POLICY, *objective.policy.identity, *at_default(config)],
         config=config.to_toml(),
         versions=versions(),
         warn=job.say,
@@ -213,7 +218,8 @@ def notes(world: World, policy: Policy, agents: Sequence[Agent]) -> list[str]:
     mine = {a.id: [[astuple(t) for t in a.data.tallies], list(a.data.notes)] for a in agents}
     found = world.collect(mine)
     tallies = summed(Tally(*fields) for one, _ in found.values() for fields in one)
-    lines = [line for _, of_agent in found.values() for line in of_agent]
+    # What is true of the folder of the shards is said once.
+    lines = dict.fromkeys(line for _, of_agent in found.values() for line in of_agent)
     return [*policy.notes, *map(str, tallies), *lines]
 
 

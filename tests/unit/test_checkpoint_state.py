@@ -191,6 +191,20 @@ def test_a_snapshot_is_a_copy_in_a_buffer_that_is_used_again():
     assert snapshot.take({4: state})[0].nbytes == 8000
 
 
+def test_a_large_state_is_taken_as_it_lies():
+    state = Inner(torch.ones(1000), 1)
+    snapshot = Snapshot(in_place_above=3999)
+    [record] = snapshot.take({4: state})
+    assert not snapshot.copied
+    assert record.tensors["first"].data_ptr() == state.first.data_ptr()
+    snapshot = Snapshot(in_place_above=4000)
+    [record] = snapshot.take({4: state})
+    assert snapshot.copied and record.tensors["first"].data_ptr() != state.first.data_ptr()
+    snapshot = Snapshot(in_place_above=0)
+    snapshot.take({4: Inner(torch.ones(1000)[::2], 1)})
+    assert snapshot.copied, "what is not contiguous cannot be written as it lies"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_cuda_tensors_are_copied_through_pinned_memory(tmp_path):
     values = torch.randn(1 << 20, device="cuda")

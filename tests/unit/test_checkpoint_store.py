@@ -17,6 +17,7 @@ from torch import Tensor
 from decdpo.checkpoint import store as store_module
 from decdpo.checkpoint import writer as writer_module
 from decdpo.checkpoint.format import MANIFEST, Manifest, committed, round_name
+from decdpo.checkpoint.state import Snapshot
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.errors import CheckpointError, ConfigError, EnvironmentFault
 
@@ -155,6 +156,22 @@ def load(folder, placement, *, allow=(), required=False, **options):
 
 def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_states_too_large_to_be_copied_are_on_disk_before_anybody_goes_on(tmp_path):
+    def body(world):
+        store = make(tmp_path, world)
+        if 0 in world.local_agents:
+            # On one process alone: it has more agents than the others.
+            store._snapshot = Snapshot(in_place_above=0)
+        states = {agent: state(agent, 1) for agent in world.local_agents}
+        store.save(1, states, {"round": 1})
+        for changed in states.values():
+            changed.x.zero_()
+        return names(tmp_path)
+
+    assert run(TWO, body) == [["round_000001"]] * 2
+    assert load(tmp_path, ONE) == (1, [])
 
 
 @pytest.mark.parametrize("background", [True, False])

@@ -170,8 +170,8 @@ import sys
 from pathlib import Path
 from decdpo.data.cache import Cache
 for n in range(40):
-    value = sys.argv[2].encode() * 1000
-    Cache(Path(sys.argv[1]), "test", "x").add([((n * 4 + int(sys.argv[2])).to_bytes(32, "little"), value)])
+    key, value = (n * 4 + int(sys.argv[2])).to_bytes(32, "little"), sys.argv[2].encode() * 1000
+    Cache(Path(sys.argv[1]), "test", "x").add([(key, value)])
 """
 
 

@@ -307,6 +307,17 @@ def test_sources_must_agree_on_how_prompts_are_written(tmp_path, source):
         make_shards([source, other], tmp_path / "s", Plan("iid", 2))
 
 
+def test_force_keeps_the_reference_values_and_no_tokens_of_the_old_pairs(tmp_path, source):
+    out = tmp_path / "s"
+    index = make_shards([source], out, Plan("iid", 2))
+    shard = index.open(0)
+    shard.references.add([(b"k" * 32, b"value")])
+    shard.tokens.add([(b"k" * 32, b"tokens")])
+    again = make_shards([source], out, Plan("iid", 2, holdout=0.5), force=True).open(1)
+    assert again.references.find([b"k" * 32]) == {b"k" * 32: [b"value"]}
+    assert not [name for name in os.listdir(out) if name.endswith(".tokens")]
+
+
 def test_force_replaces_shards_and_nothing_else(tmp_path, source):
     out = tmp_path / "s"
     make_shards([source], out, Plan("iid", 4))

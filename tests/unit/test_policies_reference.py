@@ -1,4 +1,4 @@
-"""Tokens and reference values that are kept: what finds them, what does not, and what is computed."""
+"""Tokens and reference values that are kept: what finds them, and what is computed again."""
 
 import gc
 import shutil
