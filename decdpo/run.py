@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from decdpo.algorithms.base import Algorithm
 from decdpo.comm.world import Exchange, Trace, World
@@ -112,6 +113,17 @@ class Agent:
             return Batch(self.params, self.data, rows, running)
         model = self.params.with_shared(model)
         return Batch(model, self.data, rows, None if running is None else running.clone())
+
+
+@dataclass
+class MeasuredState:
+    """The state of agents that are only measured, one after another, in the same memory.
+
+    x : (P,) the parameters. running : (1,) the running statistic of the loss, if it has one.
+    """
+
+    x: Tensor
+    running: Tensor | None
 
 
 @dataclass

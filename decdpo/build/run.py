@@ -40,7 +40,7 @@ from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
 from decdpo.progress import Progress
 from decdpo.records import keep_until
-from decdpo.run import Agent, Run, Schedule, Store
+from decdpo.run import Agent, MeasuredState, Run, Schedule, Store
 from decdpo.topology.names import TIME_VARYING
 from decdpo.topology.participation import Participation
 from decdpo.topology.schedule import (
@@ -218,11 +218,13 @@ def make_agents(
     device: str,
     encode: Callable[[Policy, PreferenceShard], Any] = encode,
     say: Callable[[str], None] | None = None,
+    training: bool = True,
 ) -> tuple[Objective, Algorithm[Any], list[Agent]]:
     """Load the local agents' shards and make their models and states.
 
     encode : what encodes a shard; runs that share their data may remember it. say : prints a line
-    every ten seconds while the model is loaded and shards are encoded.
+    every ten seconds while the model is loaded and shards are encoded. training : whether agents
+    are trained; otherwise all share one vector, to hold the model of one after another.
 
     Opens no other agent's shard. Raises a ``DecdpoError`` naming what does not fit.
     """
@@ -244,18 +246,35 @@ def make_agents(
     age = _scheduled_age(config.staleness)
     if age:
         algorithm = Recalling(algorithm, policy.layout.num_shared, age)
-    start = policy.initial()
-    grad = torch.zeros_like(start)
-    agents: list[Agent] = []
-    for i, data in encoded.items():
-        # The last one takes the vector itself, which so is not there once more than needed.
-        last = len(agents) == len(encoded) - 1
-        state = algorithm.init(start if last else start.clone())
-        params = FlatParams(policy.layout, state.x, grad)
-        sampler = EpochSampler(config.run.seed, i, data.num_train)
-        agents.append(Agent(i, params, state, data, sampler, objective.no_stats()))
+    places = list(encoded)
+    models: list[tuple[FlatParams, Any]]
+    if training:
+        models = _trained(policy, algorithm, len(places))
+    else:
+        models = [_measured(policy, LOSSES[config.loss.kind].has_state)] * len(places)
+    agents = []
+    for i, (params, state) in zip(places, models, strict=True):
+        sampler = EpochSampler(config.run.seed, i, encoded[i].num_train)
+        agents.append(Agent(i, params, state, encoded[i], sampler, objective.no_stats()))
     check_start(policy, agents[0].data, start=agents[0].params)
     return objective, algorithm, agents
+
+
+def _trained(policy: Policy, algorithm: Algorithm[Any], count: int) -> list[tuple[FlatParams, Any]]:
+    """Return parameters and states of ``count`` agents at the start, with one gradient buffer."""
+    start = policy.initial()
+    grad = torch.zeros_like(start)
+    # The last one takes the vector itself, which so is not there once more than needed.
+    states = [algorithm.init(start.clone()) for _ in range(count - 1)]
+    states.append(algorithm.init(start))
+    return [(FlatParams(policy.layout, state.x, grad), state) for state in states]
+
+
+def _measured(policy: Policy, has_running: bool) -> tuple[FlatParams, MeasuredState]:
+    """Return the one vector in which the models of all agents are measured in turn."""
+    start = policy.initial()
+    running = torch.zeros(1, dtype=torch.float64) if has_running else None
+    return FlatParams(policy.layout, start), MeasuredState(start, running)
 
 
 def _check_columns(config: Config, shards: Mapping[int, PreferenceShard]) -> None:

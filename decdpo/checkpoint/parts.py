@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,30 +155,55 @@ class PartReader:
         other fields, shapes or types.
         """
         group = self._group(agent)
-
-        def fill(name: str, target: Tensor) -> None:
-            where = f"agent {agent}, {name}"
-            saved = self._blank(group, name)
-            if saved is None:
-                raise CheckpointError(
-                    f"{where}: saved no tensor, now {describe(target)}",
-                    "resume with the algorithm and optimizer of the saved run",
-                )
-            if saved.dtype != target.dtype or saved.shape != target.shape:
-                raise CheckpointError(
-                    f"{where}: saved {describe(saved)}, now {describe(target)}",
-                    "resume with the model and dtype of the saved run",
-                )
-            if target.device.type == "cpu" and target.is_contiguous():
-                self._read(group, name, target)
-                # Written past torch, which would not know that the values have changed.
-                increment_version(target)
-            else:
-                host = torch.empty(target.shape, dtype=target.dtype)
-                self._read(group, name, host)
-                target.copy_(host)
-
+        fill = partial(self.fill, agent)
         restore(state, *self._attributes(group), fill)
+
+    def fill(self, agent: int, name: str, target: Tensor) -> None:
+        """Fill ``target`` with a tensor of an agent; raises as ``restore`` does."""
+        group = self._group(agent)
+        self.require_like(agent, name, target)
+        if target.device.type == "cpu" and target.is_contiguous():
+            self._read(group, name, target)
+            # Written past torch, which would not know that the values have changed.
+            increment_version(target)
+        else:
+            host = torch.empty(target.shape, dtype=target.dtype)
+            self._read(group, name, host)
+            target.copy_(host)
+
+    def part(self, agent: int, name: str, like: Tensor, part: slice) -> Tensor:
+        """Read a ``part`` of a vector of an agent that is saved like ``like``, (part,).
+
+        The checksum is of the whole vector, and not looked at. Raises as ``restore`` does.
+        """
+        group = self._group(agent)
+        self.require_like(agent, name, like)
+        piece = torch.empty(part.stop - part.start, dtype=like.dtype)
+        raw = raw_bytes(piece)
+        with _reading(self.path):
+            dataset = group[name]
+            width = dataset.dtype.itemsize
+            scale = like.dtype.itemsize // width
+            space = dataset.id.get_space()
+            space.select_hyperslab((part.start * scale,), (raw.nbytes // width,))
+            target = h5s.create_simple((raw.nbytes // width,))
+            dataset.id.read(target, space, raw.view(dataset.dtype))
+        return piece
+
+    def require_like(self, agent: int, name: str, target: Tensor) -> None:
+        """Raise ``CheckpointError`` unless a tensor was saved with the form of ``target``."""
+        where = f"agent {agent}, {name}"
+        saved = self._blank(self._group(agent), name)
+        if saved is None:
+            raise CheckpointError(
+                f"{where}: saved no tensor, now {describe(target)}",
+                "resume with the algorithm and optimizer of the saved run",
+            )
+        if saved.dtype != target.dtype or saved.shape != target.shape:
+            raise CheckpointError(
+                f"{where}: saved {describe(saved)}, now {describe(target)}",
+                "resume with the model and dtype of the saved run",
+            )
 
     def record(self, agent: int) -> Record:
         """Read all of one agent, checking every checksum."""

@@ -5,8 +5,11 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from decdpo.checkpoint.format import (
     Damaged,
@@ -19,6 +22,7 @@ from decdpo.checkpoint.format import (
     round_of,
 )
 from decdpo.checkpoint.identity import Identity
+from decdpo.checkpoint.models import SavedModels
 from decdpo.checkpoint.parts import check_part, open_part
 from decdpo.checkpoint.state import Snapshot
 from decdpo.checkpoint.writer import Job, Writer, write_fault
@@ -201,6 +205,35 @@ class CheckpointStore:
         present is whole, and if none is present but ``required``; ``ConfigError`` for an unknown
         key in ``allow``. After an error the states are undefined.
         """
+        return self._newest(partial(self._restore, states), allow, required, round)
+
+    def models(
+        self, like: Tensor, running: Tensor | None = None, *, round: int | None = None
+    ) -> SavedModels:
+        """Return the models alone of the checkpoint that ``load`` would take. Collective.
+
+        like : (P,) of the form of every model. running : (1,) of that of the running statistics of
+        a loss, if it has one. round : as for ``load``. Raises as ``load`` does.
+        """
+        found: list[SavedModels] = []
+
+        def look(folder: Path, manifest: Manifest) -> None:
+            local = self._world.local_agents
+            files = {a: folder / p.file for p in manifest.parts for a in p.agents if a in local}
+            found[:] = [SavedModels(folder, manifest.round, dict(sorted(files.items())))]
+            found[0].require(like, running)
+
+        self._newest(look, (), True, round)
+        return found[0]
+
+    def _newest(
+        self,
+        use: Callable[[Path, Manifest], None],
+        allow: Collection[str],
+        required: bool,
+        round: int | None,
+    ) -> int | None:
+        """Call ``use`` with the newest whole checkpoint; see ``load``. Collective."""
         self.flush()
         # The root's listing counts: on a network file system others may see an older one.
         listing = self._tell(json.dumps(self._rounds()) if self._world.is_root else "")
@@ -209,7 +242,7 @@ class CheckpointStore:
             self._world.require(EnvironmentFault(rounds, "make the folder readable"))
         wanted = [found for found in rounds if round in (None, found)]
         for candidate in reversed(wanted):
-            if self._load_one(candidate, states, allow):
+            if self._load_one(candidate, use, allow):
                 return int(candidate)
         if wanted or required or round is not None:
             kind = "checkpoint" if round is None else f"checkpoint of round {round}"
@@ -228,7 +261,9 @@ class CheckpointStore:
         except OSError as fault:
             return f"{self.folder} cannot be read: {reason(fault)}"
 
-    def _load_one(self, round: int, states: Mapping[int, Any], allow: Collection[str]) -> bool:
+    def _load_one(
+        self, round: int, use: Callable[[Path, Manifest], None], allow: Collection[str]
+    ) -> bool:
         folder = self.folder / round_name(round)
         manifest, damage = self._check(folder)
         if self._reject(round, damage):
@@ -243,11 +278,11 @@ class CheckpointStore:
         self._world.require(refusal)
         damage = None
         try:
-            self._restore(folder, manifest, states)
+            use(folder, manifest)
         except Damaged as fault:
             damage = fault.what
         except CheckpointError as fault:
-            refusal = CheckpointError(f"{folder}: {fault.what}", fault.remedy)
+            refusal = fault
         if self._reject(round, damage):
             return False
         self._world.require(refusal)
@@ -286,13 +321,19 @@ class CheckpointStore:
         texts = self._world.collect({a: outcome if a == self._head else None for a in local})
         return [texts[head] for head in self._heads]
 
-    def _restore(self, folder: Path, manifest: Manifest, states: Mapping[int, Any]) -> None:
-        for part in manifest.parts:
-            local = [agent for agent in part.agents if agent in states]
-            if local:
-                with open_part(folder / part.file) as reader:
-                    for agent in local:
-                        reader.restore(agent, states[agent])
+    @staticmethod
+    def _restore(states: Mapping[int, Any], folder: Path, manifest: Manifest) -> None:
+        try:
+            for part in manifest.parts:
+                local = [agent for agent in part.agents if agent in states]
+                if local:
+                    with open_part(folder / part.file) as reader:
+                        for agent in local:
+                            reader.restore(agent, states[agent])
+        except Damaged:
+            raise
+        except CheckpointError as fault:
+            raise CheckpointError(f"{folder}: {fault.what}", fault.remedy) from fault
 
     def _shortage(self, nbytes: int) -> DecdpoError | None:
         """Return a fault if the checkpoint will not fit on the disk."""

@@ -21,6 +21,7 @@ from decdpo.errors import ConfigError
 if TYPE_CHECKING:
     from decdpo.session.experiment import Experiment
     from decdpo.session.job import Job
+    from decdpo.session.measured import MeasuredModels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,19 +51,21 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.progress import Working
     from decdpo.report.heldout import heldout_table
     from decdpo.session.experiment import prepare
+    from decdpo.session.measured import saved_models
 
     job.boot.require_same("the run folder", str(args.folder))
     job.boot.require_same("--data", " ".join(map(str, args.data or ())))
     config = job.together(lambda: read_measured(args.folder, args.set, job.say))
     experiment = prepare(job, config, args.folder, training=False)
-    done = experiment.store.load(experiment.states(), round=args.round, required=True)
+    models = saved_models(experiment, args.round)
     working = Working(job.say)
     with working("reading the pairs to be measured"):
         pairs, times = job.together(
             lambda: _pairs(experiment, args.data), work="read the pairs to be measured"
         )
-    with working(f"measuring pairs with the models of round {done}"):
-        every_agent, total = _measure(experiment, pairs, times)
+    with working(f"measuring pairs with the models of round {models.round}"):
+        every_agent, total = _measure(experiment, models, pairs, times)
+    models.close()
     experiment.close()
     if not job.is_root:
         return 0
@@ -71,7 +74,8 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
         {"agent": i, "name": experiment.index.agents[i].name, **every_agent[i]}
         for i in range(experiment.world.num_agents)
     ]
-    result = {"run": str(args.folder), "round": done, "pairs_of": what, "agents": rows, **total}
+    about = {"run": str(args.folder), "round": models.round, "pairs_of": what}
+    result = {**about, "agents": rows, **total}
     print(json.dumps(result, indent=1) if args.json else heldout_table(result))
     if not total["pairs"]:
         job.say("no pair is held out: name other shards with --data")
@@ -79,7 +83,7 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
 
 
 def _measure(
-    experiment: "Experiment", pairs: dict[int, list[Any]], times: int
+    experiment: "Experiment", models: "MeasuredModels", pairs: dict[int, list[Any]], times: int
 ) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
     """Return what is measured for every agent, and for all pairs together. Collective.
 
@@ -88,19 +92,17 @@ def _measure(
     """
     import numpy as np
 
-    from decdpo.evaluation import average_model, pool
+    from decdpo.evaluation import pool
     from decdpo.policies.stats import Stats
     from decdpo.report.heldout import MODELS, measured
 
-    world, agents = experiment.world, experiment.agents
-    mean = average_model(world, agents)
-    columns: list[dict[int, np.ndarray]] = []
-    for model in (None, mean):
-        batches = [a.batch(r, model)._replace(data=d) for a in agents for d, r in pairs[a.id]]
-        scored = iter(experiment.objective.evaluations(batches))
-        columns.append(
-            {a.id: sum((next(scored) for _ in pairs[a.id]), Stats.zero()).values for a in agents}
-        )
+    world, mean = experiment.world, models.mean()
+    columns: tuple[dict[int, np.ndarray], ...] = ({}, {})
+    for agent in models.each():
+        for model, column in zip((None, mean), columns):
+            batches = [agent.batch(r, model)._replace(data=d) for d, r in pairs[agent.id]]
+            scored = experiment.objective.evaluations(batches)
+            column[agent.id] = sum(scored, Stats.zero()).values
     sizes = {i: np.array([[len(r), _squared_weight(d, r)] for d, r in own]).sum(axis=0)
              for i, own in pairs.items()}  # fmt: skip
 

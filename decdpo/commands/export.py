@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(job: "Job", args: argparse.Namespace) -> int:
-    from decdpo.evaluation import average_model
     from decdpo.session.experiment import prepare
+    from decdpo.session.measured import saved_models
 
     config = read_measured(args.folder, args.set, job.say, unused=("loss",))
     job.together(lambda: _require_room(args.out))
@@ -60,24 +60,27 @@ def _export(job: "Job", args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--agent {args.agent}: the run has agents 0 to {len(agents) - 1}", "name one of them"
         )
-    done = experiment.store.load(experiment.states(), round=args.round, required=True)
+    models = saved_models(experiment, args.round)
     if args.agent is None and agents[0].params.layout.has_personal:
         raise ConfigError(
             "the agents have personal parameters, of which there is no average",
             "export the model of one agent with --agent",
         )
     if args.agent is None:
-        x = average_model(experiment.world, agents).data
+        x = models.mean().data
         which = f"the average model of {len(agents)} agents"
     else:
+        models.take(agents[args.agent])
         x, which = agents[args.agent].params.data, f"the model of agent {args.agent}"
+    models.close()
     # A language model is a folder of several files.
     target = args.out if config.policy.kind == "causal_lm" else args.out / "policy.npz"
     job.together(lambda: target.parent.mkdir(parents=True, exist_ok=True))
     written = experiment.objective.policy.export(x, target)
-    _write_card(experiment, args, x, which, done or 0)
+    _write_card(experiment, args, x, which, models.round)
     _set_modes(args.out)
-    job.say(f"{which} after round {done} is in {written}, described by {args.out / 'README.md'}")
+    card = args.out / "README.md"
+    job.say(f"{which} after round {models.round} is in {written}, described by {card}")
     return 0
 
 

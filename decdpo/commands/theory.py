@@ -81,6 +81,7 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
     from decdpo.evaluation import average_model
     from decdpo.report.theory_page import table
     from decdpo.session.experiment import prepare
+    from decdpo.session.measured import saved_models
     from decdpo.theory.constants import measure
 
     job.boot.require_same("the source", str(args.source))
@@ -98,20 +99,21 @@ def _theory(job: "Job", args: argparse.Namespace) -> int:
     data = {a.id: a.data for a in agents}
     size = config.data.batch_size
 
-    def constants(iterations: int) -> Any:
-        mean = average_model(world, agents)
+    def constants(mean: Any, iterations: int) -> Any:
         return measure(
             world, experiment.objective, mean, data, size,
             max_pairs=args.pairs, iterations=iterations,
         )  # fmt: skip
 
-    start = constants(args.iterations)
+    start = constants(average_model(world, agents), args.iterations)
     result: dict[str, Any] = {"source": str(args.source), "constants": start.to_json()}
     job.together(start.problem)
     begin = _gradient_at_start(config, experiment) if is_run else {}
     if is_run:
-        done = experiment.store.load(experiment.states(), required=True)
-        result["checkpoint"] = {"round": done, "constants": constants(0).to_json()}
+        models = saved_models(experiment)
+        found = constants(models.mean(), 0).to_json()
+        models.close()
+        result["checkpoint"] = {"round": models.round, "constants": found}
     experiment.close()
     if job.is_root:
         problem = start.problem()

@@ -100,7 +100,8 @@ def prepare(
 
     id : of a new run; None is that of the run in ``out``, whose checkpoints alone are taken.
     training : whether it shall train; otherwise its run folder is only read, no exchange is made,
-    and a checkpoint need only be of the same agents, model and data. trace : whether to keep a
+    a checkpoint need only be of the same agents, model and data, and its models are measured one
+    after another (``measured.saved_models``). trace : whether to keep a
     timeline. progress : how it shows how far it is, of ``progress.MODES``.
     """
     job.set_timeout(config.comm.timeout)
@@ -113,7 +114,7 @@ def prepare(
     schedule = job.together(lambda: build.make_topology(config, pairs))
     # Shards differ in size, and a language model's reference scores every pair of its own.
     objective, algorithm, agents = job.together(
-        lambda: build.make_agents(config, world, index, device, say=job.say),
+        lambda: build.make_agents(config, world, index, device, say=job.say, training=training),
         work="read their model and shards",
     )
     for line in notes(world, objective.policy, agents):

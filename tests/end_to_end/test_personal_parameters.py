@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo import build
 from decdpo.comm.local import LocalExchange
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.loglinear import LogLinear, LogLinearPass
@@ -63,7 +62,7 @@ class Personal(LogLinear):
 @pytest.fixture
 def personal(monkeypatch, shell, config):
     """Let every run of this test train the policy above; return what messages were made of."""
-    monkeypatch.setattr(build, "make_policy", lambda *_: Personal(FEATURES))
+    monkeypatch.setattr("decdpo.build.run.make_policy", lambda *_: Personal(FEATURES))
     sizes = []
     whole = LocalExchange.start
 
