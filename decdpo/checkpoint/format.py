@@ -200,3 +200,23 @@ def clean_up(folder: Path) -> None:
                 os.rename(entry, folder / name)
             else:
                 remove(entry)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a manifest; ``Damaged`` also if it is of another round than the folder's name says."""
+    manifest = Manifest.read(folder)
+    if manifest.round != round_of(folder):
+        raise Damaged(f"{folder} holds the checkpoint of round {manifest.round}")
+    return manifest
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, check that it can be written, and remove what a kill left in it."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    if new:
+        sync(folder.parent)
+    probe = folder / ".probe"
+    probe.touch()
+    probe.unlink()
+    clean_up(folder)

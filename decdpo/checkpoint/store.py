@@ -14,12 +14,12 @@ from torch import Tensor
 from decdpo.checkpoint.format import (
     Damaged,
     Manifest,
-    clean_up,
     committed,
     discard,
     only_ours,
+    prepare,
+    read_manifest,
     round_name,
-    round_of,
 )
 from decdpo.checkpoint.identity import Identity
 from decdpo.checkpoint.models import SavedModels
@@ -28,7 +28,7 @@ from decdpo.checkpoint.state import Snapshot
 from decdpo.checkpoint.writer import Job, Writer, write_fault
 from decdpo.comm.world import World
 from decdpo.errors import CheckpointError, ConfigError, DecdpoError, EnvironmentFault
-from decdpo.files import reason, sync
+from decdpo.files import reason
 
 _SPARE = 1 << 20
 
@@ -113,7 +113,7 @@ class CheckpointStore:
         fault = None
         if world.is_root and not read_only:
             try:
-                _prepare(self.folder)
+                prepare(self.folder)
             except OSError as error:
                 fault = write_fault(error, f"cannot keep checkpoints: {self.folder}")
         world.require(fault)
@@ -298,7 +298,7 @@ class CheckpointStore:
     def _check(self, folder: Path) -> tuple[Manifest | None, str | None]:
         """Read the manifest, and this process's share of all parts; return the damage found."""
         try:
-            manifest = _read_manifest(folder)
+            manifest = read_manifest(folder)
             if self._foreign(manifest):
                 return None, f"{folder} is of another run, {manifest.run or 'without an id'}"
             for part in manifest.parts[self._heads.index(self._head) :: len(self._heads)]:
@@ -378,7 +378,7 @@ class CheckpointStore:
     def _may_go(self, folder: Path) -> bool:
         """Say whether a folder is a checkpoint of this run, as far as it can be read."""
         try:
-            return only_ours(folder) and not self._foreign(_read_manifest(folder))
+            return only_ours(folder) and not self._foreign(read_manifest(folder))
         except Damaged:
             return True
         except OSError:
@@ -387,29 +387,9 @@ class CheckpointStore:
     def _serial_if_good(self, round: int, folder: Path) -> int | None:
         """Return the serial number of a checkpoint, None if a quick look finds it damaged."""
         try:
-            manifest = _read_manifest(folder)
+            manifest = read_manifest(folder)
             sizes = [(folder / part.file).stat().st_size for part in manifest.parts]
         except (Damaged, OSError):
             return None
         whole = sizes == [part.bytes for part in manifest.parts]
         return manifest.serial if whole and round not in self._rejected else None
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    """Read a manifest; ``Damaged`` also if it is of another round than the folder's name says."""
-    manifest = Manifest.read(folder)
-    if manifest.round != round_of(folder):
-        raise Damaged(f"{folder} holds the checkpoint of round {manifest.round}")
-    return manifest
-
-
-def _prepare(folder: Path) -> None:
-    """Make the folder, check that it can be written, and remove what a kill left in it."""
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    if new:
-        sync(folder.parent)
-    probe = folder / ".probe"
-    probe.touch()
-    probe.unlink()
-    clean_up(folder)
