@@ -149,9 +149,16 @@ def _array(vector: Tensor) -> np.ndarray:
 
 
 class HeldOut:
-    """The held-out pairs of the local agents, or a seeded part of them."""
+    """The held-out pairs of the local agents, or a seeded part of them.
 
-    def __init__(self, agents: list[Agent], seed: int, pairs: int, gradient_pairs: int) -> None:
+    pairs, gradient_pairs : of each agent, held out and of training; 0 is all.
+    gradient : whether the gradient norm on the latter is measured.
+    """
+
+    def __init__(
+        self, agents: list[Agent], seed: int, pairs: int, gradient_pairs: int, gradient: bool = True
+    ) -> None:
+        self.gradient = gradient
         self.rows = {a.id: _pick(seed, a, heldout=True, at_most=pairs) for a in agents}
         self.gradient_rows = {
             a.id: _pick(seed, a, heldout=False, at_most=gradient_pairs) for a in agents
@@ -161,6 +168,10 @@ class HeldOut:
         """Evaluate ``model`` on the training pairs of every local agent that gradients are of."""
         batches = [a.batch(self.gradient_rows[a.id], model) for a in run.agents]
         return {a.id: s for a, s in zip(run.agents, run.objective.evaluations(batches))}
+
+    def norm(self, run: Run, mean: FlatParams) -> float | None:
+        """Return the gradient norm of the average model, None if it is not measured. Collective."""
+        return gradient_norm(run, mean, self.gradient_rows) if self.gradient else None
 
     def own(self, run: Run) -> dict[int, Stats]:
         """Evaluate every local agent's model on its own held-out pairs."""

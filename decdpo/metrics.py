@@ -16,7 +16,6 @@ from decdpo.divergence import Divergence
 from decdpo.evaluation import (
     HeldOut,
     average_model,
-    gradient_norm,
     initial_model,
     pool,
     pooled,
@@ -24,6 +23,7 @@ from decdpo.evaluation import (
     squared_lengths,
 )
 from decdpo.params.flat import FlatParams
+from decdpo.policies.lm.work import Work, known_peak, peak_memory, work_of
 from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
 from decdpo.records import Writer, keep_until
@@ -47,6 +47,7 @@ class Metrics:
     """The monitor of a run: writes ``metrics.jsonl`` and shows progress.
 
     rho : second largest modulus of an eigenvalue of the mixing matrix, None without one.
+    measures : what is measured, in words, said when the run begins; empty where it is everything.
     diverged_above : multiple of the start's loss above which a run diverges, see ``divergence.py``;
     0 to go on whatever the loss.
     """
@@ -62,8 +63,10 @@ class Metrics:
         start_round: int,
         is_root: bool,
         diverged_above: float = 0.0,
+        measures: str = "",
     ) -> None:
         self.every = every
+        self._measures = measures
         self.rho = rho
         self.heldout = heldout
         self.progress = progress
@@ -76,6 +79,8 @@ class Metrics:
         self._seen = np.zeros(0)
         self._waits: dict[int, float] = {}
         self._computed = 0.0
+        self._measured = 0.0
+        self._work = Work()
         self._clock = perf_counter()
         if is_root:
             # The record of round 0 is written anew by whoever begins there.
@@ -84,8 +89,11 @@ class Metrics:
 
     def begin(self, run: Run) -> None:
         """Measure where the run began, and record it as round 0 if it begins now. Collective."""
+        if run.next_round < run.num_rounds and self._measures:
+            self.progress.note(f"decdpo: measured: {self._measures}")
         if run.next_round >= run.num_rounds or (run.next_round and not self._above):
             return
+        began = perf_counter()
         run.world.purpose = "the record of round 0"
         with self.progress.working("measuring the start"):
             model = initial_model(run)
@@ -100,7 +108,7 @@ class Metrics:
             )
             if run.next_round == 0:
                 at_start = self.heldout.average(run, model)
-                self._write(self._record(0, run, train, at_start, at_start, model))
+                self._write(self._record(0, run, train, at_start, at_start, model, began))
         self.progress.show(run.next_round, self.last)
 
     def observe(self, round: int, run: Run, seconds: float) -> None:
@@ -112,14 +120,16 @@ class Metrics:
         """
         done = round + 1
         self._computed += seconds
+        self._work += _trained(run, round)
         last = done == run.num_rounds
         if done % self.every == 0 or last:
+            began = perf_counter()
             with self.progress.working(f"measuring round {done}"):
                 run.world.purpose = f"the record of round {done}"
                 mean = average_model(run.world, run.agents)
                 own, at_mean = self.heldout.own(run), self.heldout.average(run, mean)
                 train = {a.id: a.stats for a in run.agents}
-                self._write(self._record(done, run, train, own, at_mean, mean))
+                self._write(self._record(done, run, train, own, at_mean, mean, began))
             self._look(done, last)
         self.progress.show(done, self.last)
 
@@ -186,14 +196,17 @@ class Metrics:
         own: Mapping[int, Stats],
         at_mean: Mapping[int, Stats],
         mean: FlatParams,
+        began: float,
     ) -> dict[str, Any]:
         """Return the record after ``done`` rounds. Collective.
 
         trained : of the training pairs. own, at_mean : of the held-out pairs, by the agents' own
-        models and by the average model ``mean``.
+        models and by the average model ``mean``. began : when this process began to measure.
         """
         world, agents = run.world, run.agents
-        norm = gradient_norm(run, mean, self.heldout.gradient_rows)
+        norm = self.heldout.norm(run, mean)
+        self._measured += perf_counter() - began
+        worked = self._worked(run)
         spent, waits = self._spent(run), self._waited(run)
         sums = pool(
             world,
@@ -204,6 +217,7 @@ class Metrics:
             squared_lengths(agents),
             _of_first(run, np.array(self._traffic(run, done), dtype=np.float64)),
             _of_first(run, spent),
+            _of_first(run, worked),
         )
         train, heldout, average = (
             Stats(total, agents[0].stats.names).means() for total in sums[:3]
@@ -211,7 +225,8 @@ class Metrics:
         accuracy = {i: s.means().get("rewards/accuracies") for i, s in own.items()}
         # One for every process: its first agent's.
         longest = {a.id: _longest(waits) if a is agents[0] else None for a in agents}
-        every_agent = world.collect({i: (accuracy[i], longest[i]) for i in accuracy})
+        memory = peak_memory()
+        every_agent = world.collect({i: (accuracy[i], longest[i], memory) for i in accuracy})
         self._note(done, train, sums[4], world.num_agents)
         record: dict[str, Any] = {"round": done, **train}
         # Of the last local step; before the first one, of that.
@@ -224,9 +239,14 @@ class Metrics:
             record["heldout/accuracy"] = heldout["rewards/accuracies"]
             record["heldout/average/loss"] = average["loss"]
             record["heldout/average/accuracy"] = average["rewards/accuracies"]
+            if self._measures:
+                record["heldout/pairs"] = int(sums[1][0])
         record["heldout/accuracy_by_agent"] = [every_agent[i][0] for i in range(world.num_agents)]
         record["messages"], record["bytes"] = (int(total) for total in sums[5])
-        record["system"] = self._system(sums[6], [pair for _, pair in every_agent.values() if pair])
+        waited = [pair for _, pair, _ in every_agent.values() if pair]
+        record["system"] = self._system(sums[6], waited)
+        record["system"] |= _pace(sums[7], record["system"]["elapsed_seconds"])
+        record["system"]["peak_memory_bytes"] = max(peak for *_, peak in every_agent.values())
         return record
 
     def _traffic(self, run: Run, done: int) -> tuple[int, int]:
@@ -249,6 +269,22 @@ class Metrics:
         self._seen = seen
         computed, self._computed = self._computed, 0.0
         return np.insert(fresh, 0, computed)
+
+    def _worked(self, run: Run) -> np.ndarray:
+        """Return what this process did since the last record, and the seconds it measured for.
+
+        (6,): pairs, logical and physical tokens, operations, those it could have done in the time
+        that it computed (0 where that is unknown), seconds.
+        """
+        work, self._work = self._work, Work()
+        peak = None
+        if work.flops:
+            # The policy is one that knows what it computes in.
+            dtype = getattr(run.objective.policy, "dtype")
+            peak = known_peak(str(run.agents[0].params.data.device), dtype)
+        could = 0.0 if peak is None else peak * self._computed
+        measured, self._measured = self._measured, 0.0
+        return np.array((work.pairs, work.logical, work.physical, work.flops, could, measured))
 
     def _waited(self, run: Run) -> dict[int, float]:
         """Return the seconds this process waited for each remote agent since the last record."""
@@ -280,6 +316,39 @@ class Metrics:
         if total.size > 6:
             record["ages"] = [int(count) for count in total[6:]]
         return record
+
+
+def _trained(run: Run, round: int) -> Work:
+    """Return the work of this process's local steps of ``round``."""
+    total = Work()
+    policy = getattr(run.objective, "policy", None)
+    for agent in run.agents:
+        # An agent that takes no part in a round has the statistics of no pairs.
+        if not hasattr(agent.data, "tokens"):
+            total += Work(agent.stats.count)
+        elif agent.stats.count:
+            for h in range(run.local_steps):
+                rows = agent.sampler.rows(round * run.local_steps + h, run.batch_size)
+                total += work_of(policy, agent.data, rows)
+    return total
+
+
+def _pace(total: np.ndarray, seconds: float) -> dict[str, Any]:
+    """Return how fast all processes together were for ``seconds``, measuring included.
+
+    total : the sum of what ``Metrics._worked`` returns. Tokens a second are logical ones: each
+    answer with its prompt. mfu : the share that a step's operations, on the tokens that go through
+    the model, are of what the GPUs could do while they computed; only where that is known.
+    """
+    pairs, logical, _, flops, could, measured = total.tolist()
+    pace: dict[str, Any] = {"measuring_seconds": round(measured, 6)}
+    if pairs and seconds > 0:
+        pace["pairs_per_second"] = round(pairs / seconds, 3)
+        if logical:
+            pace["tokens_per_second"] = round(logical / seconds, 1)
+    if could:
+        pace["mfu"] = round(flops / could, 4)
+    return pace
 
 
 def _of_first(run: Run, values: np.ndarray) -> dict[int, np.ndarray]:

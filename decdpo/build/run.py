@@ -29,6 +29,7 @@ from decdpo.data.trajectories import FEATURES_FILE, load_features
 from decdpo.errors import ConfigError, TopologyError
 from decdpo.evaluation import HeldOut
 from decdpo.losses.names import LOSSES
+from decdpo.measures import choose_measures
 from decdpo.metrics import RECORDS, Metrics
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.base import Policy
@@ -294,6 +295,31 @@ def local_steps(config: Config) -> int:
     return config.algorithm.local_steps
 
 
+def make_heldout(
+    config: Config, world: World, agents: list[Agent]
+) -> tuple[HeldOut, int, str]:
+    """Return what is measured, the rounds between two records, and both in words. Collective.
+
+    The words are empty where all held-out pairs are measured and the gradient norm as well.
+    """
+    log = config.log
+    most = max(world.collect({a.id: a.data.num_heldout for a in agents}).values())
+    found = choose_measures(
+        costly=config.policy.kind == "causal_lm",
+        rounds=config.run.rounds,
+        round_pairs=local_steps(config) * config.data.batch_size,
+        most_heldout=most,
+        every=log.every,
+        heldout_pairs=log.heldout_pairs,
+        gradient_pairs=log.gradient_pairs,
+    )
+    heldout = HeldOut(
+        agents, config.run.seed, found.heldout_pairs, found.training_pairs, found.gradient
+    )
+    partly = not found.gradient or 0 < found.heldout_pairs < most
+    return heldout, found.every, found.words(most) if partly else ""
+
+
 def make_run(
     config: Config,
     world: World,
@@ -319,11 +345,12 @@ def make_run(
         for agent in agents:
             keep_until(age_file(out / AGES, agent.id), next_round)
         exchange = AgeLog(exchange, out / AGES)
-    log = config.log
+    heldout, every, words = make_heldout(config, world, agents)
     monitor = Metrics(
         out / RECORDS,
-        HeldOut(agents, config.run.seed, log.heldout_pairs, log.gradient_pairs),
-        every=log.every,
+        heldout,
+        every=every,
+        measures=words,
         rho=schedule.rho,
         progress=Progress(
             next_round, config.run.rounds, enabled=world.is_root, mode=progress

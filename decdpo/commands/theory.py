@@ -252,11 +252,12 @@ def _gradient_at_start(config: Config, experiment: "Experiment") -> dict[str, fl
     """
     import numpy as np
 
-    from decdpo.evaluation import HeldOut, average_model
+    from decdpo.build import make_heldout
+    from decdpo.evaluation import average_model
     from decdpo.theory.curvature import CHUNK, mean_gradient
 
-    world, agents, log = experiment.world, experiment.agents, config.log
-    rows = HeldOut(agents, config.run.seed, log.heldout_pairs, log.gradient_pairs).gradient_rows
+    world, agents = experiment.world, experiment.agents
+    rows = make_heldout(config, world, agents)[0].gradient_rows
     mean = average_model(world, agents)
     objective = experiment.objective
     gradients = {

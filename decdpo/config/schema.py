@@ -198,12 +198,23 @@ class Checkpoint:
 class Log:
     """What is measured while training."""
 
-    every: int = option(1, "rounds between two records in metrics.jsonl", low=1)
+    every: int = option(
+        0,
+        "rounds between two records in metrics.jsonl; 0 is 1, but for a language model as many as "
+        "keep measuring under 5% of the time",
+        low=0,
+    )
     gradient_pairs: int = option(
-        64, "training pairs per agent behind the average model's gradient norm; 0 is all", low=0
+        -1,
+        "training pairs per agent behind the average model's gradient norm; 0 is all, -1 is 64, "
+        "but none for a language model",
+        low=-1,
     )
     heldout_pairs: int = option(
-        0, "held-out pairs per agent behind the accuracies; 0 is all", low=0
+        -1,
+        "held-out pairs per agent behind the accuracies; 0 is all, -1 too, but a sample for a "
+        "language model",
+        low=-1,
     )
 
 

@@ -23,7 +23,7 @@ from decdpo.data.index import ShardIndex
 from decdpo.data.shard import PreferenceShard
 from decdpo.divergence import excess
 from decdpo.errors import DataError
-from decdpo.evaluation import average_model, gradient_norm, pooled
+from decdpo.evaluation import average_model, pooled
 from decdpo.files import parse_json, read_bytes, replacing
 from decdpo.metrics import Metrics
 from decdpo.policies.base import Policy
@@ -294,7 +294,7 @@ def start_record(run: Run) -> Row:
     heldout = run.monitor.heldout
     mean = average_model(run.world, run.agents)
     rows = heldout.gradient_rows
-    norm = gradient_norm(run, mean, rows)
+    norm = heldout.norm(run, mean)
     scored = run.objective.evaluations([a.batch(rows[a.id], mean) for a in run.agents])
     own = {a.id: stats for a, stats in zip(run.agents, scored)}
     record = {

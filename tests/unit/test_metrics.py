@@ -71,15 +71,6 @@ def test_a_missing_file_is_fine(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-class Still:
-    """An objective without a gradient."""
-
-    def gradients(self, batches):
-        for batch in batches:
-            batch.params.grad.zero_()
-            yield Stats.zero()
-
-
 def observed(tmp_path, every, counters):
     """Return the records of 4 rounds, of 1, 2, 4 and 8 seconds, with the counters so far."""
     layout = Layout(("x",), ((2,),), 2)
@@ -90,11 +81,10 @@ def observed(tmp_path, every, counters):
         agents.append(Agent(i, params, None, None, sampler, Stats.zero()))
     still = {0: Stats.zero(), 1: Stats.zero()}
     heldout = SimpleNamespace(
-        own=lambda run: still, average=lambda run, mean: still,
-        gradient_rows={0: np.arange(1), 1: np.arange(1)},
+        own=lambda run: still, average=lambda run, mean: still, norm=lambda run, mean: 0.0,
     )  # fmt: skip
     exchange = SimpleNamespace(counters=None, message_bytes=8, sends=lambda agent, row: 1)
-    run = Run(LocalWorld(2), exchange, None, Still(), make_schedule("ring", "auto", 2), agents,
+    run = Run(LocalWorld(2), exchange, None, None, make_schedule("ring", "auto", 2), agents,
               lambda step: 0.1, 1, 1, False, 4, None, None)  # fmt: skip
     metrics = Metrics(
         tmp_path / "metrics.jsonl", heldout, every=every, rho=None,
