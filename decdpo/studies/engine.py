@@ -24,6 +24,11 @@ from decdpo.studies.table import Row, Table
 
 Say = Callable[[str], None]
 
+LEFT_OUT = (
+    "crc", "measuring_seconds", "pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes",
+)  # fmt: skip
+"""Of a record's ``system``: they say how fast a machine was, or guard the record."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -148,7 +153,8 @@ def collect(study: Study, cells: Sequence[Cell], out: Path) -> Result:
         for record in cell.work.records(folder, memory):
             numbers = {k: v for k, v in record.items() if not isinstance(v, (list, dict))}
             row = {"cell": cell.digest, **cell.labels}
-            system = {k: v for k, v in (record.get("system") or {}).items() if k != "crc"}
+            spent = record.get("system") or {}
+            system = {k: v for k, v in spent.items() if k not in LEFT_OUT}
             for key, value in {**numbers, **system}.items():
                 # A label says where the cell lies: lr is the run's, the record's is the round's.
                 row.setdefault(key, value)
