@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-MODELS = Path(__file__).resolve().parents[3] / "shared" / "models"
+from small_models import STORIES
 
 
 def test_eight_ranks_give_the_bits_of_one_process(shell, config):
@@ -263,11 +262,11 @@ def test_a_checkpoint_from_before_an_allowed_change_is_still_measured(shell, con
     shell("export", "run", "--round", "8", "--out", "early")
 
 
-@pytest.mark.skipif(not MODELS.exists(), reason="no language model in ../shared/models")
+@pytest.mark.skipif(not STORIES.exists(), reason="no language model in ../shared/models")
 def test_a_language_model_trains_and_is_exported(shell, config):
     pytest.importorskip("transformers")
     options = ["--set", "policy.kind=causal_lm", "--set", "agents.count=4"]
-    options += ["--set", f"policy.model={MODELS / 'stories260K-hf'}", "--set", "optim.kind=adamw"]
+    options += ["--set", f"policy.model={STORIES}", "--set", "optim.kind=adamw"]
     options += ["--set", "data.batch_size=2", "--set", "policy.max_length=64"]
     options += ["--set", "log.gradient_pairs=2", "--set", "log.heldout_pairs=2"]
     config.write_text(config.read_text().replace("dimension = 4096", ""))

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shells import CONFIG, ROOT, RankShell, Shell
+from small_models import write_model
 
 pytestmark = pytest.mark.mpi
-MODEL = ROOT.parent / "shared" / "models" / "stories260K-hf"
 PAIRS = 40
 """Pairs of each of the 8 users."""
 ALGORITHMS = {
@@ -180,13 +180,13 @@ def test_synthetic_users(shell, config, kind):
     assert shell.metrics("spread") == shell.metrics("alone")
 
 
-@pytest.mark.skipif(not MODEL.exists(), reason="no language model in ../shared/models")
 def test_a_language_model_goes_on_on_these_ranks(shell, config):
     pytest.importorskip("transformers")
     if shell.rank == 0:
+        write_model(shell.folder / "model", layers=2)
         path = shell.folder / config
         path.write_text(path.read_text().replace("dimension = 4096", ""))
-    words = ["policy.kind=causal_lm", f"policy.model={MODEL}", "agents.count=4"]
+    words = ["policy.kind=causal_lm", "policy.model=model", "agents.count=4"]
     words += ["optim.kind=adamw", "data.batch_size=2", "policy.max_length=64"]
     words = options([*words, "log.gradient_pairs=2", "log.heldout_pairs=2"])
     shell.alone("train", config, "--out", "one", *words, "--set", "run.rounds=4")

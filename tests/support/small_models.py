@@ -1,0 +1,74 @@
+"""Small language models for tests: a real one that lies beside the repository, or random ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STORIES = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories260K-hf"
+"""A model of 260,032 parameters that writes children's stories; it may be absent."""
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+REFUSING = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{{ '[' + m['role'] + '] ' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+)
+REWRITING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+TEMPLATES = {"chatml": CHATML, "refusing": REFUSING, "rewriting": REWRITING, "broken": "{% if %}"}
+TOKENS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+
+
+def write_model(
+    folder: Path,
+    template: str | None = None,
+    *,
+    layers: int = 1,
+    dtype: str = "float32",
+    context: int = 256,
+    merges: tuple[tuple[str, str], ...] = (),
+    **settings: Any,
+) -> Path:
+    """Write a random language model that spells text byte by byte; return its folder.
+
+    template : a name of ``TEMPLATES``. settings : they go into tokenizer_config.json.
+    """
+    pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = [*TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    inner = Tokenizer(models.BPE(vocabulary, list(merges)))
+    inner.add_special_tokens([AddedToken(token, special=True) for token in TOKENS])
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=layers,
+        num_attention_heads=2, max_position_embeddings=context, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    saved = {**json.loads(path.read_text()), **settings}
+    if template is not None:
+        saved["chat_template"] = TEMPLATES[template]
+    path.write_text(json.dumps(saved))
+    return folder
