@@ -141,7 +141,7 @@ def _require_depth(value: Any, left: int) -> None:
 
 
 def checked(value: Any, kind: type[T]) -> T:
-    """Return what ``json.loads`` gave as the dataclass ``kind``, with its types and ranges.
+    """Return what ``json.loads`` gave as ``kind``, a dataclass with types and ranges.
 
     Nothing is converted but a list to a tuple and an integer to a float; unknown fields are left
     out. Raises ``Malformed``.
@@ -150,6 +150,14 @@ def checked(value: Any, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as fault:
         raise Malformed(str(fault)) from None
+
+
+def read_checked(path: Path | str, kind: type[T]) -> T:
+    """Return what a JSON file holds as ``kind``, see ``checked``.
+
+    Raises ``OSError`` if it cannot be read, ``ValueError`` if it is not JSON or of another form.
+    """
+    return checked(parse_json(read_bytes(path)), kind)
 
 
 @contextmanager

@@ -4,18 +4,35 @@ A relative path starts where decdpo is run. A configuration is often used from e
 looked for beside its file, and for a run where the run was started, too.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from decdpo.config import Config
 from decdpo.config.options import writable
 from decdpo.config.schema import CausalLM
 from decdpo.errors import ConfigError
+from decdpo.files import read_checked, reason
 
 CHAT_TEMPLATE = "chat_template"
 """A key whose value may also be the name of one of the tokenizer's templates."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is read here of one start of a run."""
+
+    folder: Annotated[str, Meta(pattern=r"^[^\0]+$")] | None = None
+
+
+@dataclass(frozen=True)
+class Starts:
+    """What is read here of run.json."""
+
+    starts: tuple[Start, ...] = ()
 
 
 def find_paths(
@@ -33,12 +50,13 @@ def find_paths(
             continue
         if not value or Path(value).exists() or _is_of_hub(config, section):
             continue
-        places = {} if Path(value).is_absolute() else dict(_places(source))
+        doubts: list[str] = []
+        places = {} if Path(value).is_absolute() else dict(_places(source, doubts))
         folder = next((folder for folder in places if (folder / value).exists()), None)
         if folder is None and key == CHAT_TEMPLATE:
             continue
         if folder is None:
-            raise _nowhere(f"{section}.{key}", value, places, otherwise)
+            raise _nowhere(f"{section}.{key}", value, places, doubts, otherwise)
         if not writable(str(folder / value)):
             raise ConfigError(
                 f"{section}.{key} = {value!r} is {str(folder / value)!r}, {places[folder]}, a path "
@@ -67,25 +85,33 @@ def _is_of_hub(config: Config, section: str) -> bool:
     return section == "policy" and isinstance(policy, CausalLM) and policy.allow_hub
 
 
-def _places(source: Path) -> Iterator[tuple[Path, str]]:
-    """Yield every folder in which to look besides the present one, and what it is."""
+def _places(source: Path, doubts: list[str]) -> Iterator[tuple[Path, str]]:
+    """Yield every folder in which to look besides the present one, and what it is.
+
+    doubts : gets what is wrong with the record of the run's starts, if it cannot be read.
+    """
     yield source.absolute().parent, f"beside {source}"
+    record = source.parent / "run.json"
     try:
-        starts = json.loads((source.parent / "run.json").read_text(encoding="utf-8"))["starts"]
-        folders = [start.get("folder") for start in reversed(starts)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        starts = read_checked(record, Starts).starts
+    except FileNotFoundError:
         return
-    for folder in folders:
-        if isinstance(folder, str) and "\0" not in folder:
-            yield Path(folder), "where the run was started"
+    except (OSError, ValueError) as fault:
+        doubts.append(f"{record}, which says where it was started, is damaged: {reason(fault)}")
+        return
+    for start in reversed(starts):
+        if start.folder is not None:
+            yield Path(start.folder), "where the run was started"
 
 
-def _nowhere(key: str, value: str, places: dict[Path, str], otherwise: str) -> ConfigError:
+def _nowhere(
+    key: str, value: str, places: dict[Path, str], doubts: list[str], otherwise: str
+) -> ConfigError:
     looked = [f"{Path(value).absolute()}", *(f"{f / value} ({why})" for f, why in places.items())]
     remedy = f"name the place with --set {key}=/absolute/path"
     if places:
         remedy = f"run decdpo from the folder where {value} lies, or {remedy}"
+    what = f"{key} = {value!r} is nowhere: there is no " + ", no ".join(looked)
     return ConfigError(
-        f"{key} = {value!r} is nowhere: there is no " + ", no ".join(looked),
-        f"{remedy}; {otherwise}" if otherwise else remedy,
+        "; ".join([what, *doubts]), f"{remedy}; {otherwise}" if otherwise else remedy
     )

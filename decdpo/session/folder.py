@@ -3,19 +3,21 @@
 import json
 import os
 import platform
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
+
+from msgspec import Meta
 
 from decdpo import __version__
 from decdpo.config.options import writable
-from decdpo.errors import ConfigError, EnvironmentFault
-from decdpo.files import Lock, naming, os_fault, parse_json, read_bytes, replacing
+from decdpo.errors import ConfigError, DataError, EnvironmentFault
+from decdpo.files import Lock, checked, naming, os_fault, read_checked, reason, replacing
 from decdpo.session.job import Job
 from decdpo.session.room import require_room
 
@@ -54,14 +56,51 @@ def new_folder(job: Job, out: Path) -> str:
     return str(job.boot.collect({job.rank: uuid4().hex})[0])
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an agent was trained."""
+
+    host: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is read again of run.json.
+
+    id : of the run; empty if it is of an earlier version. starts : every start, the newest last;
+    None if an earlier version told of the newest alone. agents : of that one.
+    """
+
+    id: Annotated[str, Meta(pattern="^([0-9a-f]{32})?$")] = ""
+    starts: list[dict[str, Any]] | None = None
+    agents: dict[str, Place] = field(default_factory=dict)
+
+
+def read_record(out: Path) -> tuple[Record, dict[str, Any]]:
+    """Return what ``run.json`` of the run in ``out`` says, and all that it holds.
+
+    Both are empty if there is none. Raises ``DataError`` if it is damaged.
+    """
+    path = out / "run.json"
+    try:
+        content = read_checked(path, dict[str, Any])
+        return checked(content, Record), content
+    except (FileNotFoundError, NotADirectoryError):
+        return Record(), {}
+    except (OSError, ValueError) as fault:
+        raise DataError(
+            f"{path} is not the record of a run: {reason(fault)}",
+            "restore it from a copy; a run without one is taken for that of its newest checkpoint",
+        ) from None
+
+
 def run_id(out: Path) -> str:
-    """Return the id of the run in ``out``; empty if it has none, being of an earlier version."""
-    with suppress(OSError, ValueError):
-        facts = parse_json(read_bytes(out / "run.json"))
-        found = facts.get("id") if isinstance(facts, dict) else None
-        if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found):
-            return found
-    return ""
+    """Return the id of the run in ``out``; empty if it has none, being of an earlier version.
+
+    Raises ``DataError`` if its record is damaged.
+    """
+    return read_record(out)[0].id
 
 
 @contextmanager
@@ -120,9 +159,11 @@ def _look_for(out: Path, token: str, rank: int) -> None:
 
 def record_start(out: Path, facts: Mapping[str, Any]) -> None:
     """Write ``run.json``: the ``facts`` of this start, and the list of all starts, newest last."""
-    record = out / "run.json"
-    starts = [*_earlier_starts(record), _start(facts)]
-    with replacing(record, mode=0o644) as path:
+    record, content = read_record(out)
+    # Earlier versions told of the newest start alone.
+    alone = [_start(content)] if record.agents else []
+    starts = [*(alone if record.starts is None else record.starts), _start(facts)]
+    with replacing(out / "run.json", mode=0o644) as path:
         path.write_text(json.dumps({**facts, "starts": starts}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -135,17 +176,6 @@ def _start(facts: Mapping[str, Any]) -> dict[str, Any]:
         "hosts": sorted({place["host"] for place in places}),
         "devices": sorted({place["device"] for place in places}),
     }
-
-
-def _earlier_starts(record: Path) -> list[dict[str, Any]]:
-    """Return the starts in an earlier ``run.json``; none if there is none that can be read."""
-    try:
-        facts = parse_json(read_bytes(record))
-        # Earlier versions told of the newest start alone.
-        starts = list(facts["starts"]) if "starts" in facts else [_start(facts)]
-        return [start for start in starts if isinstance(start, dict)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
 
 
 def versions() -> dict[str, str]:

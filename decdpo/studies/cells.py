@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.divergence import excess
 from decdpo.errors import DataError
 from decdpo.evaluation import average_model, pooled
-from decdpo.files import parse_json, read_bytes, replacing
+from decdpo.files import read_checked, reason, replacing
 from decdpo.metrics import Metrics
 from decdpo.policies.base import Policy
 from decdpo.progress import Progress
@@ -43,6 +43,17 @@ DIVERGED = 1000.0
 
 GRADIENTS = "gradients.json"
 """What a cell noted of its batch gradients."""
+
+T = TypeVar("T")
+Value = str | int | float | bool | None
+"""One value of a record."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What ``GRADIENTS`` holds, see ``noted.py``."""
+
+    clipped_gradient_sq: float
 
 
 class Memory:
@@ -139,17 +150,16 @@ class Direct(Work):
 
     def records(self, folder: Path, memory: Memory) -> list[Row]:
         """Read the records."""
-        found: list[Row] = read_json(folder / "records.json")
-        return found
+        return read_result(folder / "records.json", list[dict[str, Value]])
 
 
-def read_json(path: Path) -> Any:
-    """Return what a cell has written. Raises ``DataError`` if it is damaged."""
+def read_result(path: Path, kind: type[T]) -> T:
+    """Return what a cell has written, as ``kind``. Raises ``DataError`` if it is damaged."""
     try:
-        return parse_json(read_bytes(path))
+        return read_checked(path, kind)
     except (OSError, ValueError) as fault:
         raise DataError(
-            f"{path} cannot be read: {fault}",
+            f"{path} cannot be read: {reason(fault)}",
             f"remove the folder {path.parent}: its cell is then computed again",
         ) from None
 
@@ -212,7 +222,7 @@ class Training(Work):
                 run.monitor.sync()
                 if self.noted:
                     value = clipped_gradient_sq(run, noted.squares)
-                    _write(folder / GRADIENTS, {"clipped_gradient_sq": value})
+                    _write(folder / GRADIENTS, asdict(Gradients(value)))
             finally:
                 run.monitor.close()
                 if run.exchange is not None:
@@ -236,7 +246,7 @@ class Training(Work):
         if excess(start["loss"], records[-1].get("loss")) > DIVERGED:
             records[-1]["diverged"] = True
         if self.noted and (folder / GRADIENTS).exists():
-            records[-1] |= read_json(folder / GRADIENTS)
+            records[-1] |= asdict(read_result(folder / GRADIENTS, Gradients))
         return records
 
     @contextmanager

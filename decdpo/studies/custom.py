@@ -15,17 +15,22 @@ Every combination of the grid's values is run with every seed 0, 1, ... as ``run
 shards of ``data.shards`` unless `--data` names others.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from reprlib import repr as shown
+from typing import Annotated, Any, TypeVar
+
+from msgspec import Meta
 
 from decdpo.config import parse_override
+from decdpo.config.options import nearest
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
-from decdpo.files import os_fault, read_text
+from decdpo.files import Malformed, checked, os_fault, read_text
 from decdpo.report.canvas import plain
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
@@ -34,7 +39,35 @@ from decdpo.studies.data import Pairs, Sharded
 from decdpo.studies.study import PLACED, Options, Study, require_free, training
 from decdpo.studies.table import Table
 
-KEYS = ("title", "base", "seeds", "x", "y", "hue", "grid")
+T = TypeVar("T")
+Value = str | int | float | bool | list[str | int | float | bool]
+Sections = dict[str, dict[str, Value]]
+Varied = dict[
+    Annotated[str, Meta(pattern=r"^[^.]+\.[^.]+$")], Annotated[list[Value], Meta(min_length=1)]
+]
+"""A line of the grid."""
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """The keys of the TOML file, their types and ranges."""
+
+    grid: Annotated[dict[str, Any], Meta(min_length=1)]
+    title: str | None = None
+    base: str | Sections = field(default_factory=dict)
+    seeds: Annotated[int, Meta(ge=1, le=2**63 - 1)] = 5
+    x: str = "round"
+    y: str = "gap"
+    hue: str | None = None
+
+
+REMEDIES = {
+    "grid": 'write [grid] and lines such as "optim.lr" = [0.01, 0.1], the key in quotes',
+    "base": 'write base = "run.toml", or [base.SECTION] and its keys',
+    "seeds": "give a number of seeds, 1 or more",
+}
+"""How to mend a key; any other is a text."""
+
 NOT_VARIED = {
     "run.seed": "write seeds = N in place of it, for the seeds 0 ... N - 1",
     "data.shards": "write it into the base, or give --data",
@@ -162,42 +195,39 @@ def load(path: Path) -> Custom:
     Raises ``ConfigError`` naming the key.
     """
     tree = _read(path)
-    unknown = [key for key in tree if key not in KEYS]
+    keys = [f.name for f in fields(StudyFile)]
+    unknown = [key for key in tree if key not in keys]
     if unknown:
         raise ConfigError(
-            f"{path}: {unknown[0]} is not a key of a study", f"the keys are {', '.join(KEYS)}"
+            f"{path}: {unknown[0]} is not a key of a study{nearest(unknown[0], keys)}",
+            f"the keys are {', '.join(keys)}",
         )
-    base = tree.get("base", {})
+    said = _checked(path, tree, StudyFile)
+    base = said.base
     if isinstance(base, str):
-        base = _read(path.parent / base)
-    grid = tree.get("grid", {})
-    if not isinstance(grid, dict) or not grid:
-        raise ConfigError(f"{path} has no [grid]", 'write [grid] and "optim.lr" = [0.01, 0.1]')
-    for key, values in grid.items():
-        if "." not in key or not isinstance(values, list) or not values:
-            raise ConfigError(
-                f"{path}: grid key {key!r} = {values!r}",
-                'write "section.key" = [value, value], the key in quotes',
-            )
+        other = path.parent / base
+        base = _checked(other, _read(other), Sections)
+    for key, values in said.grid.items():
+        _checked(path, {key: values}, Varied, f"grid key {key!r} = {shown(values)}")
         if key in NOT_VARIED:
             raise ConfigError(f"{path}: {key} cannot be in the grid", NOT_VARIED[key])
     plan = Grid(
         path=path,
-        title=str(tree.get("title", path.stem)),
-        base={f"{s}.{k}": v for s, table in base.items() for k, v in _section(path, s, table)},
-        grid=grid,
-        seeds=_whole(path, tree.get("seeds", 5)),
-        x=str(tree.get("x", "round")),
-        y=str(tree.get("y", "gap")),
-        hue=tree.get("hue"),
+        title=path.stem if said.title is None else said.title,
+        base={f"{s}.{k}": v for s, table in base.items() for k, v in table.items()},
+        grid=said.grid,
+        seeds=said.seeds,
+        x=said.x,
+        y=said.y,
+        hue=said.hue,
     )
     for name, value in (("hue", plan.hue), ("x", plan.x)):
-        if value is not None and value not in grid and (name, value) != ("x", "round"):
+        if value is not None and value not in plan.grid and (name, value) != ("x", "round"):
             raise ConfigError(
                 f"{path}: {name} = {value!r} is not a key of the grid",
-                f"choose one of {', '.join(grid)}",
+                f"choose one of {', '.join(plan.grid)}",
             )
-    return Custom(plan if plan.hue or len(grid) > 1 else replace(plan, hue=_only(plan)))
+    return Custom(plan if plan.hue or len(plan.grid) > 1 else replace(plan, hue=_only(plan)))
 
 
 def _only(plan: Grid) -> str | None:
@@ -216,13 +246,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {fault}", "mend that line") from None
 
 
-def _section(path: Path, name: str, table: Any) -> list[tuple[str, Any]]:
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: {name} of the base is no section", f"write [base.{name}]")
-    return list(table.items())
-
-
-def _whole(path: Path, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{path}: seeds = {value!r}", "give a number of seeds, 1 or more")
-    return value
+def _checked(path: Path, tree: dict[str, Any], kind: type[T], what: str = "") -> T:
+    """Return what a file says as ``kind``; ``what`` is named if it is of another form."""
+    try:
+        return checked(tree, kind)
+    except Malformed as fault:
+        found = re.search(r"\$\.(\w+)|field `(\w+)`", str(fault))
+        key = "grid" if what else (found[1] or found[2]) if found else ""
+        if not what and key in tree:
+            what = f"{key} = {shown(tree[key])}"
+        remedy = REMEDIES.get(key, "write what is expected there, texts in quotes")
+        raise ConfigError(": ".join(filter(None, [str(path), what, str(fault)])), remedy) from None

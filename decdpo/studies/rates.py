@@ -18,7 +18,7 @@ from decdpo.evaluation import average_model
 from decdpo.files import replacing
 from decdpo.report.looks import subject
 from decdpo.report.study_figures import Figure, Line, Panel
-from decdpo.studies.cells import Cell, Memory, Training, read_json
+from decdpo.studies.cells import Cell, Memory, Training, read_result
 from decdpo.studies.claims import (
     OURS,
     Claim,
@@ -32,7 +32,7 @@ from decdpo.studies.claims import (
 from decdpo.studies.study import Options, Study, pairs_of, training_cells, usual_lr
 from decdpo.studies.table import Missing, Row, Table
 from decdpo.theory.bounds import Bound, Problem, decentralized, federated
-from decdpo.theory.constants import measure
+from decdpo.theory.constants import Constants, measure
 from decdpo.theory.series import mean_over_rounds
 
 PAPER = "Distributed DPO, Theorem 5.1"
@@ -75,8 +75,7 @@ class MeasuredConstants(Training):
 
     def records(self, folder: Path, memory: Memory) -> list[Row]:
         """Return one record."""
-        found: Row = read_json(folder / "constants.json")
-        return [found]
+        return [read_result(folder / "constants.json", Constants).to_json()]
 
 
 class Rates(Study):

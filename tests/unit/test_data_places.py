@@ -145,7 +145,7 @@ def test_a_split_of_several_saved_ones_is_read(tmp_path):
         ("state.json", '{"_data_files": [3]}', "names no data files"),
         ("state.json", '{"_data_files": []}', "names no data files"),
         ("state.json", '{"_data_files": {"filename": "x"}}', "names no data files"),
-        ("state.json", "[1]", "is not an object"),
+        ("state.json", "[1]", "names no data files: Expected `object`"),
         ("state.json", "{", "cannot be read"),
         ("state.json", '{"_indices_data_files": [{"filename": "i"}]}', "an index of rows"),
         ("dataset_dict.json", '{"splits": ["../up"]}', "names no splits"),

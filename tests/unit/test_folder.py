@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from decdpo.errors import EnvironmentFault
+from decdpo.errors import DataError, EnvironmentFault
 from decdpo.files import Lock, naming
 from decdpo.session import folder
 
@@ -57,9 +57,22 @@ def test_the_one_start_that_an_older_version_noted_is_kept(tmp_path: Path) -> No
     assert [start["first_round"] for start in read(tmp_path)["starts"]] == [0, 7]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"starts": 3}', '{"agents": 1}'])
-def test_a_damaged_record_does_not_stop_a_run(tmp_path: Path, text: str) -> None:
+DAMAGED = ["", "[1]", '{"starts": 3}', '{"starts": [3]}', '{"agents": 1}', '{"id": "x"}']
+
+
+@pytest.mark.parametrize("text", [*DAMAGED, '{"agents": {"0": {"host": 3}}}', "[" * 100_000])
+def test_a_damaged_record_is_named_and_left_as_it_is(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
+    for read_it in (folder.run_id, lambda out: folder.record_start(out, facts(1))):
+        with pytest.raises(DataError, match="run.json is not the record of a run") as caught:
+            read_it(tmp_path)
+        assert caught.value.remedy
+    assert (tmp_path / "run.json").read_text() == text
+
+
+def test_a_run_without_a_record_has_no_id(tmp_path: Path) -> None:
+    assert folder.run_id(tmp_path) == "" == folder.run_id(tmp_path / "nowhere")
+    (tmp_path / "run.json").write_text("{}")
     folder.record_start(tmp_path, facts(1))
     assert [start["first_round"] for start in read(tmp_path)["starts"]] == [1]
 

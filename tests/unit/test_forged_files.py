@@ -20,11 +20,18 @@ from decdpo.checkpoint.checksum import file_crc
 from decdpo.checkpoint.format import MANIFEST, Damaged, Manifest, Part, _seal
 from decdpo.checkpoint.parts import check_part, open_part, write_part
 from decdpo.checkpoint.state import Snapshot
+from decdpo.config import parse
+from decdpo.config.places import find_paths
 from decdpo.data.index import ShardEntry, ShardIndex, _checksum
+from decdpo.data.ingest.places import files_of
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.storage import COLUMNS, ShardHeader, checksum, content_digest
-from decdpo.errors import DataError, DecdpoError
+from decdpo.errors import ConfigError, DataError, DecdpoError
 from decdpo.files import open_regular, parse_json, read_bytes
+from decdpo.session.folder import run_id
+from decdpo.studies.cells import GRADIENTS, Gradients, Value, read_result
+from decdpo.studies.custom import load
+from decdpo.theory.constants import Constants
 
 FORGERIES = 400
 
@@ -389,6 +396,134 @@ def test_a_manifest_with_a_flipped_bit_is_damaged(tmp_path):
         (tmp_path / MANIFEST).write_bytes(content)
         with pytest.raises(Damaged):
             Manifest.read(tmp_path)
+
+
+# Seeded forgeries of JSON and TOML without a checksum: an error, or values of the right types
+
+
+def constants_of(folder):
+    return read_result(folder / "constants.json", Constants).to_json()
+
+
+def records_of(folder):
+    return read_result(folder / "records.json", list[dict[str, Value]])
+
+
+def gradients_of(folder):
+    return asdict(read_result(folder / GRADIENTS, Gradients))
+
+
+def id_of(folder):
+    return run_id(folder)
+
+
+def paths_of(folder):
+    """Look for a path that is nowhere, which is said whatever run.json holds."""
+    with pytest.raises(ConfigError) as caught:
+        find_paths(parse('[data]\nshards = "it"'), folder / "config.toml", print)
+    return str(caught.value)
+
+
+def files_in(folder):
+    return [str(path.relative_to(folder)) for path in files_of([folder])]
+
+
+CONSTANTS = Constants(1.0, 2.0, "found", 0.7, None, "unknown", 0.1, 0.2, 0.3, 0.4, 16, 4, 100, 80)
+STARTS = {"id": "a" * 32, "agents": {"0": {"host": "h", "device": "cpu"}},
+          "starts": [{"folder": "/start", "hosts": ["h"], "first_round": 0}]}  # fmt: skip
+UNSEALED = {
+    "constants.json": (constants_of, asdict(CONSTANTS)),
+    "records.json": (records_of, [{"round": 0, "loss": 0.5, "method": "x", "diverged": True}]),
+    GRADIENTS: (gradients_of, {"clipped_gradient_sq": 0.5}),
+    "run.json": (id_of, STARTS),
+    "run.json of elsewhere": (paths_of, STARTS),
+    "state.json": (files_in, {"_data_files": [{"filename": "a.arrow"}, {"filename": "b.arrow"}],
+                              "_indices_data_files": None}),
+    "dataset_dict.json": (files_in, {"splits": ["train"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSEALED)
+def test_a_forgery_without_a_checksum_is_an_error_or_of_the_right_types(tmp_path, name):
+    read, original = UNSEALED[name]
+    path, rng = tmp_path / name.split()[0], random.Random(8)
+    if name == "dataset_dict.json":
+        (tmp_path / "train").mkdir()
+        state = {"_data_files": [{"filename": "a.arrow"}]}
+        (tmp_path / "train" / "state.json").write_text(json.dumps(state))
+    path.write_text(json.dumps(original))
+    whole, refused = read(tmp_path), 0
+    for _ in range(FORGERIES):
+        path.write_text(json.dumps(forged(original, rng)))
+        with within(10):
+            try:
+                found = read(tmp_path)
+            except DecdpoError as fault:
+                assert fault.remedy and str(tmp_path) in fault.what
+                refused += 1
+                continue
+        refused += "is damaged" in found if isinstance(found, str) else 0
+        same_types(found, whole)
+    assert refused > FORGERIES / 10
+
+
+def same_types(found, whole):
+    """Fail unless values that are there in both are of one kind."""
+    if isinstance(whole, dict):
+        assert isinstance(found, dict)
+        for key in whole.keys() & found.keys():
+            same_types(found[key], whole[key])
+    elif isinstance(whole, list):
+        assert isinstance(found, list)
+    else:
+        assert found is None or isinstance(found, (str, int, float))
+
+
+@pytest.mark.parametrize("name", UNSEALED)
+@pytest.mark.parametrize("make", [make_pipe, make_device])
+def test_a_pipe_in_the_place_of_json_is_never_waited_for(tmp_path, name, make):
+    read, _ = UNSEALED[name]
+    make(tmp_path / name.split()[0])
+    with within(5):
+        if read is paths_of:
+            assert "is damaged: it is a" in read(tmp_path)
+        elif name in ("state.json", "dataset_dict.json"):
+            # What is no file is none of a saved set.
+            with pytest.raises(DataError, match="no data files"):
+                read(tmp_path)
+        else:
+            with pytest.raises(DataError, match="not a file"):
+                read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "missing required field `grid`"),
+        ("grid = 3", "grid = 3: Expected `object`"),
+        ('[grid]\n"lr" = [1]', "grid key 'lr' = .1.: "),
+        ('[grid]\n"optim.lr" = 1', "grid key 'optim.lr' = 1: Expected `array`"),
+        ('[grid]\n"optim.lr" = []', "grid key 'optim.lr' = ..: Expected `array` of length >= 1"),
+        ('[grid]\n"optim.lr" = [1979-05-27]', "grid key 'optim.lr'.*got `date`"),
+        ("seeds = 0", "seeds = 0: Expected `int` >= 1"),
+        ("seeds = true", "seeds = True: Expected `int`, got `bool`"),
+        ("hue = 3", "hue = 3: "),
+        ("title = [1]", "title = .1.: "),
+        ("base = 3", "base = 3: "),
+        ("[base]\nrun = 3", "base = {'run': 3}: "),
+        ('base = "forged.toml"', "Expected `object`, got `str`"),
+        ("sedes = 3", "did you mean 'seeds'"),
+    ],
+)
+def test_a_study_of_one_s_own_is_read_through_its_schema(tmp_path, monkeypatch, text, said):
+    (tmp_path / "forged.toml").write_text('run = "x"')
+    if "grid" not in text and text:
+        grid = '[grid]\n"optim.lr" = [0.1]\n'
+        text = f"{grid}{text}" if text.startswith("[") else f"{text}\n{grid}"
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(tmp_path / "study.toml")
+    assert str(tmp_path) in caught.value.what and caught.value.remedy
 
 
 # Shards whose checksums fit

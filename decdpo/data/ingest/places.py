@@ -1,13 +1,16 @@
 """Where sources lie: files, folders of files, folders of ``datasets.save_to_disk``, hub names."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from msgspec import Meta
 
 from decdpo.errors import DataError
+from decdpo.files import Malformed, read_checked, reason
 
 _KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 _PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
@@ -28,6 +31,39 @@ _SPLITS = {
     "val": "validation",
     "dev": "validation",
 }
+T = TypeVar("T")
+Name = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/\0]+$", max_length=255)]
+"""A name in the same folder, as a file may give it."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One entry of state.json."""
+
+    filename: Name
+
+
+@dataclass(frozen=True)
+class State:
+    """What ``save_to_disk`` says of the files of a set, in state.json."""
+
+    _data_files: Annotated[tuple[DataFile, ...], Meta(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What it says there of an index of rows, if the set has one."""
+
+    _indices_data_files: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What it says of the folders of a set, in dataset_dict.json."""
+
+    splits: Annotated[tuple[Name, ...], Meta(min_length=1)]
+
+
 _NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}\.")
 
 
@@ -127,38 +163,29 @@ def _one_split(folder: Path, splits: dict[str, int], split: str | None) -> str:
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
-    names = _json(folder / "dataset_dict.json").get("splits")
-    if not isinstance(names, list) or not all(_plain(name) for name in names) or not names:
-        raise DataError(f"{folder / 'dataset_dict.json'} names no splits", "save the set again")
-    return folder / _one_split(folder, {name: 1 for name in names}, split)
+    splits = _described(folder / "dataset_dict.json", Splits, "names no splits").splits
+    return folder / _one_split(folder, {name: 1 for name in splits}, split)
 
 
 def _saved(folder: Path) -> list[Path]:
     """Return the Arrow files of a folder of ``datasets.save_to_disk``, in their order."""
-    state = _json(folder / "state.json")
-    if state.get("_indices_data_files"):
+    index = _described(folder / "state.json", Index, "names no data files")
+    if index._indices_data_files:
         raise DataError(
             f"{folder} was saved with an index of rows, which is not read",
             "save it again after flatten_indices()",
         )
-    files = state.get("_data_files")
-    files = files if isinstance(files, list) else []
-    names = [str(file.get("filename", "")) for file in files if isinstance(file, dict)]
-    if not names or not all(_plain(name) for name in names):
-        raise DataError(f"{folder / 'state.json'} names no data files", "save the set again")
-    return [folder / name for name in names]
+    state = _described(folder / "state.json", State, "names no data files")
+    return [folder / file.filename for file in state._data_files]
 
 
-def _plain(name: Any) -> bool:
-    """Say whether a name that a file gives is one in its own folder."""
-    return isinstance(name, str) and name not in ("", ".", "..") and os.path.basename(name) == name
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _described(path: Path, kind: type[T], fault: str) -> T:
+    """Return what ``datasets`` says of a saved set; ``fault`` is said if it is of another form."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "save the set again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is not an object", "save the set again")
-    return content
+        return read_checked(path, kind)
+    except Malformed as error:
+        raise DataError(f"{path} {fault}: {error}", "save the set again") from None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {reason(error)}", "save the set again"
+        ) from error
