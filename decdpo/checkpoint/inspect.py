@@ -1,6 +1,5 @@
 """Looks into a checkpoint from outside a run: what it holds, whether it is whole, its digests."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,20 +106,21 @@ def _check_inside(folder: Path, part: Part, round: int) -> None:
             reader.record(agent)
 
 
-def digests(folder: Path) -> Iterator[tuple[int, Digests]]:
-    """Yield every agent's digests in ascending order, however many processes wrote them.
+def digests(folder: Path) -> list[tuple[int, Digests]]:
+    """Return every agent's digests in ascending order, whichever process wrote them.
 
     Raises ``Damaged`` if what it reads is not what was written.
     """
-    manifest = Manifest.read(folder)
-    for part in sorted(manifest.parts, key=lambda part: part.agents):
+    found: dict[int, Digests] = {}
+    for part in Manifest.read(folder).parts:
         check_part(folder / part.file, part.bytes, part.crc32)
         with open_part(folder / part.file) as reader:
-            for agent in sorted(part.agents):
+            for agent in part.agents:
                 record = reader.record(agent)
                 if "x" not in record.tensors:
                     raise CheckpointError(f"{folder}: agent {agent} has no parameters x")
-                yield agent, Digests(parameter_digest(record.tensors["x"]), digest(record))
+                found[agent] = Digests(parameter_digest(record.tensors["x"]), digest(record))
+    return sorted(found.items())
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -146,15 +146,8 @@ class Writer:
         except Exception as fault:
             return _failure(path, fault)
         agents = [record.agent for record in job.records]
-        # Agents of a process are contiguous, so that the text stays short.
         return json.dumps(
-            {
-                "file": path.name,
-                "bytes": size,
-                "crc32": f"{crc:08x}",
-                "first": agents[0],
-                "count": len(agents),
-            }
+            {"file": path.name, "bytes": size, "crc32": f"{crc:08x}", "agents": _spans(agents)}
         )
 
     def _finish(
@@ -184,7 +177,7 @@ def _commit(temporary: Path, final: Path, manifest: Manifest, written: Sequence[
                 part["file"],
                 part["bytes"],
                 part["crc32"],
-                tuple(range(part["first"], part["first"] + part["count"])),
+                tuple(agent for span in part["agents"] for agent in range(*span)),
             )
             for part in parts
         ),
@@ -193,6 +186,20 @@ def _commit(temporary: Path, final: Path, manifest: Manifest, written: Sequence[
     write_durably(temporary / MANIFEST, complete.to_bytes())
     sync(temporary)
     commit(temporary, final)
+
+
+def _spans(agents: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return ascending ids as arguments of ``range``: few, however the agents are placed evenly."""
+    spans: list[tuple[int, int, int]] = []
+    start = 0
+    while start < len(agents):
+        step = agents[start + 1] - agents[start] if start + 1 < len(agents) else 1
+        stop = start + 1
+        while stop < len(agents) and agents[stop] - agents[stop - 1] == step:
+            stop += 1
+        spans.append((agents[start], agents[stop - 1] + 1, step))
+        start = stop
+    return spans
 
 
 def _failure(path: Path, fault: Exception) -> str:

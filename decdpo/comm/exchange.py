@@ -131,13 +131,10 @@ class RankExchange:
         plan = self._plans.get(agent)
         if plan is None or plan.row != row:
             plan = self._plans[agent] = self._make_plan(row)
-        for source in plan.remote:
-            self._rule.expect(source, agent, round)
+        self._expect(agent, plan)
         outbox.sent = None
         if message is not None:
             self._count(outbox.send(round, message, plan.destinations))
-        if self._progress is not None and (plan.remote or plan.destinations):
-            self._progress.resume()
         if trace:
             trace("post", began, time.perf_counter(), {"agent": agent, "round": round})
 
@@ -172,8 +169,7 @@ class RankExchange:
         self._place = self._place._replace(members=members)
         for agent, row in rows.items():
             plan = self._plans[agent] = self._make_plan(row)
-            for source in plan.remote:
-                self._rule.expect(source, agent, self._round)
+            self._expect(agent, plan)
             self._count(self._outboxes[agent].send_also(plan.destinations))
 
     def inbox(self, agent: int, round: int) -> Received:
@@ -238,6 +234,13 @@ class RankExchange:
         self._rule.turn(round)
         self._round = round
         self._place.on_round(round)
+
+    def _expect(self, agent: int, plan: _Plan) -> None:
+        """Be ready for the messages that ``agent`` receives, and drive all that travel."""
+        for source in plan.remote:
+            self._rule.expect(source, agent, self._round)
+        if self._progress is not None and (plan.remote or plan.destinations):
+            self._progress.resume()
 
     def _make_plan(self, row: Row) -> _Plan:
         members, here = self._place.members, self._place.rank

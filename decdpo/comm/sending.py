@@ -1,6 +1,6 @@
 """The sends of one agent: its slots, and for each slot the ways to the ranks that read it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -47,16 +47,10 @@ class Outbox:
         self._reclaim(place)
         slot.date(round)
         self.sent = slot
-        active = self._active[place]
-        for rank, listener in destinations:
-            active.append(self._route(slot, place, rank, listener))
-
-        def post(chunk: int) -> None:
-            for route in active:
-                route.start(chunk)
-
-        self._memory.fill(self.agent, slot, message, post, bool(active))
-        return active
+        routes = [self._route(slot, place, rank, listener) for rank, listener in destinations]
+        self._active[place] = routes
+        self._memory.fill(self.agent, slot, message, _poster(routes), bool(routes))
+        return routes
 
     def send_also(self, destinations: Destinations) -> list[Route]:
         """Send this round's message to those of ``destinations`` that it does not go to yet.
@@ -67,29 +61,24 @@ class Outbox:
         if slot is None:
             return []
         place = slot.round % self._depth
-        active = self._active[place]
-        reached = {route.rank for route in active}
+        reached = {route.rank for route in self._active[place]}
         new = [
             self._route(slot, place, rank, listener)
             for rank, listener in destinations
             if rank not in reached
         ]
-
-        def post(chunk: int) -> None:
-            for route in new:
-                route.start(chunk)
-
         if new:
-            active += new
-            self._memory.repost(self.agent, slot, post)
+            # Another list: the earlier sends may still wait for the device.
+            self._active[place] = [*self._active[place], *new]
+            self._memory.repost(self.agent, slot, _poster(new))
         return new
 
     def forget(self, rank: int) -> None:
         """Send nothing to ``rank`` any more, and wait for nothing that it should take."""
-        for routes, active in zip(self._routes, self._active):
+        for place, routes in enumerate(self._routes):
             route = routes.pop(rank, None)
             if route is not None:
-                active[:] = [other for other in active if other is not route]
+                self._active[place] = [r for r in self._active[place] if r is not route]
                 self.abandoned.append(route)
 
     def done(self) -> bool:
@@ -109,11 +98,18 @@ class Outbox:
 
     def _reclaim(self, place: int) -> None:
         """Wait until the slot's last message has been taken by all its readers."""
-        active = self._active[place]
-        for route in active:
+        for route in self._active[place]:
             if not route.done():
                 slot = self._slots[place]
                 assert slot is not None
                 self._waits.until(route.done, self.agent, route.agent, slot.round)
-        if active:
-            self._active[place] = []
+
+
+def _poster(routes: Sequence[Route]) -> Callable[[int], None]:
+    """Return what sends a chunk on all of ``routes``."""
+
+    def post(chunk: int) -> None:
+        for route in routes:
+            route.start(chunk)
+
+    return post

@@ -8,6 +8,7 @@ folder or its folder of checkpoints (then the newest of that run is meant), or o
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _show(folder: Path, args: argparse.Namespace) -> int:
         f"number {found['serial']} of its run, saved {found['created']}"
     )
     for part in found["parts"]:
-        agents = f"{part['agents'][0]}-{part['agents'][-1]}"
+        agents = _agents(part["agents"])
         print(f"  {part['file']}  {_size(part['bytes'])}  agents {agents}  crc32 {part['crc32']}")
     for title in ("versions", "identity", "extra"):
         if found[title]:
@@ -111,6 +112,12 @@ def _digest(folder: Path, args: argparse.Namespace) -> int:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
+
+
+def _agents(ids: Sequence[int]) -> str:
+    """Return the agents of a part, as a range where they follow one another."""
+    first, last = ids[0], ids[-1]
+    return f"{first}-{last}" if last - first + 1 == len(ids) else ", ".join(map(str, ids))
 
 
 def _count(number: int, noun: str) -> str:

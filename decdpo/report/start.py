@@ -106,7 +106,7 @@ def _agents(facts: Facts) -> str:
     where = f"{ranks} on {len(hosts)} host{'' if len(hosts) == 1 else 's'} ({names})"
     if "agents" not in facts:
         return where
-    each = -(-facts["agents"] // count)
+    each = facts["most_on_one"]
     most = f", at most {each} on one" if each > 1 and count > 1 else ""
     return f"{facts['agents']} in {where}{most}"
 

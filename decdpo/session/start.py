@@ -1,5 +1,6 @@
 """What is known of a run before its first round: gathered once, printed, and kept in run.json."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def start_facts(
     saves = config.checkpoint.every
     return {
         "agents": world.num_agents,
+        "most_on_one": max(Counter(world.members.home.values()).values()),
         "processes": [place["machine"] for place in of_process],
         "wanted_device": config.device.kind,
         "gpu_of_use": isinstance(config.policy, CausalLM),

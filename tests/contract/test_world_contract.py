@@ -1,6 +1,8 @@
 """What every world must do alike: the same bits, the same errors, whatever carries the messages."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from decdpo.checkpoint.inspect import digests
+from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.mixing import Received
 from decdpo.comm.mpi.launch import launched_by_mpi
@@ -17,7 +21,7 @@ from decdpo.messages import BLOCK, Message
 from decdpo.topology.row import Row
 
 N = 8
-KINDS = {
+KINDS: dict[str, Any] = {
     "local": None,
     "p2p": {"transport": "p2p"},
     "p2p, no thread": {"transport": "p2p", "progress": "none"},
@@ -25,6 +29,8 @@ KINDS = {
     "auto, small chunks": {"transport": "auto", "chunk_bytes": 1},
     "p2p, small chunks": {"transport": "p2p", "chunk_bytes": 1},
     "two ranks a node": {"transport": "auto", "ranks_per_node": 2, "chunk_bytes": 1},
+    "interleaved": {"transport": "p2p", "home": lambda agent, ranks: agent % ranks},
+    "interleaved, window": {"home": lambda agent, ranks: ranks - 1 - agent % ranks},
 }
 Schedule = Callable[[int], np.ndarray]
 
@@ -38,8 +44,13 @@ def world(request: pytest.FixtureRequest) -> Iterator[Any]:
         return
     if launched_by_mpi() is None:
         pytest.skip("not started by mpirun")
+    from decdpo.comm.mpi import boot
     from decdpo.comm.mpi import world as mpi
 
+    options = dict(options)
+    if "home" in options:
+        home, ranks = options.pop("home"), boot.start()
+        options["home"] = {agent: home(agent, ranks) for agent in range(N)}
     made = mpi.connect(N, timeout=20.0, **options)
     yield made
     made.close()
@@ -96,15 +107,17 @@ def initial(agent: int, size: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(size, generator=made, dtype=torch.float64).to(dtype)
 
 
-def mix(world: Any, schedule: Schedule, xs: dict[int, Tensor], rounds: int) -> None:
+def mix(
+    world: Any, schedule: Schedule, xs: dict[int, Tensor], rounds: int, *, whole: bool = False
+) -> None:
     """Run ``rounds`` of x <- W x in place, and close the exchange."""
     size, dtype = next(iter(xs.values())).numel(), next(iter(xs.values())).dtype
-    exchange = world.exchange(size, dtype, digest="test")
+    exchange = world.exchange(size, dtype, digest="test", whole=whole)
     for t in range(3, 3 + rounds):
         w = schedule(t)
         for i in world.local_agents:
             exchange.start(i, t, row_of(w, i), xs[i])
-        exchange.collect(t)
+        world.commit(t, exchange.collect(t))
         for i in world.local_agents:
             exchange.inbox(i, t).displace(xs[i])
     exchange.close()
@@ -130,6 +143,122 @@ def test_the_bits_do_not_depend_on_the_world(world: Any, size: int, dtype: torch
     mix(LocalWorld(N), ring, alone, 3)
     for i in world.local_agents:
         assert torch.equal(xs[i].view(torch.uint8), alone[i].view(torch.uint8))
+
+
+@pytest.mark.parametrize("schedule", [ring, one_peer, matching, lopsided])
+@pytest.mark.parametrize("size", [7, 2 * BLOCK + 1])
+def test_rounds_collected_as_a_whole_have_the_same_bits(
+    world: Any, schedule: Schedule, size: int
+) -> None:
+    xs = {i: initial(i, size, torch.float32) for i in world.local_agents}
+    mix(world, schedule, xs, 4, whole=True)
+    alone = {i: initial(i, size, torch.float32) for i in range(N)}
+    mix(LocalWorld(N), schedule, alone, 4)
+    assert all(torch.equal(x, alone[i]) for i, x in xs.items())
+
+
+def test_a_collected_inbox_waits_for_nothing(world: Any) -> None:
+    exchange = world.exchange(2 * BLOCK, torch.float32, whole=True)
+    for i in world.local_agents:
+        exchange.start(i, 0, row_of(complete(0), i), torch.full((2 * BLOCK,), float(i)))
+    assert exchange.collect(0) and exchange.missing(0) == ()
+    waited = exchange.counters.wait_seconds
+    for i in world.local_agents:
+        # All is here, before anybody has asked for a part.
+        inbox = exchange.inbox(i, 0)
+        assert [m.body[-1].item() for m in inbox.messages] == [j for j in range(N) if j != i]
+        inbox.settle()
+    assert exchange.counters.wait_seconds == waited
+    exchange.close()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("size", [5, BLOCK + 1])
+def test_a_round_that_is_rewired_mixes_by_the_new_rows(
+    world: Any, size: int, whole: bool
+) -> None:
+    """The graph of every other round becomes another one after its messages have left."""
+    exchange = world.exchange(size, torch.float64, whole=whole)
+    xs = {i: initial(i, size, torch.float64) for i in world.local_agents}
+    dense = torch.stack([initial(i, size, torch.float64) for i in range(N)]).numpy()
+    for t in range(6):
+        before, after = ring(t), (complete(t), matching(t), ring(t))[t % 3]
+        sent = exchange.counters.messages_sent
+        for i, x in xs.items():
+            exchange.start(i, t, row_of(before, i), x)
+        exchange.collect(t)
+        exchange.rewire(world.members, {i: row_of(after, i) for i in xs})
+        assert exchange.collect(t)
+        for i, x in xs.items():
+            exchange.inbox(i, t).displace(x)
+        dense = after @ dense
+        rank_of = world.members.rank_of
+        expected = 0
+        for i in xs:
+            targets = {*row_of(before, i).targets, *row_of(after, i).targets}
+            expected += len({rank_of(j) for j in targets} - {rank_of(i)})
+        assert exchange.counters.messages_sent - sent == expected
+    exchange.close()
+    for i, x in xs.items():
+        np.testing.assert_allclose(x.numpy(), dense[i], rtol=0, atol=1e-13)
+
+
+def test_members_know_where_every_agent_is(world: Any) -> None:
+    members = world.members
+    assert (members.epoch, members.agents) == (0, tuple(range(N)))
+    mine = members.rank_of(world.local_agents[0])
+    assert members.agents_of(mine) == world.local_agents == tuple(sorted(world.local_agents))
+    homes = world.collect({i: mine for i in world.local_agents})
+    assert homes == {i: members.rank_of(i) for i in range(N)}
+
+
+def test_a_complete_round_is_committed_without_communication(world: Any) -> None:
+    assert world.commit(3, True) is world.members
+    with pytest.raises(StallError, match="not all messages of round 3"):
+        world.commit(3, False)
+
+
+@dataclass
+class State:
+    x: Tensor
+    rounds: int
+
+
+def states_of(world: Any, made: bool) -> dict[int, State]:
+    """Return states of the local agents, ``made`` or blank."""
+    blank = torch.zeros(70)
+    return {
+        i: State(initial(i, 70, torch.float32), i) if made else State(blank.clone(), -1)
+        for i in world.local_agents
+    }
+
+
+def test_a_checkpoint_of_any_placement_is_read_in_any_other(
+    world: Any, tmp_path: Path, agree: Any
+) -> None:
+    shared = not isinstance(world, LocalWorld)
+    folder = Path(agree.texts(str(tmp_path))[0]) if shared else tmp_path
+
+    def store(world: Any, name: str) -> CheckpointStore:
+        return CheckpointStore(folder / name, world=world, identity={})
+
+    there = store(world, "there")
+    there.save(4, states_of(world, True))
+    there.flush()
+    if world.is_root:
+        alone = store(LocalWorld(N), "alone")
+        alone.save(4, states_of(LocalWorld(N), True))
+        alone.flush()
+        digests_of = [digests(folder / name / "round_000004") for name in ("there", "alone")]
+        assert digests_of[0] == digests_of[1]
+    world.require(None)
+    for reader, name in ((world, "alone"), (LocalWorld(N), "there")):
+        if reader is world or world.is_root:
+            blank = states_of(reader, False)
+            assert store(reader, name).load(blank) == 4
+            for i, state in states_of(reader, True).items():
+                assert torch.equal(blank[i].x, state.x) and blank[i].rounds == i
+    world.require(None)
 
 
 def test_what_was_sent_is_a_snapshot(world: Any) -> None:

@@ -141,6 +141,39 @@ def test_the_bits_are_those_of_the_host_path(
     assert equal(found, trained(world, graph, size))
 
 
+@pytest.mark.parametrize("size", [7, 2 * BLOCK + 1])
+def test_a_rewired_round_is_sent_from_the_device_again(connect: Any, size: int) -> None:
+    world = connect()
+    expected = rewired(LocalWorld(N), size)
+    assert equal(rewired(world, size, device="cpu:0", staging="device"), expected)
+
+
+def rewired(world: Any, size: int, **options: Any) -> dict[int, torch.Tensor]:
+    """Start rounds on a ring and mix over the complete graph."""
+    ring, complete = (make_schedule(g, "auto", N).mixing(0).row for g in ("ring", "complete"))
+    exchange = world.exchange(size, torch.float32, whole=True, **options)
+    stream = getattr(getattr(exchange, "memory", None), "gpu", None)
+    do = stream.tell if isinstance(stream, LateStream) else lambda work: work()
+    xs = {
+        i: torch.randn(size, generator=torch.Generator().manual_seed(i))
+        for i in world.local_agents
+    }
+    for t in range(4):
+        for i, x in xs.items():
+            exchange.start(i, t, ring(i), x)
+        assert exchange.collect(t)
+        exchange.rewire(world.members, {i: complete(i) for i in xs})
+        assert exchange.collect(t)
+        for i, x in xs.items():
+            inbox = exchange.inbox(i, t)
+            inbox.settle()
+            do(partial(Received(inbox.sent, inbox.messages).displace, x))
+    exchange.close()
+    if isinstance(stream, LateStream):
+        stream.mark().synchronize()
+    return xs
+
+
 class Recorded:
     """The ages of a run, by agent and round."""
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from decdpo.comm.links.slots import HEADER
+from decdpo.comm.membership import Membership
 from decdpo.errors import ConfigError, EnvironmentFault, StallError
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
@@ -235,6 +236,48 @@ def test_who_waits_for_a_letter_that_was_not_read_is_named(connect: Any) -> None
             exchange.start(0, 1, row, torch.zeros(10))
     else:
         time.sleep(1.5)
+
+
+@pytest.mark.parametrize("transport", ["p2p", "window"])
+def test_a_round_goes_on_without_a_lost_rank(connect: Any, transport: str, agree: Any) -> None:
+    """The last rank sends nothing: the others learn whom they miss, and mix among themselves."""
+    world = connect(timeout=1.0, transport=transport)
+    ranks = world.members.ranks
+    if len(ranks) == 1:
+        pytest.skip("one rank")
+    exchange = world.exchange(10, torch.float64, whole=True)
+    lost = world.members.agents_of(ranks[-1])
+    alive = tuple(i for i in range(N) if i not in lost)
+    members = Membership(1, alive, {i: world.members.rank_of(i) for i in alive})
+    xs = {i: torch.full((10,), float(i), dtype=torch.float64) for i in world.local_agents}
+    share = 1 / len(alive)
+    with agree:
+        if world.rank == ranks[-1]:
+            time.sleep(2.5)
+        else:
+            for i, x in xs.items():
+                exchange.start(i, 0, ring_row(i), x)
+            began = time.perf_counter()
+            near = {j for i in xs for j in ring_row(i).sources} & set(lost)
+            assert exchange.collect(0) is (not near)
+            assert time.perf_counter() - began < 4
+            assert exchange.missing(0) == tuple(sorted(near))
+            others = {i: tuple(j for j in alive if j != i) for i in xs}
+            rows = {i: Row(share, js, (share,) * len(js), js) for i, js in others.items()}
+            exchange.rewire(members, rows)
+            assert exchange.collect(0) and exchange.missing(0) == ()
+            for i, x in xs.items():
+                exchange.inbox(i, 0).displace(x)
+            # They go on: nothing waits for what the lost one should have taken or sent.
+            for t in range(1, 5):
+                for i, x in xs.items():
+                    exchange.start(i, t, rows[i], x)
+                assert exchange.collect(t)
+                for i, x in xs.items():
+                    exchange.inbox(i, t).displace(x)
+            for x in xs.values():
+                np.testing.assert_allclose(x.numpy(), np.mean(alive), rtol=0, atol=1e-12)
+    world.set_timeout(20.0)
 
 
 def test_who_does_not_join_the_others_is_named() -> None:

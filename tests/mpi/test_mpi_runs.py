@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,27 @@ def config(shell, few):
 
 
 @pytest.fixture
+def interleaved(monkeypatch):
+    """Return a context in which agent k lives on rank k mod R, whatever R is."""
+    from decdpo.comm.mpi import boot
+    from decdpo.comm.mpi import world as mpi
+
+    contiguous = mpi.connect
+
+    def connect(num_agents, **options):
+        ranks = boot.start()
+        return contiguous(num_agents, home={k: k % ranks for k in range(num_agents)}, **options)
+
+    @contextmanager
+    def placed():
+        with monkeypatch.context() as patch:
+            patch.setattr(mpi, "connect", connect)
+            yield
+
+    return placed
+
+
+@pytest.fixture
 def same_bits(shell, config):
     """Train on all ranks and on one; check the bits and the records, return the records."""
 
@@ -129,6 +151,23 @@ def test_an_algorithm_stopped_on_these_ranks_goes_on_elsewhere(shell, config, na
     shell("train", config, "--out", "part", *words, "--set", "run.rounds=7")
     assert shell.digests("part") != shell.digests("whole")
     shell.alone("resume", "part", "--set", "run.rounds=12")
+    assert shell.digests("part") == shell.digests("whole")
+    assert shell.metrics("part") == shell.metrics("whole")
+
+
+@pytest.mark.parametrize(
+    "name", ["dsgd", "fedavg with momentum", "gradient_tracking", "choco", *STALE]
+)
+def test_a_run_goes_on_wherever_its_agents_are(shell, config, interleaved, name):
+    algorithm = ALGORITHMS.get(name)
+    pairs = STALE[name] if algorithm is None else [f"algorithm.kind={name.split()[0]}", *algorithm]
+    words = options(pairs)
+    shell.alone("train", config, "--out", "whole", *words)
+    with interleaved():
+        shell("train", config, "--out", "part", *words, "--set", "run.rounds=5")
+    shell("resume", "part", "--set", "run.rounds=8")
+    with interleaved():
+        shell("resume", "part", "--set", "run.rounds=12")
     assert shell.digests("part") == shell.digests("whole")
     assert shell.metrics("part") == shell.metrics("whole")
 

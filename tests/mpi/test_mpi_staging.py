@@ -96,6 +96,41 @@ def test_staging_gives_the_bits_of_one_process(
     assert all(torch.equal(x, expected[i]) for i, x in found.items())
 
 
+@pytest.mark.parametrize("size", [7, 3 * BLOCK + 1])
+def test_a_rewired_round_is_sent_from_the_device_again(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    from decdpo.comm.mpi import world as mpi
+
+    monkeypatch.setattr(mpi, "Copies", LateCopies)
+    world = mpi.connect(N, timeout=20.0, chunk_bytes=1)
+    found = rewired(world, "cpu:0", size)
+    world.close()
+    expected = rewired(LocalWorld(N), "cpu", size)
+    assert all(torch.equal(x, expected[i]) for i, x in found.items())
+
+
+def rewired(world: Any, device: str, size: int) -> dict[int, torch.Tensor]:
+    """Start rounds on a ring, or among nobody, and mix over the complete graph."""
+    exchange = world.exchange(size, torch.float32, device=device, whole=True)
+    xs = {}
+    for i in world.local_agents:
+        xs[i] = torch.randn(size, generator=torch.Generator().manual_seed(i)).to(device)
+    others = {i: tuple(j for j in range(N) if j != i) for i in xs}
+    rows = {i: Row(1 / N, js, (1 / N,) * (N - 1), js) for i, js in others.items()}
+    for t in range(4):
+        for i, x in xs.items():
+            exchange.start(i, t, ring_row(i) if t % 2 else Row(1.0, (), (), ()), x)
+        assert exchange.collect(t)
+        exchange.rewire(world.members, rows)
+        assert exchange.collect(t)
+        for i, x in xs.items():
+            exchange.inbox(i, t).displace(x)
+            x *= 1.5
+    exchange.close()
+    return xs
+
+
 class Recorded:
     """The ages of a run, by agent and round."""
 

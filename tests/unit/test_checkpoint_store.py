@@ -17,12 +17,14 @@ from torch import Tensor
 from decdpo.checkpoint import store as store_module
 from decdpo.checkpoint import writer as writer_module
 from decdpo.checkpoint.format import MANIFEST, Manifest, committed, round_name
+from decdpo.checkpoint.inspect import digests
 from decdpo.checkpoint.state import Snapshot
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.errors import CheckpointError, ConfigError, EnvironmentFault
 
 IDENTITY = {"layout": "abc", "topology": "ring", "data.0": "d0", "data.1": "d1", "lr": "0.1"}
 ONE, TWO, THREE = [range(6)], [range(2), range(2, 6)], [range(1), range(1, 5), range(5, 6)]
+MIXED = [[1, 3, 5], [0, 2], [4]]
 SIX = [range(a, a + 1) for a in range(6)]
 
 
@@ -175,15 +177,17 @@ def test_states_too_large_to_be_copied_are_on_disk_before_anybody_goes_on(tmp_pa
 
 
 @pytest.mark.parametrize("background", [True, False])
-@pytest.mark.parametrize("writers", [ONE, TWO, THREE])
-@pytest.mark.parametrize("readers", [ONE, TWO, SIX])
+@pytest.mark.parametrize("writers", [ONE, TWO, THREE, MIXED])
+@pytest.mark.parametrize("readers", [ONE, TWO, SIX, MIXED])
 def test_any_number_of_processes_writes_and_reads(tmp_path, writers, readers, background):
     save(tmp_path, writers, [5, 10], background=background)
     assert load(tmp_path, readers) == (10, [])
     parts = [f"part_{index:04d}.h5" for index in range(len(writers))]
     assert names(tmp_path / "round_000010") == [MANIFEST, *parts]
     manifest = Manifest.read(tmp_path / "round_000010")
-    assert [part.agents for part in manifest.parts] == [tuple(agents) for agents in writers]
+    in_order = sorted(tuple(agents) for agents in writers)
+    assert [part.agents for part in manifest.parts] == in_order
+    assert [agent for agent, _ in digests(tmp_path / "round_000010")] == list(range(6))
     assert manifest.identity == IDENTITY and manifest.serial == 2
 
 

@@ -16,7 +16,6 @@ from decdpo.comm.links.message import MessageRoute
 from decdpo.comm.links.slots import HEADER, Format, Slot, aligned
 from decdpo.comm.links.window import PAGE, Segment
 from decdpo.comm.local import LocalWorld
-from decdpo.comm.membership import Membership
 from decdpo.comm.mpi.launch import (
     copies_started,
     how_to_say_alone,
@@ -27,20 +26,6 @@ from decdpo.comm.progress import Progress
 from decdpo.comm.waiting import Deadline
 from decdpo.errors import DataError, EnvironmentFault, NumericalError, StallError
 from decdpo.messages import BLOCK
-
-
-@pytest.mark.parametrize(("agents", "ranks"), [(1, 1), (8, 3), (8, 8), (10, 4), (1000, 7)])
-def test_agents_lie_in_the_blocks_of_array_split(agents: int, ranks: int) -> None:
-    members = Membership.blocks(agents, ranks)
-    for rank, block in enumerate(np.array_split(np.arange(agents), ranks)):
-        assert members.agents_of(rank) == tuple(block)
-        assert {members.rank_of(int(agent)) for agent in block} == {rank}
-
-
-@pytest.mark.parametrize(("agents", "ranks"), [(0, 1), (3, 4)])
-def test_a_rank_without_agents_is_refused(agents: int, ranks: int) -> None:
-    with pytest.raises(EnvironmentFault, match=f"{agents} agents"):
-        Membership.blocks(agents, ranks)
 
 
 def test_a_request_to_stop_may_interrupt_another_one_anywhere() -> None:

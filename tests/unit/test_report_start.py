@@ -24,7 +24,8 @@ def process(host="a", **changes):
 
 def facts(processes, **changes):
     found = {
-        "agents": 8, "processes": processes, "wanted_device": "auto", "gpu_of_use": True,
+        "agents": 8, "most_on_one": 2, "processes": processes, "wanted_device": "auto",
+        "gpu_of_use": True,
         "policy": "causal_lm m", "precision": "float32", "parameters": 1234567,
         "pairs": {"training": 4000, "heldout": 400, "fewest": 400, "most": 600, "equal": 0},
         "method": "dsgd, E = 1", "graph": "ring", "rho": 0.75, "transport": ["within one process"],

@@ -190,6 +190,8 @@ class MpiWorld:
         if window is not None:
             links = WindowLinks(window, format, self._node.ranks, far)
         waits = Waits(deadline or self._deadline, self._name_agent)
+        if not on_host:
+            waits.meanwhile.append(memory.pump)
         edges, last = Edges(links, self.members), len(format.parts) - 1
         rule: Rule
         if max_age:
