@@ -28,6 +28,32 @@ TEMPLATES = {"chatml": CHATML, "refusing": REFUSING, "rewriting": REWRITING, "br
 TOKENS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
 
+def real_or_random(folder: Path, texts: list[str]) -> Path:
+    """Return the folder of the real model if it is there, else of a random one of two layers.
+
+    texts : the random one spells them in few tokens, as the real one does.
+    """
+    if STORIES.is_dir():
+        return STORIES
+    return write_model(folder, layers=2, context=512, merges=learned_merges(texts))
+
+
+def learned_merges(texts: list[str]) -> tuple[tuple[str, str], ...]:
+    """Return the merges of a byte-pair encoding of ``texts``."""
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra lm)")
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, initial_alphabet=alphabet, min_frequency=1, show_progress=False
+    )
+    inner.train_from_iterator(texts, trainer)
+    merges = json.loads(inner.to_str())["model"]["merges"]
+    return tuple((left, right) for left, right in merges)
+
+
 def write_model(
     folder: Path,
     template: str | None = None,

@@ -1,12 +1,15 @@
 """Causal language models against double precision, autograd and themselves."""
 
 import json
+import tempfile
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_models import STORIES, real_or_random
 from torch import nn
 
 from decdpo.data.shard import Pair, PreferenceShard
@@ -20,11 +23,10 @@ from decdpo.policies.lm.plain import PlainLM, Scored, answer_logps
 from decdpo.policies.objective import Objective, check_start
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT.parent / "shared" / "models" / "stories260K-hf"
 GOLDEN = ROOT / "tests" / "golden" / "stories260K.json"
 
 pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
-pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason=f"no test model {MODEL}")
+real = pytest.mark.skipif(not STORIES.is_dir(), reason=f"no test model {STORIES}")
 
 PAIRS = [
     Pair("Once upon a time", " there was a little girl named Lily.", " the tax was due."),
@@ -35,6 +37,8 @@ PAIRS = [
     Pair("Mom said, \"Let's go to the park!\" They", " were happy.", " cried all the day long."),
 ]
 ROWS = np.arange(len(PAIRS))
+MADE = tempfile.TemporaryDirectory()
+MODEL = real_or_random(Path(MADE.name), [text for pair in PAIRS for text in astuple(pair)])
 
 
 def shard(pairs=PAIRS, **more):
@@ -190,6 +194,7 @@ def test_padding_has_no_influence_but_rounding(policy):
     assert padded.numpy() == pytest.approx(one_by_one.numpy(), rel=1e-5)
 
 
+@real
 def test_masks_come_from_lengths_and_not_from_ids(policy):
     module = policy.bind(start(policy))
     eos = policy.tokenizer.eos_token_id
@@ -211,6 +216,7 @@ def test_a_model_that_cannot_limit_its_logits_gives_the_same(policy, monkeypatch
     assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-5)
 
 
+@real
 def test_large_batches_are_evaluated_in_parts(policy):
     small = CausalLM(MODEL, max_length=64, tokens_at_once=100)
     assert 1 < len(small.parts(small.encode(shard()), ROWS[:5])) < 5
@@ -275,12 +281,14 @@ def test_a_pass_finds_its_parameters_again_after_another_agents(policy):
     assert torch.equal(late, first.grad) and not second.grad.any()
 
 
+@real
 def test_losses_of_a_short_training_are_the_committed_ones(policy):
     losses, _ = train([policy, policy], policy.encode(shard()))
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-4)
     assert losses[0] == pytest.approx(np.log(2), rel=1e-7)
 
 
+@real
 def test_tied_weights_are_one_copy(policy):
     assert policy.layout.size == 260_032
     assert "lm_head.weight" not in policy.layout.names
@@ -402,6 +410,7 @@ def test_dropout_is_off_but_stays_in_an_exported_configuration(tmp_path):
     assert AutoConfig.from_pretrained(out).attn_pdrop == 0.5
 
 
+@real
 def test_a_chat_template_of_the_folder_is_used(policy, tmp_path):
     template = "{% for m in messages %}{{ m.role }}> {{ m.content }}</s>{% endfor %}"
     template += "{% if add_generation_prompt %}assistant> {% endif %}"
@@ -465,6 +474,7 @@ def test_folders_that_hold_no_model_are_refused(tmp_path):
         CausalLM(tmp_path)
 
 
+@real
 def test_a_folder_that_lacks_weights_is_refused(tmp_path, policy):
     from safetensors.torch import load_file, save_file
 
