@@ -1,9 +1,18 @@
 """From a configuration to objects: the only place where names become classes.
 
-``learning`` makes what one agent does: its loss, its optimizer, its algorithm. ``run`` makes the
-agents with their shards and models, whom they meet and how, and the ``Run`` that the loop takes.
+``learning`` makes what one agent does: its loss, its optimizer, its algorithm. ``meeting`` makes
+whom the agents meet, and how messages travel. ``agents`` makes the agents of this process with
+their shards and models, and ``run`` the ``Run`` that the loop takes.
 """
 
+from decdpo.build.agents import (
+    Ensemble,
+    make_agents,
+    make_ensemble,
+    make_policy,
+    num_agents,
+    open_index,
+)
 from decdpo.build.learning import (
     make_algorithm,
     make_codec,
@@ -11,27 +20,18 @@ from decdpo.build.learning import (
     make_loss,
     make_optimizer,
 )
-from decdpo.build.run import (
-    AGES,
-    local_steps,
-    make_agents,
-    make_delays,
-    make_exchange,
-    make_heldout,
-    make_policy,
-    make_run,
-    make_topology,
-    num_agents,
-    open_index,
-)
+from decdpo.build.meeting import AGES, make_delays, make_exchange, make_topology
+from decdpo.build.run import local_steps, make_heldout, make_run
 
 __all__ = [
     "AGES",
+    "Ensemble",
     "local_steps",
     "make_agents",
     "make_algorithm",
     "make_codec",
     "make_delays",
+    "make_ensemble",
     "make_exchange",
     "make_heldout",
     "make_learning_rate",

@@ -1,6 +1,8 @@
 """What every policy offers the objective."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,4 +89,8 @@ class Policy(Protocol):
 
         Rows are shard rows: training pairs are [0, num_train), held-out ones the rest.
         """
+        ...
+
+    def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
+        """Write the model with parameters ``x`` (P,) to ``out``, and return where it is."""
         ...

@@ -6,16 +6,19 @@ job         the processes of one launch, which start together and end together: 
             errors, the exit status, the worlds. It knows nothing of runs.
 folder      the run folder as a place: who may use it, its lock, its run.json. ``room`` says what
             may lie in it before a run begins.
-experiment  the configuration with its objects on this process: shards, world, schedule, agents,
+experiment  the configuration with its objects on this process: shards, world, ensemble of agents,
             exchange, checkpoints. It is prepared in the same way to be trained and to be measured.
+            ``identity`` says what its checkpoints are compared by.
 training    the loop around an experiment: the first checkpoint, the start's record, the run's page.
+measured    the models of an experiment that is not trained, one after another.
 start       what is known of a run before its first round. ``resuming`` says what a continued run
             does otherwise than before.
 endings     what stops a run, what is finished first, and what is said of it.
 
 The order of calls of a run: ``job.launch`` starts the processes; the command reads the
 configuration; ``folder.new_folder`` and ``folder.locked`` take the folder; ``experiment.prepare``
-makes the objects; a resumed run loads its checkpoint and restores its records;
-``training.execute`` trains; ``endings.finish`` says how it ended. The classes of algorithms, losses
-and policies are chosen in ``decdpo.build`` alone, and the loop is ``decdpo.train``.
+makes the objects, each kind once: index, world, device, ensemble, identity, exchange, checkpoints;
+a resumed run loads its checkpoint and restores its records; ``training.execute`` trains;
+``endings.finish`` says how it ended. The classes of algorithms, losses and policies are chosen in
+``decdpo.build`` alone, and the loop is ``decdpo.train``.
 """

@@ -85,11 +85,8 @@ def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
     run = build.make_run(
         config,
         world,
-        experiment.schedule,
+        experiment.ensemble,
         experiment.exchange,
-        experiment.objective,
-        experiment.algorithm,
-        experiment.agents,
         store,
         out,
         next_round,

@@ -268,17 +268,10 @@ class Training(Work):
         count = build.num_agents(config, index)
         world = job.world(count, config.comm)
         device = job.device(config.device, config.policy.kind == "causal_lm")
-        schedule = build.make_topology(config, [e.num_train for e in index.agents[:count]])
-        objective, algorithm, agents = build.make_agents(
-            config, world, index, device, memory.encode
-        )
-        exchange = build.make_exchange(
-            config, world, algorithm, objective.policy.layout, device
-        )
-        run = build.make_run(
-            config, world, schedule, exchange, objective, algorithm, agents, NoCheckpoints(),
-            folder, 0,
-        )  # fmt: skip
+        ensemble = build.make_ensemble(config, world, index, device, memory.encode)
+        layout = ensemble.objective.policy.layout
+        exchange = build.make_exchange(config, world, ensemble.algorithm, layout, device)
+        run = build.make_run(config, world, ensemble, exchange, NoCheckpoints(), folder, 0)
         assert isinstance(run.monitor, Metrics)
         run.monitor.progress = Progress(0, config.run.rounds, enabled=False)
         return run

@@ -117,14 +117,14 @@ def test_a_run_does_not_go_on_with_another_configuration(runs, make_model):
 
 
 def test_a_run_that_did_not_save_its_tokenizer_goes_on(runs, make_model, monkeypatch):
-    from decdpo.session import experiment
+    from decdpo.session import identity as module
 
     runs.shard(chats())
-    now, later = experiment.identity, ("policy.eos", "policy.line_break")
+    now, later = module.identity, ("policy.eos", "policy.line_break")
     with monkeypatch.context() as patch:
         patch.setattr(CausalLM, "identity", {})
         patch.setattr(
-            experiment,
+            module,
             "identity",
             lambda config: {k: v for k, v in now(config).items() if k not in later},
         )

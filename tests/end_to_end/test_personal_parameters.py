@@ -62,7 +62,7 @@ class Personal(LogLinear):
 @pytest.fixture
 def personal(monkeypatch, shell, config):
     """Let every run of this test train the policy above; return what messages were made of."""
-    monkeypatch.setattr("decdpo.build.run.make_policy", lambda *_: Personal(FEATURES))
+    monkeypatch.setattr("decdpo.build.agents.make_policy", lambda *_: Personal(FEATURES))
     sizes = []
     whole = LocalExchange.start
 

@@ -1,0 +1,206 @@
+"""From a configuration to the agents of this process, with their shards, models and states."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decdpo.algorithms.base import Algorithm
+from decdpo.algorithms.recall import Recalling
+from decdpo.algorithms.running import Running
+from decdpo.build.learning import make_algorithm, make_loss, make_optimizer
+from decdpo.build.meeting import make_topology, scheduled_age
+from decdpo.comm.world import World
+from decdpo.config import Config, schema
+from decdpo.data.index import ShardIndex
+from decdpo.data.sampling import EpochSampler
+from decdpo.data.shard import PreferenceShard
+from decdpo.data.trajectories import FEATURES_FILE, load_features
+from decdpo.errors import ConfigError
+from decdpo.losses.names import LOSSES
+from decdpo.params.flat import FlatParams
+from decdpo.policies.base import Policy
+from decdpo.policies.lm.pace import Pace
+from decdpo.policies.lm.speller import TextRules
+from decdpo.policies.loglinear import LogLinear
+from decdpo.policies.objective import Objective, check_start
+from decdpo.policies.tabular import Tabular
+from decdpo.policies.trajectory import Trajectory
+from decdpo.run import Agent, MeasuredState, Schedule
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The agents of this process, and what they have in common.
+
+    schedule : whom each one meets, of all agents. objective : what they minimize. algorithm : how
+    they step and mix. agents : the local ones, ascending.
+    """
+
+    schedule: Schedule
+    objective: Objective
+    algorithm: Algorithm[Any]
+    agents: list[Agent]
+
+
+def open_index(config: Config) -> ShardIndex:
+    """Read the table of contents of ``data.shards``, which has shards for all agents.
+
+    Raises ``ConfigError`` if it has not, ``DataError`` if it cannot be read.
+    """
+    if not config.data.shards:
+        raise ConfigError(
+            "data.shards is empty", "name the folder that `decdpo shard` made, under [data]"
+        )
+    index = ShardIndex.load(config.data.shards)
+    num_agents(config, index)
+    return index
+
+
+def num_agents(config: Config, index: ShardIndex) -> int:
+    """Return the number of agents, checked against the number of shards."""
+    count = config.agents.count or index.num_agents
+    if count > index.num_agents:
+        raise ConfigError(
+            f"agents.count = {count}, but {index.folder} holds {index.num_agents} shards",
+            f"set agents.count = {index.num_agents}, or make more shards",
+        )
+    return count
+
+
+def make_policy(
+    config: Config, shard: PreferenceShard | None, device: str, pace: Pace | None = None
+) -> Policy:
+    """Return the policy of the section ``[policy]``; ``shard`` tells the number of columns.
+
+    pace : what is told how far a long preparation is.
+    """
+    section = config.policy
+    if isinstance(section, schema.CausalLM):
+        from decdpo.policies.causal_lm import CausalLM
+
+        if not section.model:
+            raise ConfigError("policy.model is empty", "name the Hugging Face folder of the model")
+        return CausalLM(
+            section.model,
+            dtype=section.dtype,
+            device=device,
+            max_length=section.max_length,
+            gradient_checkpointing=section.activation_checkpointing,
+            cache_reference=section.cache_reference,
+            tokens_at_once=section.tokens_at_once,
+            allow_hub=section.allow_hub,
+            rules=TextRules(section.chat_template, section.eos, section.line_break),
+            pace=pace,
+        )
+    if isinstance(section, schema.Trajectory):
+        path = section.feature_map or Path(config.data.shards) / FEATURES_FILE
+        return Trajectory(load_features(Path(path)), section.dtype)
+    if isinstance(section, schema.Tabular):
+        return Tabular(
+            section.states, section.actions, section.hidden, section.dtype, config.run.seed
+        )
+    dimension = section.dimension
+    if section.features == "columns" and shard is not None and shard.features is not None:
+        dimension = shard.features[0].shape[1]
+    return LogLinear(dimension, features=section.features, dtype=section.dtype)
+
+
+def encode(policy: Policy, shard: PreferenceShard) -> Any:
+    """Return ``shard`` as ``policy`` reads it."""
+    return policy.encode(shard)
+
+
+def make_ensemble(
+    config: Config,
+    world: World,
+    index: ShardIndex,
+    device: str,
+    encode: Callable[[Policy, PreferenceShard], Any] = encode,
+    say: Callable[[str], None] | None = None,
+    training: bool = True,
+) -> Ensemble:
+    """Make the schedule of all agents, and the local agents; see ``make_agents``."""
+    pairs = [entry.num_train for entry in index.agents[: world.num_agents]]
+    schedule = make_topology(config, pairs)
+    return Ensemble(schedule, *make_agents(config, world, index, device, encode, say, training))
+
+
+def make_agents(
+    config: Config,
+    world: World,
+    index: ShardIndex,
+    device: str,
+    encode: Callable[[Policy, PreferenceShard], Any] = encode,
+    say: Callable[[str], None] | None = None,
+    training: bool = True,
+) -> tuple[Objective, Algorithm[Any], list[Agent]]:
+    """Load the local agents' shards and make their models and states.
+
+    encode : what encodes a shard; runs that share their data may remember it. say : prints a line
+    every ten seconds while the model is loaded and shards are encoded. training : whether agents
+    are trained; otherwise all share one vector, to hold the model of one after another.
+
+    Opens no other agent's shard. Raises a ``DecdpoError`` naming what does not fit.
+    """
+    shards = {i: index.open(i) for i in world.local_agents}
+    _check_columns(config, shards)
+    with Pace(say, sum(shard.num_pairs for shard in shards.values())) as pace:
+        policy = make_policy(config, next(iter(shards.values())), device, pace)
+        encoded = {}
+        for i, shard in shards.items():
+            pace.begin("encoding shards")
+            encoded[i] = encode(policy, shard)
+            # A policy may have told of its own, finer works meanwhile.
+            pace.step(shard.num_pairs, "encoding shards")
+    objective = Objective(policy, make_loss(config.loss))
+    optimizer = make_optimizer(config.optim)
+    algorithm = make_algorithm(config.algorithm, optimizer, policy.layout, config.run.seed)
+    if LOSSES[config.loss.kind].has_state:
+        algorithm = Running(algorithm)
+    age = scheduled_age(config.staleness)
+    if age:
+        algorithm = Recalling(algorithm, policy.layout.num_shared, age)
+    places = list(encoded)
+    models: list[tuple[FlatParams, Any]]
+    if training:
+        models = _trained(policy, algorithm, len(places))
+    else:
+        models = [_measured(policy, LOSSES[config.loss.kind].has_state)] * len(places)
+    agents = []
+    for i, (params, state) in zip(places, models, strict=True):
+        sampler = EpochSampler(config.run.seed, i, encoded[i].num_train)
+        agents.append(Agent(i, params, state, encoded[i], sampler, objective.no_stats()))
+    check_start(policy, agents[0].data, start=agents[0].params)
+    return objective, algorithm, agents
+
+
+def _trained(policy: Policy, algorithm: Algorithm[Any], count: int) -> list[tuple[FlatParams, Any]]:
+    """Return parameters and states of ``count`` agents at the start, with one gradient buffer."""
+    start = policy.initial()
+    grad = torch.zeros_like(start)
+    # The last one takes the vector itself, which so is not there once more than needed.
+    states = [algorithm.init(start.clone()) for _ in range(count - 1)]
+    states.append(algorithm.init(start))
+    return [(FlatParams(policy.layout, state.x, grad), state) for state in states]
+
+
+def _measured(policy: Policy, has_running: bool) -> tuple[FlatParams, MeasuredState]:
+    """Return the one vector in which the models of all agents are measured in turn."""
+    start = policy.initial()
+    running = torch.zeros(1, dtype=torch.float64) if has_running else None
+    return FlatParams(policy.layout, start), MeasuredState(start, running)
+
+
+def _check_columns(config: Config, shards: Mapping[int, PreferenceShard]) -> None:
+    """Raise ``ConfigError`` if the loss needs a column that a shard lacks."""
+    if LOSSES[config.loss.kind].needs_score:
+        for agent, shard in shards.items():
+            if shard.score_gap is None:
+                raise ConfigError(
+                    f"loss.kind = {config.loss.kind!r} needs a score of each answer, which the "
+                    f"shard of agent {agent} does not have",
+                    "shard a source with scores, or choose another loss",
+                )

@@ -1,0 +1,105 @@
+"""What makes a run the one it is: what its checkpoints are compared by before they are loaded."""
+
+import json
+from dataclasses import asdict, fields
+from hashlib import sha256
+from pathlib import Path
+
+from decdpo import build
+from decdpo.comm.delays import record_digest
+from decdpo.comm.world import World
+from decdpo.config import Config
+from decdpo.config.schema import Replay
+from decdpo.data.index import ShardIndex
+from decdpo.session.job import Job
+
+FREE_KEYS = {
+    "run.rounds",
+    "run.diverged_above",
+    "data.shards",
+    "policy.model",
+    "policy.chat_template",
+    "policy.feature_map",
+    "policy.activation_checkpointing",
+    "policy.cache_reference",
+    "policy.allow_hub",
+    "topology.file",
+    "staleness.run",
+}
+"""Keys that a resumed run may change freely; what they point to is compared by digest."""
+
+POLICY = "policy_digest"
+"""The key of ``Policy.digest`` in a run's identity."""
+
+LEARNT = ("agents", "model", POLICY, "model_config", "tokenizer", "data")
+"""What a checkpoint is read with, however it was trained and is measured."""
+
+FREE_SECTIONS = {"agents", "checkpoint", "log", "device", "comm"}
+
+
+def identify(
+    job: Job,
+    world: World,
+    config: Config,
+    index: ShardIndex,
+    ensemble: build.Ensemble,
+    *,
+    training: bool,
+) -> dict[str, str]:
+    """Return what the run is of, by name; it is the same on every process. Collective.
+
+    ensemble : before anything is loaded: its agents are where every agent begins. training :
+    otherwise what only training reads is left out.
+
+    Raises ``ConfigError`` on every process if they are not of the same run.
+    """
+    policy, first = ensemble.objective.policy, ensemble.agents[0]
+    entries = index.agents[: world.num_agents]
+    start = sha256(first.params.data.float().cpu().numpy().data).hexdigest()
+    names = {
+        "agents": str(world.num_agents),
+        "model": f"{policy.layout.digest[:16]} at {start[:16]}",
+        POLICY: policy.digest[:16],
+        "data": sha256("".join(entry.digest for entry in entries).encode()).hexdigest()[:16],
+        "topology": ensemble.schedule.digest[:16],
+        **policy.identity,
+        **identity(config),
+    }
+    late = config.staleness
+    if training and isinstance(late, Replay) and late.run:
+        folder = Path(late.run) / build.AGES
+        names["staleness.run"] = job.together(lambda: record_digest(folder, len(entries)))[:16]
+    world.require_same("the model, data and topology", json.dumps(names))
+    return names
+
+
+def learnt(names: dict[str, str]) -> dict[str, str]:
+    """Return the part of the identity that a model is measured with, however it was trained."""
+    return {key: names[key] for key in LEARNT if key in names}
+
+
+def identity(config: Config) -> dict[str, str]:
+    """Return the configuration keys that a resumed run must not change unasked."""
+    names = {}
+    for section in fields(config):
+        value = getattr(config, section.name)
+        if value is None or section.name in FREE_SECTIONS:
+            continue
+        for key, item in asdict(value).items():
+            name = f"{section.name}.{key}"
+            if name not in FREE_KEYS or (
+                name == "run.rounds" and config.optim.schedule == "cosine"
+            ):
+                names[name] = str(item)
+    return names
+
+
+def at_default(config: Config) -> list[str]:
+    """Return the names of ``identity`` whose value is the default, which earlier versions had."""
+    names = []
+    for section in fields(config):
+        value = getattr(config, section.name)
+        for field in () if value is None else fields(value):
+            if getattr(value, field.name) == field.default and field.name != "kind":
+                names.append(f"{section.name}.{field.name}")
+    return names
