@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from decdpo.commands.resume import other_runs
 from decdpo.errors import CheckpointError, ConfigError
+from decdpo.session.record import other_runs, run_id
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what ``args.action`` says; 0 if all is well, 3 if the checkpoint is damaged."""
     from decdpo.checkpoint.inspect import foreign, locate
-    from decdpo.session.folder import run_id
 
     if args.state and args.action != "digest":
         raise ConfigError(

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from decdpo.commands.resume import read_run
 from decdpo.config import Config, parse_override
 from decdpo.errors import ConfigError
+from decdpo.session.record import read_run
 
 TRAINING = ("optim", "algorithm", "staleness", "run", "log", "checkpoint")
 """Sections that say how a run trains; what has been trained does not depend on them any more."""

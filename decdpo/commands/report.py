@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decdpo.commands.resume import read_config
 from decdpo.errors import ConfigError, DataError, DecdpoError
 from decdpo.files import os_fault
+from decdpo.session.record import read_config
 
 if TYPE_CHECKING:
     from decdpo.report.compare import RunFacts

@@ -5,14 +5,12 @@ such as optim.lr, is named with --allow. More rounds are asked for with --set ru
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from decdpo.commands.train import add_launch_arguments
-from decdpo.config import Config, load
-from decdpo.config.options import listing, nearest
-from decdpo.config.places import find_paths
-from decdpo.errors import CheckpointError, ConfigError
+from decdpo.config import Config
+from decdpo.errors import ConfigError
+from decdpo.session.record import read_config, read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,50 +73,3 @@ def require_left(folder: Path, config: Config, done: int) -> None:
             f"set run.rounds to {done} or more; an earlier model is measured by `decdpo evaluate "
             "--round`, if its checkpoint was kept",
         )
-
-
-def read_config(folder: Path, overrides: list[str], *, reading: bool = False) -> Config:
-    """Return the configuration of a run folder with ``overrides`` applied.
-
-    reading : for a run that is not trained any more, see ``config.load``.
-
-    Raises ``CheckpointError`` if it is not a run folder.
-    """
-    path = folder / "config.toml"
-    if not path.is_file():
-        what = f"there is no {folder.absolute()}"
-        if folder.is_dir():
-            what = "it has no config.toml (killed before its first checkpoint?)"
-        raise CheckpointError(f"{folder} is not a run folder: {what}", other_runs(folder))
-    return load(path, overrides, reading=reading)
-
-
-def other_runs(folder: Path) -> str:
-    """Return which runs there are where ``folder`` is not one."""
-    inside, names = folder, _runs_in(folder)
-    if not names:
-        inside, names = folder.absolute().parent, _runs_in(folder.absolute().parent)
-    close = "" if folder.is_dir() else nearest(folder.name, names)
-    made = f"give a folder that `decdpo train --out` made{close}"
-    return f"{made}: {listing(inside, names, 'run')}"
-
-
-def _runs_in(folder: Path) -> list[str]:
-    try:
-        return [path.parent.name for path in folder.glob("*/config.toml")]
-    except OSError:
-        return []
-
-
-def read_run(
-    folder: Path, overrides: list[str], say: Callable[[str], None], *, training: bool = False
-) -> Config:
-    """Return the configuration of a run folder, its paths found wherever decdpo is run.
-
-    say : is told of paths that are not where the configuration says. training : whether what only
-    training needs is sought, too.
-
-    Raises ``CheckpointError`` if it is not a run folder, ``ConfigError`` if a path leads nowhere.
-    """
-    config = read_config(folder, overrides, reading=not training)
-    return find_paths(config, folder / "config.toml", say, training=training)

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decdpo.commands.resume import read_run
 from decdpo.config import Config, load
 from decdpo.config.algorithms import FedAvg
 from decdpo.config.places import find_paths
 from decdpo.config.schema import Sgd
 from decdpo.errors import ConfigError
+from decdpo.session.record import read_run
 
 if TYPE_CHECKING:
     from decdpo.session.experiment import Experiment

@@ -4,8 +4,9 @@ What each module owns:
 
 job         the processes of one launch, which start together and end together: the agreement on
             errors, the exit status, the worlds. It knows nothing of runs.
-folder      the run folder as a place: who may use it, its lock, its run.json. ``room`` says what
-            may lie in it before a run begins.
+folder      the run folder as a place: it is made, and locked for one job at a time. ``room`` says
+            what may lie in it before a run begins, ``record`` what it says of its run afterwards:
+            its configuration, and run.json with every start.
 experiment  the configuration with its objects on this process: shards, world, ensemble of agents,
             exchange, checkpoints. It is prepared in the same way to be trained and to be measured.
             ``identity`` says what its checkpoints are compared by.

@@ -21,9 +21,9 @@ from decdpo.policies.base import Policy
 from decdpo.policies.encoded import Tally, summed
 from decdpo.policies.objective import Objective
 from decdpo.run import Agent, Schedule
-from decdpo.session.folder import run_id, versions
 from decdpo.session.identity import POLICY, at_default, identify, learnt
 from decdpo.session.job import Job
+from decdpo.session.record import run_id, versions
 from decdpo.session.resuming import why_rounds_matter
 from decdpo.trace import ChromeTrace
 

@@ -23,8 +23,8 @@ from decdpo.report.summary import summarize
 from decdpo.run import Agent
 from decdpo.session.endings import watching
 from decdpo.session.experiment import Experiment
-from decdpo.session.folder import record_start, versions
 from decdpo.session.job import Job
+from decdpo.session.record import record_start, versions
 from decdpo.session.start import start_facts
 from decdpo.train import Ending, train
 

@@ -12,7 +12,7 @@ import pytest
 
 from decdpo.errors import DataError, EnvironmentFault
 from decdpo.files import Lock, naming
-from decdpo.session import folder
+from decdpo.session import folder, record
 
 
 def job(said: list[str]) -> Any:
@@ -42,7 +42,7 @@ def read(out: Path) -> dict[str, Any]:
 
 def test_every_start_is_kept_the_newest_last(tmp_path: Path) -> None:
     for number in range(3):
-        folder.record_start(tmp_path, facts(number))
+        record.record_start(tmp_path, facts(number))
     found = read(tmp_path)
     assert found["first_round"] == 2 and found["agents"]["1"] == {"host": "node2", "device": "cpu"}
     assert [start["first_round"] for start in found["starts"]] == [0, 1, 2]
@@ -53,7 +53,7 @@ def test_every_start_is_kept_the_newest_last(tmp_path: Path) -> None:
 
 def test_the_one_start_that_an_older_version_noted_is_kept(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(facts(0)))
-    folder.record_start(tmp_path, facts(7))
+    record.record_start(tmp_path, facts(7))
     assert [start["first_round"] for start in read(tmp_path)["starts"]] == [0, 7]
 
 
@@ -63,7 +63,7 @@ DAMAGED = ["", "[1]", '{"starts": 3}', '{"starts": [3]}', '{"agents": 1}', '{"id
 @pytest.mark.parametrize("text", [*DAMAGED, '{"agents": {"0": {"host": 3}}}', "[" * 100_000])
 def test_a_damaged_record_is_named_and_left_as_it_is(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    for read_it in (folder.run_id, lambda out: folder.record_start(out, facts(1))):
+    for read_it in (record.run_id, lambda out: record.record_start(out, facts(1))):
         with pytest.raises(DataError, match="run.json is not the record of a run") as caught:
             read_it(tmp_path)
         assert caught.value.remedy
@@ -71,9 +71,9 @@ def test_a_damaged_record_is_named_and_left_as_it_is(tmp_path: Path, text: str) 
 
 
 def test_a_run_without_a_record_has_no_id(tmp_path: Path) -> None:
-    assert folder.run_id(tmp_path) == "" == folder.run_id(tmp_path / "nowhere")
+    assert record.run_id(tmp_path) == "" == record.run_id(tmp_path / "nowhere")
     (tmp_path / "run.json").write_text("{}")
-    folder.record_start(tmp_path, facts(1))
+    record.record_start(tmp_path, facts(1))
     assert [start["first_round"] for start in read(tmp_path)["starts"]] == [1]
 
 

@@ -28,7 +28,7 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.data.storage import COLUMNS, ShardHeader, checksum, content_digest
 from decdpo.errors import ConfigError, DataError, DecdpoError
 from decdpo.files import open_regular, parse_json, read_bytes
-from decdpo.session.folder import run_id
+from decdpo.session.record import run_id
 from decdpo.studies.cells import GRADIENTS, Gradients, Value, read_result
 from decdpo.studies.custom import load
 from decdpo.theory.constants import Constants

@@ -1,0 +1,144 @@
+"""What a run folder says of its run: its configuration, and run.json with every start."""
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from decdpo import __version__
+from decdpo.config import Config, load
+from decdpo.config.options import listing, nearest
+from decdpo.config.places import find_paths
+from decdpo.errors import CheckpointError, DataError
+from decdpo.files import checked, read_checked, reason, replacing
+
+
+def read_config(folder: Path, overrides: list[str], *, reading: bool = False) -> Config:
+    """Return the configuration of a run folder with ``overrides`` applied.
+
+    reading : for a run that is not trained any more, see ``config.load``.
+
+    Raises ``CheckpointError`` if it is not a run folder.
+    """
+    path = folder / "config.toml"
+    if not path.is_file():
+        what = f"there is no {folder.absolute()}"
+        if folder.is_dir():
+            what = "it has no config.toml (killed before its first checkpoint?)"
+        raise CheckpointError(f"{folder} is not a run folder: {what}", other_runs(folder))
+    return load(path, overrides, reading=reading)
+
+
+def other_runs(folder: Path) -> str:
+    """Return which runs there are where ``folder`` is not one."""
+    inside, names = folder, _runs_in(folder)
+    if not names:
+        inside, names = folder.absolute().parent, _runs_in(folder.absolute().parent)
+    close = "" if folder.is_dir() else nearest(folder.name, names)
+    made = f"give a folder that `decdpo train --out` made{close}"
+    return f"{made}: {listing(inside, names, 'run')}"
+
+
+def _runs_in(folder: Path) -> list[str]:
+    try:
+        return [path.parent.name for path in folder.glob("*/config.toml")]
+    except OSError:
+        return []
+
+
+def read_run(
+    folder: Path, overrides: list[str], say: Callable[[str], None], *, training: bool = False
+) -> Config:
+    """Return the configuration of a run folder, its paths found wherever decdpo is run.
+
+    say : is told of paths that are not where the configuration says. training : whether what only
+    training needs is sought, too.
+
+    Raises ``CheckpointError`` if it is not a run folder, ``ConfigError`` if a path leads nowhere.
+    """
+    config = read_config(folder, overrides, reading=not training)
+    return find_paths(config, folder / "config.toml", say, training=training)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an agent was trained."""
+
+    host: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is read again of run.json.
+
+    id : of the run; empty if it is of an earlier version. starts : every start, the newest last;
+    None if an earlier version told of the newest alone. agents : of that one.
+    """
+
+    id: Annotated[str, Meta(pattern="^([0-9a-f]{32})?$")] = ""
+    starts: list[dict[str, Any]] | None = None
+    agents: dict[str, Place] = field(default_factory=dict)
+
+
+def read_record(out: Path) -> tuple[Record, dict[str, Any]]:
+    """Return what ``run.json`` of the run in ``out`` says, and all that it holds.
+
+    Both are empty if there is none. Raises ``DataError`` if it is damaged.
+    """
+    path = out / "run.json"
+    try:
+        content = read_checked(path, dict[str, Any])
+        return checked(content, Record), content
+    except (FileNotFoundError, NotADirectoryError):
+        return Record(), {}
+    except (OSError, ValueError) as fault:
+        raise DataError(
+            f"{path} is not the record of a run: {reason(fault)}",
+            "restore it from a copy; a run without one is taken for that of its newest checkpoint",
+        ) from None
+
+
+def run_id(out: Path) -> str:
+    """Return the id of the run in ``out``; empty if it has none, being of an earlier version.
+
+    Raises ``DataError`` if its record is damaged.
+    """
+    return read_record(out)[0].id
+
+
+def record_start(out: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``run.json``: the ``facts`` of this start, and the list of all starts, newest last."""
+    record, content = read_record(out)
+    # Earlier versions told of the newest start alone.
+    alone = [_start(content)] if record.agents else []
+    starts = [*(alone if record.starts is None else record.starts), _start(facts)]
+    with replacing(out / "run.json", mode=0o644) as path:
+        path.write_text(json.dumps({**facts, "starts": starts}, indent=1) + "\n", encoding="utf-8")
+
+
+def _start(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of one start when the run is started again: little, for long chains."""
+    keys = ("command", "folder", "started", "first_round", "processes", "versions")
+    places = facts["agents"].values()
+    return {
+        **{key: facts[key] for key in keys if key in facts},
+        "hosts": sorted({place["host"] for place in places}),
+        "devices": sorted({place["device"] for place in places}),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, decdpo and the libraries it stands on."""
+    found = {"python": platform.python_version(), "decdpo": __version__}
+    for name in ("torch", "numpy", "scipy", "h5py", "mpi4py", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,60 @@
+"""The contracts on imports in setup.cfg leave out no module."""
+
+import configparser
+import pkgutil
+from pathlib import Path
+
+import decdpo
+
+ROOT = Path(decdpo.__file__).parents[1]
+
+MAY_LEAD_TO_MPI = (
+    "decdpo.__main__",
+    "decdpo.cli",
+    "decdpo.parser",
+    *(f"decdpo.commands.{name}" for name in (
+        "alone", "bench", "completion", "doctor", "evaluate", "export", "resume", "shard", "study",
+        "theory", "tokens", "train",
+    )),
+    "decdpo.studies",
+    *(f"decdpo.session.{name}" for name in (
+        "endings", "experiment", "folder", "identity", "job", "measured", "scoring", "training",
+    )),
+    "decdpo.benchmarks",
+    "decdpo.comm.mpi",
+)  # fmt: skip
+"""What starts processes, joins them, or calls what does; all else is imported without MPI."""
+
+
+def contract(name: str) -> configparser.SectionProxy:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config[f"importlinter:contract:{name}"]
+
+
+def within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def modules() -> list[str]:
+    """Return every module of the package, but packages whose modules stand for them."""
+    found = [module for module in pkgutil.walk_packages([str(ROOT / "decdpo")], "decdpo.")]
+    assert len(found) > 200
+    return [module.name for module in found if not module.ispkg]
+
+
+def test_every_module_is_free_of_mpi_or_may_lead_to_it() -> None:
+    free = tuple(contract("science")["source_modules"].split())
+    unlisted = [m for m in modules() if not within(m, free) and not within(m, MAY_LEAD_TO_MPI)]
+    assert not unlisted, f"list {unlisted} in the contract science of setup.cfg"
+
+
+def test_no_module_is_left_out_of_the_layers() -> None:
+    for name in ("layers", "session", "build"):
+        assert contract(name)["exhaustive"] == "True"
+
+
+def test_mpi4py_is_forbidden_to_the_whole_package_but_one_module() -> None:
+    mpi = contract("mpi")
+    assert mpi["source_modules"].split() == ["decdpo"]
+    assert mpi["ignore_imports"].strip() == "decdpo.comm.mpi.boot -> mpi4py"
