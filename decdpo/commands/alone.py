@@ -12,6 +12,9 @@ ON_ALL_PROCESSES = ("train", "resume", "evaluate", "theory", "doctor")
 STARTS_MPIRUN = ("study", "bench")
 """Commands that start mpirun themselves, which a process under mpirun cannot."""
 
+TOGETHER_WITH = {"shard": "reference"}
+"""Commands whose processes work together if they are given this option."""
+
 Run = Callable[[argparse.Namespace], int]
 
 
@@ -27,7 +30,7 @@ def by_one_process(name: str, run: Run) -> Run:
 
     def alone(args: argparse.Namespace) -> int:
         size = launched_by_mpi()
-        if size is None:
+        if size is None or getattr(args, TOGETHER_WITH.get(name, ""), None):
             return run(args)
         if name in STARTS_MPIRUN:
             let_the_first_tell()

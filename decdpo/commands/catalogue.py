@@ -50,6 +50,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
                 "decdpo shard pairs.parquet --agents 8 --holdout 0.2 --out shards/mine",
                 "decdpo shard votes.csv --answers answer_a,answer_b --label winner "
                 "--label-values A,B \\\n      --agents 8 --out shards/votes",
+                "mpirun -n 4 decdpo shard --reference path/to/model --out shards/mine",
             ),
         ),
         Command(

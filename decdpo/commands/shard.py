@@ -1,9 +1,25 @@
-"""Turn preference data into one shard per agent."""
+"""Turn preference data into one shard per agent.
+
+With --reference MODEL every pair is also scored by the reference of the runs to come, which they
+would do at their start, and kept beside the shards. Without a SOURCE the shards that are in DIR
+already are scored:
+
+  mpirun -n 4 decdpo shard --reference MODEL --out DIR
+
+All processes share the work, and only pairs that are missing are scored. What is kept depends on
+the model, its tokenizer and the keys of [policy] alone: name with --set those that runs will change
+(policy.max_length, policy.dtype, policy.chat_template).
+"""
 
 import argparse
 import json
 import math
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from decdpo.session.job import Job
 
 LONGEST_SHOWN = 4000
 """Characters of a text that ``--show`` prints."""
@@ -12,7 +28,7 @@ LONGEST_SHOWN = 4000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``decdpo shard``."""
     parser.add_argument(
-        "sources", nargs="+", metavar="SOURCE", help="files of preference data, or folders of them"
+        "sources", nargs="*", metavar="SOURCE", help="files of preference data, or folders of them"
     )
     parser.add_argument(
         "--split", metavar="NAME", help="split to read of a folder that holds several: train"
@@ -53,6 +69,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--show", type=int, metavar="N", help="print N pairs as read, at more length (1, shortened)"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    scores = parser.add_argument_group("reference values of a language model")
+    scores.add_argument(
+        "--reference", metavar="MODEL", help="folder of the model; without SOURCE: of shards in DIR"
+    )
+    scores.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="a key of [policy] or [device], as the runs to come will have it",
+    )
     names = parser.add_argument_group(
         "columns", "needed only where the usual names are not used; lists are separated by commas"
     )
@@ -83,7 +110,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the shards and print the report."""
+    """Make the shards and print the report; score them if that is asked for."""
+    from decdpo.session.job import launch
+
+    if args.reference is None:
+        _require_sources(args)
+        return _make(args)
+    return launch(lambda job: _with_reference(job, args))
+
+
+def _with_reference(job: "Job", args: argparse.Namespace) -> int:
+    from decdpo.session.scoring import score_shards
+
+    if args.sources:
+        job.together(lambda: _make(args) if job.is_root else 0, work="make the shards")
+    else:
+        job.together(lambda: _require_unused(args))
+    done = score_shards(job, Path(args.out), args.reference, args.set)
+    if job.is_root and args.json and not args.sources:
+        print(json.dumps(done))
+    kept = done["pairs"] - done["scored"]
+    job.say(f"{done['scored']:,} pairs scored, {kept:,} known before; kept in {done['file']}")
+    return 0
+
+
+def _require_sources(args: argparse.Namespace) -> None:
+    from decdpo.errors import ConfigError
+
+    if not args.sources:
+        raise ConfigError(
+            "no SOURCE is given to make shards of",
+            "name files of preference data; --reference MODEL scores shards that are there",
+        )
+    if args.set:
+        raise ConfigError(
+            f"--set {args.set[0]} would be ignored without --reference",
+            "leave it out: shards do not depend on the configuration",
+        )
+
+
+def _require_unused(args: argparse.Namespace) -> None:
+    """Raise ``ConfigError`` for options of making shards where none are made."""
+    from decdpo.errors import ConfigError
+
+    used = {"sources", "out", "reference", "set", "json", "run", "parser"}
+    for name, value in vars(args).items():
+        if name not in used and value != args.parser.get_default(name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} would be ignored: without SOURCE the shards in "
+                f"{args.out} are scored as they are",
+                "leave it out, or name the SOURCE to make the shards of",
+            )
+
+
+def _make(args: argparse.Namespace) -> int:
     from decdpo.data.ingest.columns import Columns
     from decdpo.data.ingest.printed import lines, sample_lines
     from decdpo.data.sharding import Plan, make_shards

@@ -120,7 +120,7 @@ class CausalLM:
         True, "put a line break between a plain prompt and an answer that begins like a word"
     )
     cache_reference: bool = option(
-        True, "compute reference log-probabilities once and keep them in the shard"
+        True, "compute reference log-probabilities once and keep them beside the shards"
     )
     tokens_at_once: int = option(
         0,

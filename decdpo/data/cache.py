@@ -61,6 +61,11 @@ class Cache:
         self._sound = 0
         self._memory_only = path is None
 
+    @property
+    def lasting(self) -> bool:
+        """Whether what has been added outlasts this process."""
+        return not self._memory_only
+
     def find(self, keys: Collection[bytes]) -> dict[bytes, list[bytes]]:
         """Return all values kept for each of ``keys``, the oldest first; others have no entry.
 

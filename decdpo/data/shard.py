@@ -268,6 +268,18 @@ class PreferenceShard:
         """Return the pairs ``rows``, in that order."""
         return [self.pair(int(row)) for row in rows]
 
+    def part(self, rows: np.ndarray) -> "PreferenceShard":
+        """Return some of the pairs as a shard in memory, all for training, with the same files of
+        tokens and reference values."""
+        part = PreferenceShard.from_pairs(
+            self.pairs(rows),
+            agent=self.agent,
+            prompt_format=self.prompt_format,
+            columns={"source_row": self.source_row[rows]},
+        )
+        part.tokens, part.references = self.tokens, self.references
+        return part
+
     @cached_property
     def tokens(self) -> Cache:
         """The tokens of this shard that are kept, in a file of their own beside it if it is one."""

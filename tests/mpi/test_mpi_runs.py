@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,3 +236,35 @@ def test_a_language_model_goes_on_on_these_ranks(shell, config):
     assert shell.digests("two") == shell.digests("one")
     assert shell.metrics("two") == shell.metrics("one")
     assert shell.metrics("one")[0]["rewards/margins"] == 0
+
+
+def records(folder):
+    """Return what a file of reference values holds, in no order."""
+    content = (folder / "reference.cache").read_bytes()[16:]
+    size = 4 + 4 + 32 + 32
+    assert len(content) % size == 0
+    return {content[i : i + size] for i in range(0, len(content), size)}
+
+
+def test_ranks_fill_one_file_of_reference_values_and_train_alike(shell, config, make_model, few):
+    model = shell.share(str(make_model()))
+    here = [shell.folder / name for name in ("by_one", "by_all", "before")]
+    if shell.rank == 0:
+        for folder in here:
+            shutil.copytree(few, folder, ignore=shutil.ignore_patterns("*.cache", "*.tokens"))
+        path = shell.folder / config
+        path.write_text(path.read_text().replace("dimension = 4096", ""))
+    shell.share("copied")
+    words = ["policy.kind=causal_lm", f"policy.model={model}", "agents.count=4", "run.rounds=1"]
+    words = options([*words, "data.batch_size=2", "log.gradient_pairs=2", "log.heldout_pairs=2"])
+    shell.alone("train", config, "--out", "one", *words, "--set", f"data.shards={here[0]}")
+    shell("train", config, "--out", "all", *words, "--set", f"data.shards={here[1]}")
+    assert shell.digests("all") == shell.digests("one")
+    assert shell.metrics("all") == shell.metrics("one")
+    shell("shard", "--reference", model, "--out", here[2])
+    assert shell.share("written")
+    one, everybody, before = map(records, here)
+    assert one == everybody and len(one) > 4
+    assert one < before, "beforehand the other four agents' pairs are scored as well"
+    shell("train", config, "--out", "later", *words, "--set", f"data.shards={here[2]}")
+    assert records(here[2]) == before and shell.digests("later") == shell.digests("one")

@@ -67,9 +67,12 @@ class CachedReference:
 
     digest : of what they depend on besides the tokens. rounding : of what this machine makes of a
     few fixed tokens, 8 bytes.
+
+    computed : how many pairs have been scored so far because they were not kept.
     """
 
     def __init__(self, digest: str, rounding: bytes) -> None:
+        self.computed = 0
         self._digest = bytes.fromhex(digest)
         self._rounding = rounding
 
@@ -157,6 +160,7 @@ class CachedReference:
                 values[:, row] = pair
                 value = _VALUE.pack(self._rounding, *pair, *_lengths(tokens, row))
                 fresh.append((keys[row], value))
+                self.computed += 1
                 pace.step(1)
                 if time.monotonic() - kept > KEEP_SECONDS:
                     # Out of the list first, should a signal come between.
