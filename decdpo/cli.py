@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from decdpo.comm.mpi.launch import is_first, let_the_first_tell
+from decdpo.comm.mpi.launch import is_first, let_the_first_report
 from decdpo.errors import DecdpoError
 from decdpo.parser import parse
 from decdpo.signals import Interrupted, Signals
@@ -70,7 +70,7 @@ def require_working_directory() -> None:
     try:
         os.getcwd()
     except OSError as fault:
-        let_the_first_tell()
+        let_the_first_report()
         from decdpo.files import os_fault
 
         raise os_fault(

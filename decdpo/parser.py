@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from decdpo import __version__
-from decdpo.comm.mpi.launch import let_the_first_tell
+from decdpo.comm.mpi.launch import let_the_first_report
 from decdpo.commands.alone import by_one_process
 from decdpo.commands.catalogue import COMMANDS, EXIT_CODES, examples, listing
 from decdpo.config.options import nearest
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
         A misspelt option may be why another one is missing: then its nearest is named.
         """
-        let_the_first_tell()
+        let_the_first_report()
         hints = "" if "did you mean" in message else "".join(self._misspelt())
         super().error(message + hints)
 

@@ -57,7 +57,7 @@ def train(run: Run) -> Ending:
 
 
 class span:
-    """Times a part of the loop, and tells the run's trace of it."""
+    """Times a part of the loop, for the run's trace."""
 
     def __init__(self, run: Run, name: str, round: int) -> None:
         self.seconds = 0.0

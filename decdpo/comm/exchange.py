@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from decdpo.comm.checks import check_start, never_sent
-from decdpo.comm.links.base import Links, Memory, Route
+from decdpo.comm.links.base import Claim, Links, Memory, Route
 from decdpo.comm.links.slots import Format
 from decdpo.comm.membership import Membership
 from decdpo.comm.mixing import WHOLE, Received
@@ -178,23 +178,28 @@ class RankExchange:
         if plan is None or round != self._round:
             raise ValueError(f"agent {agent} has not started round {round}")
         messages = []
+        claims = []
         for source, weight in zip(plan.row.sources, plan.row.weights):
-            if source in self._outboxes:
-                slot = self._outboxes[source].sent
+            local = self._outboxes.get(source)
+            if local is None:
+                claim = self._rule.take(source, agent, round)
+                claims.append((source, claim))
+                age, body = round - claim.round, self.memory.received(source, claim)
+            else:
+                slot = local.sent
                 if slot is None or slot.round != round:
                     raise never_sent(source, agent, round)
                 age, body = 0, self.memory.sent(source, slot)
-            else:
-                claim = self._rule.take(source, agent, round)
-                age, body = round - claim.round, self.memory.received(source, claim)
             messages.append(Message(source, weight, age, body))
         if self._rule.late:
             for message in messages:
                 self.counters.ages[message.age] += 1
         mine = self._outboxes[agent].sent
         sent = self.memory.empty if mine is None else self.memory.sent(agent, mine)
-        arrivals = self._arrivals(agent, round, plan.remote)
-        return Received(sent, tuple(messages), arrivals, plan.row.own)
+        parts: Iterable[slice] = WHOLE
+        if claims or self._waits.trace:
+            parts = self._arrivals(agent, round, claims)
+        return Received(sent, tuple(messages), parts, plan.row.own)
 
     def close(self) -> None:
         """Complete the sends, cancel the receives, free requests and buffers. Collective.
@@ -260,18 +265,17 @@ class RankExchange:
         counters.messages_to_nodes += far
         counters.bytes_to_nodes += far * nbytes
 
-    def _arrivals(self, agent: int, round: int, remote: tuple[int, ...]) -> Iterable[slice]:
-        """Return the parts of the vector, each once all messages hold it."""
-        return self._landings(agent, round, remote) if remote or self._waits.trace else WHOLE
-
-    def _landings(self, agent: int, round: int, remote: tuple[int, ...]) -> Iterator[slice]:
-        claims = [(source, self._rule.take(source, agent, round)) for source in remote]
+    def _arrivals(
+        self, agent: int, round: int, claims: list[tuple[int, Claim]]
+    ) -> Iterator[slice]:
+        """Yield the parts of the vector, each once all ``claims`` hold it where it is mixed."""
         trace, waits, memory = self._waits.trace, self._waits, self.memory
         for chunk, part in enumerate(self.format.parts):
             for source, claim in claims:
                 if not claim.arrived(chunk):
                     waits.until(lambda: claim.arrived(chunk), agent, source, round)
-                memory.land(source, claim, chunk)
+                if memory.uploads:
+                    memory.land(source, claim, chunk)
             if trace is None:
                 yield part
             else:

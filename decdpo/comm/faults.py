@@ -24,7 +24,7 @@ def unpack(text: str) -> DecdpoError:
 
 
 def as_error(fault: Exception) -> DecdpoError:
-    """Return ``fault`` itself if it is one of ours, else an ``EnvironmentFault`` that tells it."""
+    """Return ``fault`` itself if it is one of ours, else an ``EnvironmentFault`` of its text."""
     if isinstance(fault, DecdpoError):
         return fault
     return EnvironmentFault(f"{type(fault).__name__}: {fault}")

@@ -59,9 +59,7 @@ class Received:
 
     def _add(self, x: Tensor, weights: Sequence[float]) -> None:
         """Add weights_0 m_i + sum_j weights_j m_j to ``x``."""
-        if x.numel() <= BLOCK:
-            self.settle()
-        vectors = (self.sent, *(message.body for message in self.messages))
+        vectors = (self.sent, *[message.body for message in self.messages])
         add_weighted(x, weights, vectors, self.arrivals)
 
 
@@ -70,10 +68,12 @@ def add_weighted(
 ) -> None:
     """Add sum_k weights_k vectors_k to ``x`` (M,) in place, in order, part by part.
 
-    The blocks of ``x`` stay in the cache while all terms are added. A vector of one block is added
-    whole; its ``arrivals`` have been waited for.
+    The blocks of ``x`` stay in the cache while all terms are added; one of one block is added to
+    when all ``arrivals`` are there.
     """
     if x.numel() <= BLOCK:
+        for _ in arrivals:
+            pass
         for weight, vector in zip(weights, vectors):
             x.add_(vector, alpha=weight)
         return

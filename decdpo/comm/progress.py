@@ -47,7 +47,7 @@ class Progress:
             self._busy.wait()
             if self._closed.wait(self._pause):
                 return
-            # What fails here fails again in the thread that waits, where it can be told.
+            # What fails here fails again in the thread that waits, which raises it.
             with suppress(Exception):
                 for probe in list(self.probes):
                     probe()

@@ -54,7 +54,7 @@ class Deadline:
 
 
 class Waits:
-    """Waiting for neighbours: booked on them, told to the trace, and never idle.
+    """Waiting for neighbours: booked on them, and never idle.
 
     deadline : how to wait. place : names where an agent is, for errors.
 

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from decdpo.comm.mpi.launch import launched_by_mpi, let_the_first_tell
+from decdpo.comm.mpi.launch import launched_by_mpi, let_the_first_report
 from decdpo.errors import EnvironmentFault
 
 ON_ALL_PROCESSES = ("train", "resume", "evaluate", "theory", "doctor")
@@ -33,7 +33,7 @@ def by_one_process(name: str, run: Run) -> Run:
         if size is None or getattr(args, TOGETHER_WITH.get(name, ""), None):
             return run(args)
         if name in STARTS_MPIRUN:
-            let_the_first_tell()
+            let_the_first_report()
             raise EnvironmentFault(
                 f"decdpo {name} was started {size} times by a launcher, but starts mpirun itself",
                 "leave mpirun (or srun) out and use --ranks",

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="device that the ranks shall use")
     parser.add_argument("--share-gpu", action="store_true", help="let several ranks use one GPU")
     parser.add_argument("--staging", choices=("host", "device"), default="host",
-                        help="way of a GPU's letters; device is tried out")
+                        help="way of a GPU's messages; device is tried out")
 
 
 Check = tuple[str, bool, str]
@@ -200,7 +200,7 @@ def _device(job: "Job", args: argparse.Namespace) -> str:
 
 
 def _staging(job: "Job", device: str) -> str:
-    """Try the way of letters out. Collective."""
+    """Try the way of messages out. Collective."""
     import torch
 
     job.boot.exchange(1, torch.float32, device=device, staging="device").close()

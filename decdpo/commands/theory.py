@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--delay", type=int, metavar="Q",
-        help="also the bound for letters Q rounds old (staleness.max_age)",
+        help="also the bound for messages Q rounds old (staleness.max_age)",
     )  # fmt: skip
     budget = parser.add_argument_group("budget of the advice (default: the rounds of the run)")
     budget.add_argument("--budget-rounds", type=int, metavar="R")
@@ -227,7 +227,7 @@ def _not_covered(config: Config) -> tuple[list[str], list[str]]:
         ("optim.momentum", momentum, "the theory's steps have none"),
         ("optim.weight_decay", optim.weight_decay, "the loss of the theory has no such term"),
         ("algorithm.server_momentum", server, "the server of the theory averages, no more"),
-        ("staleness.max_age", age, "the bound for late letters is our extrapolation"),
+        ("staleness.max_age", age, "the bound for late messages is our extrapolation"),
     ):
         if value:
             steps.append(f"{key} = {value:g}: {why}")

@@ -277,7 +277,7 @@ def _check_language_model(policy: CausalLM) -> None:
 
 
 def _check_staging(config: Config) -> None:
-    """Refuse GPU memory for letters where there is none, or a way that cannot carry it."""
+    """Refuse GPU memory for messages where there is none, or a way that cannot carry it."""
     on_cpu = ""
     if config.device.kind == "cpu":
         on_cpu = "device.kind = 'cpu'"
@@ -289,7 +289,7 @@ def _check_staging(config: Config) -> None:
     if config.comm.transport == "window":
         raise ConfigError(
             "comm.transport = 'window' is memory of the host, where device.staging = 'device' has "
-            "no letters",
+            "no messages",
             "use comm.transport = 'auto' or 'p2p', or device.staging = 'host'",
         )
 

@@ -226,7 +226,7 @@ class Device:
     share_gpu: bool = option(False, "let several ranks use one GPU")
     staging: str = option(
         "host",
-        "a GPU's letters go through pinned host memory, or from the device by a CUDA-aware MPI",
+        "a GPU's messages go through pinned host memory, or from the device by a CUDA-aware MPI",
         choices=("host", "device"),
     )
     threads: int = option(1, "CPU threads of each rank", low=1, high=4096)
@@ -246,17 +246,17 @@ class Lateness:
 
 @dataclass(frozen=True)
 class OnTime(Lateness):
-    """Every letter is of this round."""
+    """Every message is of this round."""
 
-    kind: str = option("none", "whether letters may be late, and what decides")
+    kind: str = option("none", "whether messages may be late, and what decides")
 
 
 @dataclass(frozen=True)
 class SeededDelays(Lateness):
-    """Letters as late as a seeded schedule says; the same bits on any number of ranks."""
+    """Messages as late as a seeded schedule says; the same bits on any number of ranks."""
 
-    kind: str = option("seeded", "whether letters may be late, and what decides")
-    max_age: int = option(2, "q, rounds that a letter may be old", low=0, high=10**6)
+    kind: str = option("seeded", "whether messages may be late, and what decides")
+    max_age: int = option(2, "q, rounds that a message may be old", low=0, high=10**6)
     delay: str = option(
         "uniform", "drawn from 0 ... max_age, or always max_age", choices=("uniform", "fixed")
     )
@@ -264,24 +264,24 @@ class SeededDelays(Lateness):
 
 @dataclass(frozen=True)
 class Arrival(Lateness):
-    """Letters as they come: wait only for what would be too old; ages are recorded in RUN/ages."""
+    """Messages as they come: wait only for what would be too old; ages are recorded in RUN/ages."""
 
-    kind: str = option("arrival", "whether letters may be late, and what decides")
-    max_age: int = option(2, "q, rounds that a letter may be old", low=0, high=10**6)
+    kind: str = option("arrival", "whether messages may be late, and what decides")
+    max_age: int = option(2, "q, rounds that a message may be old", low=0, high=10**6)
 
 
 @dataclass(frozen=True)
 class Replay(Lateness):
-    """Letters as late as in a recorded run; its bits, in one process or many."""
+    """Messages as late as in a recorded run; its bits, in one process or many."""
 
-    kind: str = option("replay", "whether letters may be late, and what decides")
+    kind: str = option("replay", "whether messages may be late, and what decides")
     run: str = option("", "run folder with ages", path=True)
     max_age: int = option(2, "q, at least that of the recorded run", low=0, high=10**6)
 
 
 @dataclass(frozen=True)
 class Comm:
-    """How letters travel."""
+    """How messages travel."""
 
     transport: str = option(
         "auto",

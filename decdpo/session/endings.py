@@ -8,7 +8,7 @@ from pathlib import Path
 
 from decdpo.checkpoint.format import committed
 from decdpo.checkpoint.store import CheckpointStore
-from decdpo.comm.mpi.launch import speak_past_the_launcher
+from decdpo.comm.mpi.launch import print_past_the_launcher
 from decdpo.comm.world import World
 from decdpo.errors import STOPPED_EARLY
 from decdpo.session.job import Job
@@ -37,7 +37,7 @@ class watching:
             tell=partial(_tell, out) if world.is_root else lambda: None,
             speaks=world.is_root,
             end=job.end,
-            killed=speak_past_the_launcher if world.is_root else lambda: None,
+            killed=print_past_the_launcher if world.is_root else lambda: None,
         )
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)

@@ -49,7 +49,7 @@ def test_the_library_is_asked_only_once_it_runs(symbols: Callable[..., None]) ->
     symbols(MPIX_Query_cuda_support=lambda: asked.append(1) or 1)
     asleep: Any = FakeLibrary(started=False)
     assert cuda_aware.cuda_support(asleep) is None and not asked
-    assert cuda_aware.describe(asleep) == "tells under mpirun whether it is CUDA-aware"
+    assert cuda_aware.describe(asleep) == "says under mpirun whether it is CUDA-aware"
     awake: Any = FakeLibrary()
     assert cuda_aware.cuda_support(awake) is True and asked
     assert cuda_aware.describe(awake) == "says that it is CUDA-aware"

@@ -20,7 +20,7 @@ from decdpo.comm.mpi.launch import (
     copies_started,
     how_to_say_alone,
     launched_by_mpi,
-    let_the_first_tell,
+    let_the_first_report,
 )
 from decdpo.comm.progress import Progress
 from decdpo.comm.waiting import Deadline
@@ -53,10 +53,10 @@ def test_only_the_first_copy_tells_a_common_error_at_once(monkeypatch: pytest.Mo
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     for environ in ({}, {"OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}, {"PMI_RANK": "0"}):
-        let_the_first_tell(environ)
+        let_the_first_report(environ)
     assert slept == []
     for environ in ({"OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}, {"FLUX_TASK_RANK": "1"}):
-        let_the_first_tell(environ)
+        let_the_first_report(environ)
     assert len(slept) == 2 and min(slept) > 5
 
 

@@ -85,10 +85,11 @@ class Links(Protocol):
 class Memory(Protocol):
     """Where the vectors of an exchange live, and how they come from there into slots and back.
 
-    empty : (0,) a vector of that memory.
+    empty : (0,) a vector of that memory. uploads : whether what arrives must be brought there.
     """
 
     empty: Tensor
+    uploads: bool
 
     def allocate(self, nbytes: int) -> Tensor:
         """Return (nbytes,) uint8 for a slot, which begins at a multiple of 64 bytes."""

@@ -43,6 +43,8 @@ class Stream(Gpu):
 class DeviceMemory:
     """Vectors of a device whose messages lie there, too; the format's headers travel apart."""
 
+    uploads = False
+
     def __init__(self, format: Format, gpu: Stream) -> None:
         self.gpu = gpu
         self.empty = torch.empty(0, dtype=format.dtype, device=gpu.device)

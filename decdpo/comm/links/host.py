@@ -13,6 +13,8 @@ from decdpo.comm.progress import Progress
 class HostMemory:
     """The memory of this process's CPU; nothing in it ever waits."""
 
+    uploads = False
+
     def __init__(self, format: Format) -> None:
         self.empty = torch.empty(0, dtype=format.dtype)
         self._parts = format.parts

@@ -48,6 +48,8 @@ class PinnedMemory:
     gpu : the device, and how it copies.
     """
 
+    uploads = True
+
     def __init__(self, format: Format, gpu: Copies) -> None:
         self.gpu = gpu
         self.empty = torch.empty(0, dtype=format.dtype, device=gpu.device)

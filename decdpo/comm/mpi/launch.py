@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 
 GRACE = 10.0
-"""Seconds by which the start of the copies may differ, at most, for one to speak for all."""
+"""Seconds by which the start of the copies may differ, at most, for one to report for all."""
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "FLUX_TASK_RANK", "PMIX_RANK")
 _LAUNCHERS = ("mpirun", "mpiexec", "prterun", "orterun")
 _GENERATIONS = 6
@@ -53,11 +53,11 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def let_the_first_tell(environ: Mapping[str, str] = os.environ) -> None:
+def let_the_first_report(environ: Mapping[str, str] = os.environ) -> None:
     """Wait, in all copies but the first, before an error that all of them are likely to meet.
 
     The launcher ends the others when the first one ends. They cannot ask each other, and the fault
-    may be of one node: so a copy that is not ended tells its error, too.
+    may be of one node: so a copy that is not ended reports its error, too.
     """
     if not is_first(environ):
         time.sleep(GRACE)
@@ -68,7 +68,7 @@ def is_first(environ: Mapping[str, str] = os.environ) -> bool:
     return next((environ[name] for name in _RANKS if name in environ), "0") == "0"
 
 
-def speak_past_the_launcher() -> None:
+def print_past_the_launcher() -> None:
     """Let this process's standard error be that of the mpirun above it, if it is on this node.
 
     Open MPI's mpirun forwards nothing any more once it has begun to end its processes.
