@@ -228,7 +228,7 @@ def test_a_language_model_goes_on_on_these_ranks(shell, config):
         path.write_text(path.read_text().replace("dimension = 4096", ""))
     words = ["policy.kind=causal_lm", "policy.model=model", "agents.count=4"]
     words += ["optim.kind=adamw", "data.batch_size=2", "policy.max_length=64"]
-    words = options([*words, "log.gradient_pairs=2", "log.heldout_pairs=2"])
+    words = options([*words, "log.gradient_pairs=2", "log.heldout_pairs=2", "log.every=1"])
     shell.alone("train", config, "--out", "one", *words, "--set", "run.rounds=4")
     shell("train", config, "--out", "two", *words, "--set", "run.rounds=2")
     shell.alone("resume", "two", "--set", "run.rounds=3")
