@@ -15,7 +15,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
 
@@ -224,7 +224,7 @@ class Lock:
         # Opened to append: what the holder of the lock has written there stays.
         self._file: TextIO = open(folder / ".lock", "a", encoding="utf-8", opener=_at_once)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(self._file)
         except BlockingIOError:
             self._file.close()
             raise EnvironmentFault(
@@ -254,6 +254,33 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Return whether a process has the lock of ``folder``; None where nobody can say.
+
+    It takes a shared lock for an instant, which a ``Lock`` waits for.
+    """
+    try:
+        with open(folder / ".lock", encoding="utf-8", opener=_at_once) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return False
+
+
+def _flock(file: TextIO) -> None:
+    """Take the lock; who looks whether it is taken has it for an instant, so try a few times."""
+    for wait in (0.01, 0.05, 0.2):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(wait)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _at_once(path: str, flags: int) -> int:

@@ -118,7 +118,7 @@ class Progress:
         fresh = self._live or record.get("round") != self._told or done == self._last
         self._told = record.get("round")
         left = (now - self._began) / max(done - self._first, 1) * (self._last - done)
-        texts = _texts(done, self._last, record if fresh else {}, _clock(left))
+        texts = _texts(done, self._last, record if fresh else {}, clock(left))
         if self._live:
             self._draw(_fitting(texts, done / self._last, self._width()))
         else:
@@ -214,7 +214,8 @@ def _fitting(texts: list[str], share: float, width: int) -> str:
     return f"[{'#' * full}{'.' * (bar - full)}] {text}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return seconds as minutes:seconds, with hours before where there are any."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -127,6 +127,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             ),
         ),
         Command(
+            "status",
+            "say how runs stand: round, pace, time left, last checkpoint",
+            ("decdpo status runs/ring", "decdpo status runs/* --json"),
+        ),
+        Command(
             "report",
             "compare runs in a table and a figure, and explain their rewards",
             (

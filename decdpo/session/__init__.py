@@ -14,6 +14,7 @@ training    the loop around an experiment: the first checkpoint, the start's rec
 measured    the models of an experiment that is not trained, one after another.
 start       what is known of a run before its first round. ``resuming`` says what a continued run
             does otherwise than before.
+status      what the files of a run folder say of the run, at any moment.
 endings     what stops a run, what is finished first, and what is said of it.
 
 The order of calls of a run: ``job.launch`` starts the processes; the command reads the
