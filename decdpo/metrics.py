@@ -241,7 +241,7 @@ class Metrics:
             record["heldout/average/accuracy"] = average["rewards/accuracies"]
             if self._measures:
                 record["heldout/pairs"] = int(sums[1][0])
-        record["heldout/accuracy_by_agent"] = [every_agent[i][0] for i in range(world.num_agents)]
+        record["heldout/accuracy_by_agent"] = [found[0] for found in every_agent.values()]
         record["messages"], record["bytes"] = (int(total) for total in sums[5])
         waited = [pair for _, pair, _ in every_agent.values() if pair]
         record["system"] = self._system(sums[6], waited)

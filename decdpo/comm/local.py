@@ -128,11 +128,15 @@ class LocalWorld:
     is_root = True
 
     def __init__(self, num_agents: int) -> None:
-        self.num_agents = num_agents
         self.members = Membership.blocks(num_agents, 1)
         self.local_agents = self.members.agents
         self.purpose = ""
         self._stop = False
+
+    @property
+    def num_agents(self) -> int:
+        """How many agents take part."""
+        return len(self.members.agents)
 
     def exchange(
         self,

@@ -44,6 +44,7 @@ class ServerExchange(Around):
         self._rows: dict[int, Row] = {}
         self._mean: Tensor | None = None
         self._sent: Tensor | None = None
+        self._mean_of: tuple[int, Row] | None = None
 
     def sends(self, agent: int, row: Row) -> int:
         """Return how many messages ``agent`` sends: one up, or the mean to each other listener.
@@ -88,6 +89,8 @@ class ServerExchange(Around):
     def rewire(self, members: Membership, rows: Mapping[int, Row]) -> None:
         """Give the round that has started other participants."""
         self._rows.update(rows)
+        if self._everybody:
+            self._everybody = members.agents
         self._inner.rewire(members, {i: self._upward(i, row) for i, row in rows.items()})
         others = {i: self._downward(i, row) for i, row in rows.items() if i != self._server}
         self._down.rewire(members, others)
@@ -124,8 +127,13 @@ class ServerExchange(Around):
         return _SILENT
 
     def _send_mean(self, round: int) -> None:
-        """Make the mean of ``round`` as the messages arrive, and send it down."""
+        """Make the mean of ``round`` as the messages arrive, and send it down, once."""
         row = self._rows[self._server]
+        if self._mean_of is not None and self._mean_of[0] == round:
+            if self._mean_of[1] != row:
+                raise ValueError(f"the mean of round {round} has been sent already")
+            return
+        self._mean_of = round, row
         received = self._inner.inbox(self._server, round)
         mean = self._mean = self._average(row, received)
         self._sent = received.sent

@@ -141,17 +141,21 @@ class SideChannel(Protocol):
 class World(Protocol):
     """The agents, spread over one or more processes.
 
-    num_agents : n. members : the agents that take part and where they are. local_agents : those of
-    this process, ascending. is_root : whether this process may print and write the files that all
+    members : the agents that take part and where they are. local_agents : those of this process,
+    ascending. is_root : whether this process may print and write the files that all
     share. purpose : what the next collective calls are for, which an error names where a process
     does not come; set it at will.
     """
 
-    num_agents: int
     members: Membership
     local_agents: tuple[int, ...]
     is_root: bool
     purpose: str
+
+    @property
+    def num_agents(self) -> int:
+        """How many agents take part."""
+        ...
 
     def exchange(
         self,

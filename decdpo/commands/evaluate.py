@@ -71,8 +71,8 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
         return 0
     what = "held-out pairs" if not args.data else "pairs of " + ", ".join(map(str, args.data))
     rows = [
-        {"agent": i, "name": experiment.index.agents[i].name, **every_agent[i]}
-        for i in range(experiment.world.num_agents)
+        {"agent": i, "name": experiment.index.agents[i].name, **found}
+        for i, found in every_agent.items()
     ]
     about = {"run": str(args.folder), "round": models.round, "pairs_of": what}
     result = {**about, "agents": rows, **total}

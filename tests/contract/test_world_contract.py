@@ -439,6 +439,31 @@ def test_the_server_returns_the_weighted_mean(world: Any, all_hear: int | None) 
     exchange.close()
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_server_averages_those_that_are_left(world: Any, whole: bool) -> None:
+    """Agents 1, 3, 4 and 7 send their vectors; then 4 is said to be lost, before any mean."""
+    up, down = (world.exchange(3, torch.float64, whole=whole) for _ in range(2))
+    exchange = ServerExchange(up, down, all_hear=N)
+    before = Row(0.0, (1, 3, 4, 7), (0.25,) * 4, ())
+    after = Row(0.0, (1, 3, 7), (1 / 3,) * 3, ())
+    for t in range(3):
+        for i in world.local_agents:
+            exchange.start(i, t, before, torch.full((3,), i + t, dtype=torch.float64))
+        exchange.rewire(world.members, {i: after for i in world.local_agents})
+        assert exchange.collect(t) and exchange.collect(t)
+        for i in world.local_agents:
+            inbox = exchange.inbox(i, t)
+            inbox.settle()
+            (message,) = inbox.messages
+            np.testing.assert_allclose(message.body.numpy(), 11 / 3 + t)
+        if 0 in world.local_agents:
+            exchange.rewire(world.members, {0: before})
+            with pytest.raises(ValueError, match=f"the mean of round {t} has been sent"):
+                exchange.collect(t)
+            exchange.rewire(world.members, {0: after})
+    exchange.close()
+
+
 def test_spans_name_agent_and_round(world: Any) -> None:
     exchange = world.exchange(10, torch.float32)
     spans: list[tuple[str, float, float, dict[str, int]]] = []

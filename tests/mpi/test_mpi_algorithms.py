@@ -139,7 +139,7 @@ def test_the_bits_do_not_depend_on_the_ranks(world: Any, name: str, overlap: boo
         assert 0.01 < float(x.abs().max()) < 10
 
 
-def test_only_participants_send_and_one_letter_a_process_comes_back(world: Any) -> None:
+def test_only_participants_send_and_one_message_a_process_comes_back(world: Any) -> None:
     _, sent = train(world, "fedavg", overlap=False)
     first = world.local_agents[0]
     counted = {i: sent if i == first else [0, 0] for i in world.local_agents}

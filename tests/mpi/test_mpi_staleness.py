@@ -86,7 +86,7 @@ def test_seeded_delays_give_the_bits_of_one_process(world: Any, graph: str) -> N
     assert counted[0] < sum(counted) and len(counted) == AGE + 1
 
 
-def test_a_resumed_run_hears_the_old_letters_again(world: Any, agree: Any) -> None:
+def test_a_resumed_run_hears_the_old_messages_again(world: Any, agree: Any) -> None:
     first, again = seeded(world, 300, "ring"), seeded(world, 300, "ring")
     for t in range(6):
         first.round(t)

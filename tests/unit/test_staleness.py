@@ -124,7 +124,7 @@ def test_without_delay_it_is_synchronous_to_the_bit(overlap):
 
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("stop", [2, 7])
-def test_a_resumed_run_hears_the_old_letters_again(overlap, stop):
+def test_a_resumed_run_hears_the_old_messages_again(overlap, stop):
     def new():
         return Simulation("exponential", SeededDelays(SEED, 4), 4, overlap=overlap)
 
@@ -194,7 +194,7 @@ def test_a_pipe_in_place_of_a_record_is_named(tmp_path):
         read_ages(age_file(tmp_path, 0))
 
 
-def test_late_letters_do_not_preserve_the_mean_and_dsgd_slows():
+def test_late_messages_do_not_preserve_the_mean_and_dsgd_slows():
     """The documented price: mixing alone moves the mean, and consensus takes longer."""
     gap = {}
     for max_age in (0, 4):

@@ -84,7 +84,6 @@ class MpiWorld:
     ) -> None:
         self._mpi = library()
         self.members = members
-        self.num_agents = len(members.agents)
         self.purpose = "a common step"
         self._comm = self._duplicate(self._mpi.COMM_WORLD)
         self.rank: int = self._comm.Get_rank()
@@ -116,6 +115,11 @@ class MpiWorld:
         before, self._timeout = self._timeout, seconds
         self._deadline.timeout = seconds
         return before
+
+    @property
+    def num_agents(self) -> int:
+        """How many agents take part."""
+        return len(self.members.agents)
 
     def exchange(
         self,
