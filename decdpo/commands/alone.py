@@ -30,7 +30,8 @@ def by_one_process(name: str, run: Run) -> Run:
 
     def alone(args: argparse.Namespace) -> int:
         size = launched_by_mpi()
-        if size is None or getattr(args, TOGETHER_WITH.get(name, ""), None):
+        together = name in TOGETHER_WITH and vars(args)[TOGETHER_WITH[name]]
+        if size is None or together:
             return run(args)
         if name in STARTS_MPIRUN:
             let_the_first_report()

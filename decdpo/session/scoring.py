@@ -8,6 +8,7 @@ import numpy as np
 
 from decdpo import build
 from decdpo.config import Config, parse, parse_override
+from decdpo.config.schema import CausalLM
 from decdpo.data.cache import REFERENCE
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError, EnvironmentFault
@@ -58,7 +59,8 @@ def _config(folder: Path, model: str, overrides: Sequence[str]) -> Config:
             )
     chosen = [f"data.shards={folder}", "policy.kind=causal_lm", f"policy.model={model}"]
     config = parse("", [*chosen, *overrides])
-    if not getattr(config.policy, "cache_reference", True):
+    assert isinstance(config.policy, CausalLM)
+    if not config.policy.cache_reference:
         raise ConfigError("policy.cache_reference = false keeps nothing", "leave it out")
     return config
 
