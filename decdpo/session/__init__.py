@@ -10,9 +10,9 @@ folder      the run folder as a place: it is made, and locked for one job at a t
 experiment  the configuration with its objects on this process: shards, world, ensemble of agents,
             exchange, checkpoints. It is prepared in the same way to be trained and to be measured.
             ``identity`` says what its checkpoints are compared by.
-training    the loop around an experiment: the first checkpoint, the start's record, the run's page.
-measured    the models of an experiment that is not trained, one after another. ``scoring`` scores the
-            pairs of shards with a reference before any run.
+training    the loop around an experiment: the first checkpoint, the record of the start, the page.
+measured    the models of an experiment that is not trained, one after another. ``scoring`` scores
+            the pairs of shards with a reference before any run.
 start       what is known of a run before its first round. ``resuming`` says what a continued run
             does otherwise than before.
 status      what the files of a run folder say of the run, at any moment.
