@@ -16,7 +16,8 @@ measured    the models of an experiment that is not trained, one after another. 
 start       what is known of a run before its first round. ``resuming`` says what a continued run
             does otherwise than before.
 status      what the files of a run folder say of the run, at any moment.
-endings     what stops a run, what is finished first, and what is said of it.
+endings     what stops a run, what is finished first, and what is said of it. ``status`` says how a
+            run stands, whoever trains it.
 
 The order of calls of a run: ``job.launch`` starts the processes; the command reads the
 configuration; ``folder.new_folder`` and ``folder.locked`` take the folder; ``experiment.prepare``
