@@ -136,6 +136,11 @@ def gradient_norm(run: Run, mean: FlatParams, rows: Mapping[int, np.ndarray]) ->
     batches = [agent.batch(rows[agent.id], mean) for agent in run.agents]
     done = zip(run.agents, run.objective.gradients(batches))
     shared = mean.layout.num_shared
+    if run.world.num_agents == 1 and shared > BLOCK:
+        # There is nothing to be added up, for which a wide vector would be needed.
+        for _ in done:
+            pass
+        return float(np.sqrt(_squared_norm(mean.grad[:shared])[0]))
     total = run.world.sum((agent.id, _array(mean.grad[:shared])) for agent, _ in done)
     return float(np.linalg.norm(total)) / run.world.num_agents
 

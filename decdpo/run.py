@@ -1,4 +1,23 @@
-"""A run in progress: its agents and everything the loop needs."""
+"""A run in progress: its agents and everything the loop needs.
+
+What a process holds, in bytes, for P parameters of which M are shared, in float32:
+
+    x                 4 P for each of its agents: what is trained, sent, saved
+    moments           4 P for each agent and moment: 2 of AdamW, 1 of SGD with momentum
+    other states      of the algorithm: see the class of its state
+    gradient          4 P, one for all agents
+    narrow copy       2 P, one for all, where a language model computes in bfloat16
+    reference         4 P or 2 P, only with policy.cache_reference = false
+    messages          4 M for each agent with neighbours in the process; 8 M for each neighbour
+                      elsewhere (two slots), and what is sent to it
+    one vector more   4 P while something is measured: the mean of all models; or, when a run is
+                      resumed, where it began
+    a checkpoint      a copy of all states up to 256 MiB, none above (on a GPU: in host memory)
+    gradient norm     8 P while it is summed, if several agents are and it is asked for
+
+A process that only measures or exports (``session.measured``) holds x once for all of its agents,
+and the mean.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -32,7 +32,7 @@ class LocalExchange:
         self.counters = Counters()
         self.trace: Trace | None = None
         self._agents = frozenset(agents)
-        self._empty = torch.empty(size, dtype=dtype, device=device)[:0]
+        self._empty = torch.empty(0, dtype=dtype, device=device)
         self._like = (size, dtype, device)
         self._form = torch.empty(size, dtype=dtype, device="meta")
         self.message_bytes = size * dtype.itemsize

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -158,6 +159,52 @@ def load(folder, placement, *, allow=(), required=False, **options):
 
 def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.mark.parametrize("readers", [ONE, TWO, SIX])
+def test_models_are_read_alone_whole_or_in_part(tmp_path, readers):
+    save(tmp_path, TWO, [1, 2])
+
+    def body(world):
+        models = make(tmp_path, world, read_only=True).models(torch.zeros(300), round=1)
+        assert models.round == 1
+        x = torch.zeros(300)
+        for agent in world.local_agents:
+            before = x._version
+            models.read(agent, x)
+            want = state(agent, 1).x
+            assert torch.equal(x, want) and x._version > before
+            assert torch.equal(models.part(agent, x, slice(7, 19)), want[7:19])
+            assert torch.equal(models.part(agent, x, slice(290, 300)), want[290:])
+        models.close()
+        return "read"
+
+    assert run(readers, body) == ["read"] * len(readers)
+
+
+@pytest.mark.parametrize("like, says", [
+    (torch.zeros(299), "x: saved float32 \\(300,\\), now float32 \\(299,\\)"),
+    (torch.zeros(300, dtype=torch.float64), "now float64"),
+])  # fmt: skip
+def test_models_of_another_form_are_refused_on_all(tmp_path, like, says):
+    save(tmp_path, TWO, [1])
+    for found in run(TWO, lambda world: make(tmp_path, world, read_only=True).models(like)):
+        assert isinstance(found, CheckpointError) and re.search(says, str(found))
+    for found in run(TWO, lambda world: make(tmp_path, world, read_only=True).models(
+        torch.zeros(300), torch.zeros(1)
+    )):  # fmt: skip
+        assert "running: saved no tensor" in str(found)
+
+
+def test_models_are_taken_of_the_newest_checkpoint_that_is_whole(tmp_path):
+    save(tmp_path, TWO, [1, 2])
+    part = tmp_path / "round_000002" / "part_0000.h5"
+    part.write_bytes(part.read_bytes()[:-1])
+
+    def body(world):
+        return make(tmp_path, world, read_only=True).models(torch.zeros(300)).round
+
+    assert run(TWO, body) == [1, 1]
 
 
 def test_states_too_large_to_be_copied_are_on_disk_before_anybody_goes_on(tmp_path):

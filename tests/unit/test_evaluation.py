@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from decdpo import evaluation
 from decdpo.comm.local import LocalWorld
 from decdpo.errors import DataError
-from decdpo.evaluation import require_gradient
+from decdpo.evaluation import average_model, require_gradient, squared_gaps
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.stats import Stats
 from decdpo.run import Agent
@@ -61,3 +62,35 @@ def test_as_a_rule_one_look_is_enough():
     slope = Slope(lambda agent, rows: True)
     require_gradient(LocalWorld(3), slope, agents())
     assert slope.looks == 1
+
+
+def spread(num_shared=1000):
+    """Return three agents whose parameters are anything."""
+    layout = Layout(("x",), ((1000,),), num_shared)
+    rng = torch.Generator().manual_seed(1)
+    vectors = [torch.randn(1000, generator=rng) for _ in range(3)]
+    return [Agent(i, FlatParams(layout, x), None, None, None, Stats.zero())
+            for i, x in enumerate(vectors)]  # fmt: skip
+
+
+@pytest.mark.parametrize("num_shared", [1000, 700])
+def test_a_mean_made_block_by_block_has_the_same_bits(monkeypatch, num_shared):
+    agents = spread(num_shared)
+    whole = average_model(LocalWorld(3), agents)
+    wide = sum(a.params.data.double() for a in agents) / 3
+    assert torch.equal(whole.shared, wide.float()[:num_shared])
+    assert not whole.data[num_shared:].any()
+    gaps = squared_gaps(agents, whole)
+    monkeypatch.setattr(evaluation, "BLOCK", 64)
+    assert torch.equal(average_model(LocalWorld(3), agents).data, whole.data)
+    for agent, gap in squared_gaps(agents, whole).items():
+        assert gap == pytest.approx(gaps[agent], rel=1e-12)
+        other = (agents[agent].params.shared - whole.shared).double().square().sum()
+        assert gap == pytest.approx(float(other), rel=1e-12)
+
+
+def test_measuring_one_agent_copies_nothing_and_shares_the_gradient():
+    agents = spread()
+    assert average_model(LocalWorld(1), agents[:1]) is agents[0].params
+    mean = average_model(LocalWorld(3), agents)
+    assert mean.grad is agents[0].params.grad
