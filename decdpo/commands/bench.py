@@ -1,4 +1,4 @@
-"""Measure this machine: how long a round of communication takes, beside simpler programs."""
+"""Measure this machine: a round of communication beside simpler programs, a step of a model."""
 
 import argparse
 import json
@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from decdpo.comm.mpi.mpirun import run as run_ranks
+from decdpo.commands import bench_step
 from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.report.bench_table import table
 
@@ -18,7 +20,7 @@ GRAPHS = ("ring", "exponential", "complete")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``decdpo bench exchange``."""
+    """Declare ``decdpo bench exchange`` and ``decdpo bench step``."""
     topics = parser.add_subparsers(metavar="WHAT", required=True)
     text = "time one round (exchange and mixing) against bare MPI, memcpy, Allreduce and gloo"
     exchange = topics.add_parser("exchange", help=text, description=text, allow_abbrev=False)
@@ -40,9 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     exchange.add_argument("--json", action="store_true", help="print JSON, nothing else")
     exchange.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there as well")
+    exchange.set_defaults(measure=_exchange)
+    step = topics.add_parser(
+        "step", help=bench_step.ABOUT, description=bench_step.ABOUT, allow_abbrev=False
+    )
+    bench_step.add_arguments(step)
+    step.set_defaults(measure=bench_step.run)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Measure what was asked for."""
+    measure: Callable[[argparse.Namespace], int] = args.measure
+    return measure(args)
+
+
+def _exchange(args: argparse.Namespace) -> int:
     """Start one ``mpirun`` per number of ranks and print what it measured."""
     graphs = _words(args.graphs)
     if not graphs:

@@ -169,10 +169,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         ),
         Command(
             "bench",
-            "measure how long a round of communication takes on this machine",
+            "measure a round of communication, or a language model's step",
             (
                 "decdpo bench exchange --ranks 2,4",
                 "decdpo bench exchange --graphs ring --sizes 1e6 --ranks 4 --out exchange.json",
+                "decdpo bench step path/to/model --data shards/hh --batch 8",
             ),
         ),
     ),
