@@ -65,8 +65,8 @@ def read_tokens(spec: dict[str, Any], policy: CausalLM) -> TokenizedPairs:
         held = np.load(spec["tokens"])
         return TokenizedPairs(held["ids"], held["edges"], Truncation(len(held["edges"]), limit))
     if not spec.get("data"):
-        head: Any = policy.scorer.module.get_output_embeddings()
-        return some_tokens(count, head.weight.shape[0], limit)
+        module: Any = policy.scorer.module
+        return some_tokens(count, module.get_output_embeddings().weight.shape[0], limit)
     shard = ShardIndex.load(spec["data"]).open(0)
     rows = np.arange(min(shard.num_pairs, count))
     return tokenize(shard.pairs(rows), policy.speller, shard.prompt_format, limit)

@@ -99,6 +99,14 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "Training": (
         Command(
+            "plan",
+            "say what a run will need: memory, files, messages",
+            (
+                "decdpo plan run.toml --ranks 8 --memory 32",
+                "decdpo plan run.toml --set policy.model=path/to/70B --ranks 64 --gpu-memory 80",
+            ),
+        ),
+        Command(
             "train",
             "train the agents of one experiment",
             (

@@ -1,0 +1,97 @@
+"""The memory that a step of a language model takes, known from its configuration alone.
+
+The model is made on the meta device, which has shapes and no values, and runs forward there: what
+autograd keeps for the way back is then counted. So a model of any size is measured in seconds.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decdpo.policies.lm.attention import SEGMENTS
+from decdpo.policies.lm.head import CHUNK_VALUES
+
+COUNTED = "decdpo_counted"
+"""The name under which transformers finds ``counted_attention``."""
+
+
+def meta_model(config: Any) -> Any:
+    """Return the causal language model of a transformers configuration, without any memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+
+
+def activation_bytes(
+    module: Any, tokens: int, dtype: torch.dtype, checkpointing: bool = False
+) -> int:
+    """Return the bytes that the backward pass of a row of ``tokens`` tokens needs kept.
+
+    module : of ``meta_model``. checkpointing : whether layers are computed again; then a layer's
+    input is kept, and the inside of a single layer.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(COUNTED, counted_attention)
+    for part in module.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = COUNTED
+    module.to(dtype)
+    owned = {id(p) for p in module.parameters()} | {id(b) for b in module.buffers()}
+    seen: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        if id(base) not in owned and not isinstance(base, nn.Parameter):
+            # Held, so that no other tensor gets its id.
+            seen[id(base)] = base
+        return tensor
+
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module.base_model(
+            input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False, segments=()
+        )
+    whole = sum(base.numel() * base.element_size() for base in seen.values())
+    if not checkpointing:
+        return whole
+    config = module.config.get_text_config()
+    layers = config.num_hidden_layers
+    inputs = layers * tokens * config.hidden_size * dtype.itemsize
+    return inputs + whole // layers
+
+
+def head_bytes(vocabulary: int, width: int, scored: int, dtype: torch.dtype) -> int:
+    """Return the bytes of the head: a chunk of logits and its slopes, and the matrix's gradient."""
+    chunk = min(CHUNK_VALUES, scored * vocabulary)
+    narrow = chunk * dtype.itemsize if dtype != torch.float32 else 0
+    return 2 * 4 * chunk + narrow + 4 * vocabulary * width
+
+
+class _Attend(torch.autograd.Function):
+    """Keeps what a fused attention keeps: its inputs, its output, a number for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError(f"{COUNTED} only stands for {SEGMENTS} where memory is counted")
+
+
+def counted_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
+    """Return (1, T, heads, D) without values; arguments as of ``attention.segment_attention``."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    out: Tensor = _Attend.apply(query, key, value)
+    # The parts of a row are joined, and the layout is the model's.
+    return out.clone().transpose(1, 2).contiguous(), None

@@ -1,0 +1,34 @@
+"""What ``decdpo plan`` found out, for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def plan_table(page: Mapping[str, Any]) -> str:
+    """Return the plan as lines of text."""
+    most = page["agents_of_a_rank"]
+    lines = [
+        f"{page['agents']} agents on {page['ranks']} ranks, at most {most} on one; "
+        f"{page['policy']}",
+        "memory of that rank",
+    ]
+    for name, needed in page["memory"].items():
+        if needed:
+            lines.append(f"  {name:<26}{size(needed):>10}")
+    lines.append(f"  {'in all':<26}{size(page['total_bytes']):>10}")
+    saved, sent = page["checkpoint"], page["round"]
+    lines += [
+        f"a checkpoint: {saved['files']} files, {size(saved['bytes'])}; {saved['written']} are "
+        f"written and {saved['kept']} kept",
+        f"a round: {sent['messages']:,} messages of {size(sent['message_bytes'])}, "
+        f"{size(sent['bytes'])} in all; {sent['between_ranks']:,} between ranks",
+    ]
+    return "\n".join([*lines, *(f"does not fit: {doubt}" for doubt in page["doubts"])])
+
+
+def size(count: int) -> str:
+    """Return bytes in words: "1.5 GB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.4g} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,129 @@
+"""``decdpo plan``: what a run needs, from shapes alone."""
+
+import json
+
+import pytest
+
+from decdpo.cli import main
+
+pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
+
+SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32}  # fmt: skip
+SEVENTY = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+           "num_attention_heads": 64, "num_key_value_heads": 8}  # fmt: skip
+
+
+@pytest.fixture
+def plan(tmp_path, capsys):
+    """Return a function that plans a run of a Llama of the sizes given, and returns the page."""
+
+    def call(sizes, *words, agents=4, status=0, **sections):
+        config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"],
+                  "vocab_size": 32000, "max_position_embeddings": 4096,
+                  "tie_word_embeddings": False, **sizes}  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        lines = [f"[agents]\ncount = {agents}\n[optim]\nkind = \"adamw\"\n"]
+        lines += [f"[policy]\nkind = \"causal_lm\"\nmodel = \"{tmp_path}\"\n"]
+        (tmp_path / "run.toml").write_text("".join(lines))
+        sets = [w for key, value in sections.items() for w in ("--set", f"{key}={value}")]
+        capsys.readouterr()
+        words = ["plan", str(tmp_path / "run.toml"), "--json", *words, *sets]
+        assert main([str(word) for word in words]) == status
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@pytest.mark.parametrize(("sizes", "billions"), [(SEVEN, 6.74), (SEVENTY, 68.98)])
+def test_a_large_model_is_planned_from_its_configuration(plan, sizes, billions):
+    page = plan(sizes, "--ranks", 4, "--memory", 80, status=1)
+    count = page["parameters"]
+    assert count / 1e9 == pytest.approx(billions, abs=0.01)
+    memory = page["memory"]
+    assert memory["parameters"] == memory["gradient"] == 4 * count
+    assert memory["optimizer and algorithm"] == pytest.approx(8 * count, rel=1e-6)
+    assert page["checkpoint"]["bytes"] == pytest.approx(4 * 12 * count, rel=1e-6)
+    assert page["checkpoint"]["files"] == 5
+    # A ring: everyone sends to both neighbours, all of them elsewhere.
+    assert page["round"]["messages"] == page["round"]["between_ranks"] == 8
+    assert page["round"]["message_bytes"] == 4 * count
+    assert "policy.activation_checkpointing" in page["doubts"][0] and not page["fits"]
+
+
+SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
+         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+
+
+def test_more_agents_on_a_rank_take_more_and_send_less_between_ranks(plan):
+    apart, together = plan(SMALL, "--ranks", 4), plan(SMALL)
+    assert together["agents_of_a_rank"] == 4 and together["round"]["between_ranks"] == 0
+    assert together["memory"]["parameters"] == 4 * apart["memory"]["parameters"]
+    assert together["memory"]["gradient"] == apart["memory"]["gradient"]
+    assert together["checkpoint"]["bytes"] == apart["checkpoint"]["bytes"]
+
+
+def test_what_saves_memory_is_counted(plan):
+    usual = plan(SMALL)["memory"]
+    again = plan(SMALL, **{"policy.activation_checkpointing": "true"})["memory"]
+    assert again["activations"] < usual["activations"] / 2
+    narrow = plan(SMALL, **{"policy.dtype": "bfloat16"})["memory"]
+    assert narrow["activations"] < 0.7 * usual["activations"]
+    assert narrow["parameters"] == usual["parameters"] == 4 * 2 * narrow["narrow"]
+    longer = plan(SMALL, "--tokens", 1536)["memory"]
+    assert longer["activations"] == pytest.approx(2 * usual["activations"], rel=0.05)
+    tracking = plan(SMALL, **{"algorithm.kind": "exact_diffusion", "optim.kind": "sgd"})
+    assert tracking["memory"]["optimizer and algorithm"] == pytest.approx(
+        tracking["memory"]["parameters"], rel=1e-6
+    )
+    local = plan(SMALL, **{"algorithm.kind": "local"})
+    assert local["round"] == {"messages": 0, "bytes": 0, "message_bytes": 0, "between_ranks": 0}
+
+
+def test_activations_are_what_autograd_keeps():
+    import torch
+    import transformers
+
+    from decdpo.policies.lm.memory import activation_bytes, meta_model
+    from decdpo.policies.lm.packed import PackedLM
+    from decdpo.policies.lm.packing import Segment
+
+    config = transformers.LlamaConfig(**SMALL, vocab_size=64)
+    planned = activation_bytes(meta_model(config), 200, torch.float32)
+    module = transformers.AutoModelForCausalLM.from_config(config).eval()
+    scorer = PackedLM(module)
+    segment = Segment(0, 120, 160, 200)
+    mask = segment.mask(torch.float32, torch.device("cpu"))
+    owned = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    ids = torch.zeros(1, 200, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scorer.module.base_model(
+            input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False,
+            segments=[(slice(0, 200), mask)],
+        )  # fmt: skip
+    found = sum(nbytes for nbytes, _ in kept.values())
+    assert planned == pytest.approx(found, rel=0.1)
+
+
+def test_a_small_policy_is_planned_and_what_is_unknown_is_asked_for(tmp_path, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text("[agents]\ncount = 6\n")
+    assert main(["plan", str(config), "--ranks", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "6 agents on 3 ranks, at most 2 on one; loglinear" in said
+    assert "12 messages" in said and "4 files" in said
+    config.write_text("")
+    assert main(["plan", str(config)]) == 2
+    assert "set agents.count" in capsys.readouterr().err
+    config.write_text("[agents]\ncount = 6\n")
+    assert main(["plan", str(config), "--ranks", "0"]) == 2
+    assert "--ranks is 0" in capsys.readouterr().err
+    assert main(["plan", str(config), "--memory", "0"]) == 2
