@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step = topics.add_parser(
         "step", help=bench_step.ABOUT, description=bench_step.ABOUT, allow_abbrev=False
     )
-    bench_step.add_arguments(step)
+    bench_step.declare(step)
     step.set_defaults(measure=bench_step.run)
 
 

@@ -15,7 +15,7 @@ INGREDIENTS = ("head", "prefix", "packing", "reference", "bf16", "checkpointing"
 ABOUT = "time a step of a language model, and its memory, with each ingredient switched on in turn"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``decdpo bench step``."""
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder of the model")
     parser.add_argument(
