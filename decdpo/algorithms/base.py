@@ -74,7 +74,7 @@ class Algorithm(Protocol[S]):
         ...
 
     def message(self, state: S) -> Tensor:
-        """Return the (M,) vector that neighbours shall hear: a view, the exchange copies it."""
+        """Return the (M,) vector that neighbours shall receive: a view, the exchange copies it."""
         ...
 
     def mix(self, state: S, inbox: Inbox) -> None:

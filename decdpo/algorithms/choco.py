@@ -21,7 +21,7 @@ before the local steps (1), as DSGD's does; (3) to (5) stay.
 sum_i x_i moves by the gradients alone, however lossy the code is, if W is doubly stochastic (the
 source also wants it symmetric). With the identity and gamma = 1 this is DSGD. A codec with
 contraction constant delta needs a gamma that shrinks with delta: differences must not be mixed
-faster than they are told. The proof asks for a gamma of order delta (1 - rho)^2, far below what
+faster than they are sent. The proof asks for a gamma of order delta (1 - rho)^2, far below what
 works; gamma = delta has held on quadratics with every codec, 2 delta diverged with random-k.
 
 References: Koloskova, Stich and Jaggi, "Decentralized stochastic optimization and gossip algorithms

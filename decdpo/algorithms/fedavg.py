@@ -6,7 +6,7 @@ x_t, take E local steps on their own shards, and the server averages what they r
     x_i,0 = x_t,    x_i,h+1 = x_i,h - eta g_i(x_i,h),    h = 0 ... E-1,  i in S_t        (1)
     x_t+1 = sum_{i in S_t} p_i x_i,E                                                     (2)
 
-with p_i = 1/S, or p_i in proportion to the agent's number of pairs. Every agent hears x_t+1, so
+with p_i = 1/S, or p_i in proportion to the agent's number of pairs. Every agent receives x_t+1, so
 that all begin the next round with the same bits; an agent outside S_t takes no step and sends
 nothing. Which agents take part is the schedule's business (``Participation``), the sum that of a
 ``ServerExchange``. Everybody has to wait for the average: there is no overlap.

@@ -1,8 +1,8 @@
-"""Stochastic gradient push: decentralized SGD where senders, not listeners, set the weights.
+"""Stochastic gradient push: decentralized SGD where senders, not receivers, set the weights.
 
-On a directed graph an agent may not know how many hear it weigh its message, and rows of the mixing
-matrix need not sum to one. P is column-stochastic: agent j splits what it has among those that hear
-it, itself included. Sums are preserved, but every agent ends with its own multiple of the average;
+On a directed graph an agent may not know how many weigh its message, and rows of the mixing matrix
+need not sum to one. P is column-stochastic: agent j splits what it has among those it sends to,
+itself included. Sums are preserved, but every agent ends with its own multiple of the average;
 a scalar w_i that is pushed along shows which, and z_i = n_i / w_i is free of it. With n_i,0 = x_0
 and w_i,0 = 1, one round of E = 1 local step is
 

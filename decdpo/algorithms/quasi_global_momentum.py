@@ -10,7 +10,7 @@ agent's. With beta and mu in [0, 1), m_0 = 0, and one round of E local steps fro
     m_t+1 = mu m_t + (1 - mu) d_t                                                        (4)
 
 The source has E = 1 and beta = mu; the sum in (3) is our reading for E > 1. With
-``overlap = true`` neighbours hear x_t in place of x_E, as in DSGD. For a single agent this is
+``overlap = true`` neighbours receive x_t in place of x_E, as in DSGD. For a single agent this is
 quasi-hyperbolic momentum. The step (1) is plain: a second momentum, or Adam, has no place in it.
 Any doubly stochastic W, of every schedule.
 

@@ -69,15 +69,15 @@ def mixed(running: Tensor, inbox: Inbox) -> Tensor:
     """Return the statistic ``running`` (1,) after ``inbox``, whose messages have arrived."""
     if not inbox.messages:
         return running
-    heard = torch.zeros_like(running)
+    received = torch.zeros_like(running)
     for message in inbox.messages:
-        heard += message.weight * _statistic(message.body)
+        received += message.weight * _statistic(message.body)
     weight = sum(message.weight for message in inbox.messages)
     own = 1.0 - weight if isnan(inbox.own) else inbox.own
     if not inbox.sent.numel():
-        return heard / weight
+        return received / weight
     sent = _statistic(inbox.sent)
-    return (own * sent + heard) / (own + weight) + (running - sent)
+    return (own * sent + received) / (own + weight) + (running - sent)
 
 
 TAIL = 8

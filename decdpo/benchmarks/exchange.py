@@ -86,7 +86,7 @@ class Arena:
         self.row = row_of(neighbours(graph, self.ranks), self.rank)
         self.x = torch.ones(size)
         self.out = torch.empty(size)
-        self.heard = [torch.zeros(size) for _ in self.row.sources]
+        self.received = [torch.zeros(size) for _ in self.row.sources]
         self._store = store
         self._closers: list[Step] = [self.comm.Free]
         self.steps = {name: getattr(self, f"_make_{name}")() for name in names}
@@ -126,7 +126,7 @@ class Arena:
 
     def _make_bare(self) -> Step:
         requests = [
-            *(self.comm.Recv_init(h.numpy(), j, 1) for h, j in zip(self.heard, self.row.sources)),
+            *(self.comm.Recv_init(h.numpy(), j, 1) for h, j in zip(self.received, self.row.sources)),
             *(self.comm.Send_init(self.x.numpy(), j, 1) for j in self.row.targets),
         ]
         kind = self._mpi.Prequest
@@ -143,8 +143,8 @@ class Arena:
 
     def _make_memcpy(self) -> Step:
         def step() -> None:
-            for heard in self.heard:
-                np.copyto(self.out.numpy(), heard.numpy())
+            for message in self.received:
+                np.copyto(self.out.numpy(), message.numpy())
 
         return step
 
@@ -197,7 +197,7 @@ class Arena:
         )
 
         def step() -> None:
-            works = [dist.irecv(h, j) for h, j in zip(self.heard, self.row.sources)]
+            works = [dist.irecv(h, j) for h, j in zip(self.received, self.row.sources)]
             works += [dist.isend(self.x, j) for j in self.row.targets]
             for work in works:
                 assert work is not None

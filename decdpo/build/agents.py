@@ -75,7 +75,7 @@ def make_policy(
 ) -> Policy:
     """Return the policy of the section ``[policy]``; ``shard`` tells the number of columns.
 
-    pace : what is told how far a long preparation is.
+    pace : shows how far a long preparation is.
     """
     section = config.policy
     if isinstance(section, schema.CausalLM):
@@ -153,7 +153,7 @@ def make_agents(
         for i, shard in shards.items():
             pace.begin("encoding shards")
             encoded[i] = encode(policy, shard)
-            # A policy may have told of its own, finer works meanwhile.
+            # A policy may have shown its own, finer works meanwhile.
             pace.step(shard.num_pairs, "encoding shards")
     objective = Objective(policy, make_loss(config.loss))
     optimizer = make_optimizer(config.optim)

@@ -120,5 +120,5 @@ def make_exchange(
         return StaleExchange(new(), make_delays(config, world), late.max_age)
     if algorithm.needs.meets != "server":
         return new()
-    # All agents hear the average, so that each begins the next round at the same model.
+    # All agents receive the average, so that each begins the next round at the same model.
     return ServerExchange(new(), new(), all_hear=world.num_agents)

@@ -12,7 +12,7 @@ _PUSH = 32 << 20
 class Sink:
     """A file for HDF5 to write to, which keeps the first failure and then feigns success.
 
-    HDF5 cannot close a file that it cannot write: told of a full disk it would lose the reason and
+    HDF5 cannot close a file that it cannot write: given a full disk it would lose the reason and
     hold the file open for ever.
     """
 

@@ -50,11 +50,11 @@ class CheckpointStore:
         process. Keys may have parts (``data.3``), allowed together by the first (``data``).
         One who only reads is held to the keys given, whatever else the checkpoint was saved with.
     lately : keys that an earlier version did not save. Where a checkpoint lacks one, it is not
-        compared; ``warn`` is told, but not of a key of the configuration (``section.key``), which
+        compared; ``warn`` is called, but not of a key of the configuration (``section.key``), which
         is only given here at the value that the earlier version had.
     config : the text of the effective configuration, kept for the reader.
     versions : of the libraries, kept for the reader.
-    warn : is told one line for every checkpoint that is rejected.
+    warn : called with one line for every checkpoint that is rejected.
     run : id of the run, whose checkpoints alone are taken; empty takes those of any, and then only
         those of the same one.
     read_only : to load, and never to save: nothing in ``folder`` is made or removed.

@@ -47,7 +47,7 @@ class Cache:
     """What is kept in one file, or in memory where there is no file that can be written.
 
     path : the file, made when something is added; None: nothing outlasts this object. kind : four
-    letters that tell such files apart. what : what the values are, for messages.
+    characters that such files begin with. what : what the values are, for messages.
 
     notes : what the user should know: that nothing can be kept, or that the file was damaged.
     """

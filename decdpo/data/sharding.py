@@ -83,7 +83,7 @@ def make_shards(
     ----------
     sources : files, folders of files, or names on the hub.
     force : replace shards that are already in ``out``; other files are never touched.
-    progress : is told how far reading and writing are.
+    progress : called with a line on how far reading and writing are.
     show : number of pairs, from all over the sources, that ``shown`` is called with.
 
     Raises ``DataError`` if a source cannot be read or is given twice, the plan does not fit the

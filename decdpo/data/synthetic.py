@@ -230,7 +230,7 @@ def synthesize(
 
     The folder (mode 0700) appears as a whole or not at all. The same fields give the same bytes.
 
-    force : replace shards that are already there. progress : is told how far writing is.
+    force : replace shards that are already there. progress : called with how far writing is.
 
     Raises ``DataError`` if the folder holds something else, ``EnvironmentFault`` if it cannot be
     written.

@@ -35,7 +35,7 @@ MAX_LENGTH = 512
 """Tokens of a prompt and an answer together, unless said or the model is made for fewer."""
 
 PROBE_LENGTH = 64
-"""Tokens of the pairs by which machines that round differently are told apart."""
+"""Tokens of the pairs by which machines that round differently are distinguished."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class CausalLM:
         memory does not grow with the batch. 0 is one pair a part: then the bits of a pair do not
         depend on its batch.
     plain : score every answer by itself, prompt and all, the way that needs nothing of the model.
-    rules : how pairs become text, and where answers end. pace : what is told how far encoding is.
+    rules : how pairs become text, and where answers end. pace : shows how far encoding is.
 
     The reference is the folder's model, and where every agent begins. Dropout is off.
 

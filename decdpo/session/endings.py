@@ -16,7 +16,7 @@ from decdpo.signals import Signals, Watch
 
 LOOK = 1.0
 """Seconds between two looks for a file named ``halt``."""
-TOLD = "told"
+SAID = "said"
 """Stands in the lock's file once a process of this job has said what is saved."""
 
 
@@ -105,11 +105,11 @@ def finish(job: Job, out: Path, stopped: bool, rounds: int) -> int:
 
 def _tell(out: Path) -> None:
     with suppress(OSError), (out / ".lock").open("a", encoding="utf-8") as file:
-        file.write(TOLD)
+        file.write(SAID)
 
 
 def _told(out: Path) -> bool:
     try:
-        return (out / ".lock").read_text(encoding="utf-8").endswith(TOLD)
+        return (out / ".lock").read_text(encoding="utf-8").endswith(SAID)
     except (OSError, ValueError):
         return False

@@ -277,7 +277,7 @@ _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 def _end_all(job: Job, message: str, code: int) -> NoReturn:
     """Print ``message`` and what is saved, and end every process of the job."""
-    # The others must end even if nobody hears why.
+    # The others must end even if nobody reads why.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     _print(message)

@@ -56,7 +56,7 @@ def read_run(
 ) -> Config:
     """Return the configuration of a run folder, its paths found wherever decdpo is run.
 
-    say : is told of paths that are not where the configuration says. training : whether what only
+    say : called with a line for paths that are not where the configuration says. training : whether what only
     training needs is sought, too.
 
     Raises ``CheckpointError`` if it is not a run folder, ``ConfigError`` if a path leads nowhere.
@@ -78,7 +78,7 @@ class Record:
     """What is read again of run.json.
 
     id : of the run; empty if it is of an earlier version. starts : every start, the newest last;
-    None if an earlier version told of the newest alone. agents : of that one.
+    None if an earlier version kept the newest alone. agents : of that one.
     """
 
     id: Annotated[str, Meta(pattern="^([0-9a-f]{32})?$")] = ""
@@ -115,7 +115,7 @@ def run_id(out: Path) -> str:
 def record_start(out: Path, facts: Mapping[str, Any]) -> None:
     """Write ``run.json``: the ``facts`` of this start, and the list of all starts, newest last."""
     record, content = read_record(out)
-    # Earlier versions told of the newest start alone.
+    # Earlier versions kept the newest start alone.
     alone = [_start(content)] if record.agents else []
     starts = [*(alone if record.starts is None else record.starts), _start(facts)]
     with replacing(out / "run.json", mode=0o644) as path:

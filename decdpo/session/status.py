@@ -11,7 +11,7 @@ from decdpo.checkpoint.format import committed
 from decdpo.config import Config
 from decdpo.files import is_locked
 from decdpo.report.curves import read_metrics
-from decdpo.session.endings import TOLD, how_to_go_on
+from decdpo.session.endings import SAID, how_to_go_on
 from decdpo.session.record import read_record
 
 RECENT = 10
@@ -99,7 +99,7 @@ def _state(out: Path, done: int, rounds: int) -> str:
         return "unknown"
     asked = (out / "halt").exists()
     with suppress(OSError, ValueError):
-        asked = asked or (out / ".lock").read_text(encoding="utf-8").endswith(TOLD)
+        asked = asked or (out / ".lock").read_text(encoding="utf-8").endswith(SAID)
     return "stopped" if asked else "broken off"
 
 

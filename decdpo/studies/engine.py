@@ -47,7 +47,7 @@ class Result:
 def locked(out: Path, say: Say = lambda line: None) -> Iterator[None]:
     """Keep other studies out of the folder while open; a kill opens it.
 
-    say : is told if the file system has no locks, so that nothing keeps them out.
+    say : called if the file system has no locks, so that nothing keeps them out.
 
     Raises ``EnvironmentFault`` if one is at work there, or it cannot be written, ``ConfigError`` if
     it holds a run or shards.

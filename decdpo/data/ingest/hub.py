@@ -15,7 +15,7 @@ def fetch(name: str, progress: Callable[[str], None]) -> Path:
 
     name : OWNER/NAME, with a folder of it behind if not all is wanted, and @REVISION:
         "Anthropic/hh-rlhf/harmless-base@main".
-    progress : is told the revision, which names the data for good.
+    progress : called with the revision, which names the data for good.
 
     Raises ``DataError`` if the name is none or its files cannot be fetched; ``EnvironmentFault`` if
     huggingface_hub is not installed.

@@ -79,7 +79,7 @@ def files_of(
     ----------
     split : which split of folders is read, such as "train"; None: they must hold no more than one.
     fetch : returns the folder of a name that is no path, from a hub; None: such names are refused.
-    progress : is told what else lies in a folder.
+    progress : called with what else lies in a folder.
 
     Raises ``DataError`` if there is nothing to read at a place, a folder holds several splits and
     none is named, or a file would be read twice: its pairs would be trained on and held out alike.

@@ -65,7 +65,7 @@ def find_prompt(sample: Sequence[Record], columns: Columns) -> Prompt:
     system = columns.system or _filled(sample, _SYSTEMS, str)
     history = columns.history or _filled(sample, (_HISTORY,), (list, str))
     if history is not None and columns.history is None:
-        # A history that is one text is a prompt of its own, or nothing that could be told apart.
+        # A history that is one text is a prompt of its own, or nothing that could be taken apart.
         values = [record.get(history) for record in sample]
         if not any(isinstance(v, list) or looks_written(v) for v in values):
             history = None

@@ -36,7 +36,7 @@ def read_sources(
     ----------
     partition, group : columns whose values the partition and the hold-out need, or None. A source
         has the columns ``file`` and ``user`` beside its own.
-    progress : is told every two seconds how far it is.
+    progress : called every two seconds with how far it is.
 
     Returns
     -------

@@ -44,7 +44,7 @@ _NOT_DATA = {
 def stems(paths: Sequence[Path]) -> list[str]:
     """Return what the column ``file`` says of each file: its name up to the first dot.
 
-    Files that would share a name are told apart by their whole path.
+    Files that would share a name are distinguished by their whole path.
     """
     short = [path.name.split(".")[0] for path in paths]
     return [
