@@ -1,6 +1,6 @@
 """Agents that keep what they last sent, so that a resumed run can deliver old messages again.
 
-Where messages may be late, what agents receive in a round depends on messages of earlier rounds. These
+Where messages may be late, what agents receive depends on messages of earlier rounds. These
 are part of the state of a run, and a checkpoint has to hold them. Each agent keeps its own: q
 vectors, where those of all its neighbours would be q times its degree. A resumed exchange asks for
 them (``StaleExchange.recall``).

@@ -125,8 +125,9 @@ class Arena:
         return lambda: (begin(), end())[0]
 
     def _make_bare(self) -> Step:
+        sources = self.row.sources
         requests = [
-            *(self.comm.Recv_init(h.numpy(), j, 1) for h, j in zip(self.received, self.row.sources)),
+            *(self.comm.Recv_init(m.numpy(), j, 1) for m, j in zip(self.received, sources)),
             *(self.comm.Send_init(self.x.numpy(), j, 1) for j in self.row.targets),
         ]
         kind = self._mpi.Prequest
@@ -197,7 +198,7 @@ class Arena:
         )
 
         def step() -> None:
-            works = [dist.irecv(h, j) for h, j in zip(self.received, self.row.sources)]
+            works = [dist.irecv(m, j) for m, j in zip(self.received, self.row.sources)]
             works += [dist.isend(self.x, j) for j in self.row.targets]
             for work in works:
                 assert work is not None

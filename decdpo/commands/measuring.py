@@ -20,7 +20,7 @@ def read_measured(
 ) -> Config:
     """Return the configuration of a run folder with ``overrides`` applied, to measure its model.
 
-    say : called with what is remarkable. unused : sections besides ``TRAINING`` that would be ignored.
+    say : says what is remarkable. unused : sections besides ``TRAINING`` that would be ignored.
 
     Raises ``CheckpointError`` if it is not a run folder, ``ConfigError`` for an override that would
     be ignored.

@@ -10,7 +10,7 @@ from pathlib import Path
 from decdpo.commands.train import add_launch_arguments
 from decdpo.config import Config
 from decdpo.errors import ConfigError
-from decdpo.session.record import read_config, read_run
+from decdpo.session.record import move_damaged, read_config, read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
             job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)
         with locked(job, args.folder):
+            job.together(lambda: move_damaged(args.folder, job.say) if job.is_root else None)
             experiment = prepare(
                 job, config, args.folder, trace=args.trace, progress=args.progress
             )

@@ -40,7 +40,7 @@ def find_paths(
 ) -> Config:
     """Return ``config`` with every path that is not here replaced by the place where it was found.
 
-    source : the TOML file that it was read from. say : called with a line for every path found elsewhere.
+    source : the TOML file that it was read from. say : names every path found elsewhere.
     training : otherwise a recorded run is not needed, and not sought.
 
     Raises ``ConfigError``, naming every place looked at, if a path leads nowhere.

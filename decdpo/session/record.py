@@ -56,7 +56,7 @@ def read_run(
 ) -> Config:
     """Return the configuration of a run folder, its paths found wherever decdpo is run.
 
-    say : called with a line for paths that are not where the configuration says. training : whether what only
+    say : names paths that are not where the configuration says. training : whether what only
     training needs is sought, too.
 
     Raises ``CheckpointError`` if it is not a run folder, ``ConfigError`` if a path leads nowhere.
@@ -100,8 +100,25 @@ def read_record(out: Path) -> tuple[Record, dict[str, Any]]:
     except (OSError, ValueError) as fault:
         raise DataError(
             f"{path} is not the record of a run: {reason(fault)}",
-            "restore it from a copy; a run without one is taken for that of its newest checkpoint",
+            "restore it from a copy, or move it away: a run without one is that of its newest "
+            "checkpoint",
         ) from None
+
+
+def move_damaged(out: Path, say: Callable[[str], None]) -> None:
+    """Move a damaged ``run.json`` to ``run.json.damaged``, so that the run can go on without it.
+
+    say : called with a line that says so, once it is done.
+    """
+    try:
+        read_record(out)
+    except DataError as fault:
+        path = out / "run.json"
+        path.replace(path.with_name("run.json.damaged"))
+        say(
+            f"{fault.what}; it is kept as run.json.damaged, and the run is that of its newest "
+            "checkpoint"
+        )
 
 
 def run_id(out: Path) -> str:

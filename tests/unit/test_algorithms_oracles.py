@@ -179,8 +179,8 @@ def test_fedavg_averages_its_participants(local_steps, momentum, participants, s
 def test_a_bystander_takes_no_step_and_sends_nothing():
     problem, schedule = Quadratics(), Participation(N, 2, seed=2)
     run = make_run(FedAvg(SGD(), P), schedule, problem, server=True, rounds=1)
-    sent, post = [], run.exchange._up.start
-    run.exchange._up.start = lambda agent, t, row, message: (
+    sent, post = [], run.exchange._inner.start
+    run.exchange._inner.start = lambda agent, t, row, message: (
         sent.append((agent, row.targets, message is not None)),
         post(agent, t, row, message),
     )

@@ -106,7 +106,7 @@ def test_the_real_one_is_beside_this_python_or_on_the_path(
 def test_ranks_get_one_thread_and_this_pythons_path() -> None:
     settings = mpirun.environment({"MORE": "1"})
     assert settings["OMP_NUM_THREADS"] == "1" and settings["MORE"] == "1"
-    assert str(Path(mpirun.__file__).parents[2]) in settings["PYTHONPATH"].split(os.pathsep)
+    assert str(Path(mpirun.__file__).parents[3]) in settings["PYTHONPATH"].split(os.pathsep)
     words = mpirun.command_of(3, ["a", "b"])[1:]
     assert words == ["--oversubscribe", "--bind-to", "none", "-n", "3", "a", "b"]
 

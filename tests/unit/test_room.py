@@ -125,14 +125,20 @@ def test_a_run_of_an_earlier_version_goes_on(run):
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"id": 3}', '{"id": "x"}', "\udcff"])
-def test_a_lost_run_json_takes_its_id_from_the_checkpoint(run, text):
+def test_a_lost_run_json_takes_its_id_from_the_checkpoint(run, text, capsys):
     folder = run(2)
     id = json.loads((folder / "run.json").read_text())["id"]
     (folder / "run.json").unlink()
     if text is not None:
         (folder / "run.json").write_text(text, errors="surrogateescape")
+    if text is not None:
+        assert main(["evaluate", "run"]) == 2
+        assert "run.json is not the record of a run" in capsys.readouterr().err
     assert main(["resume", "run", "--set", "run.rounds=3"]) == 0
     assert json.loads((folder / "run.json").read_text())["id"] == id
+    kept = folder / "run.json.damaged"
+    assert kept.exists() == ("run.json.damaged" in capsys.readouterr().err) == (text is not None)
+    assert main(["evaluate", "run"]) == 0
 
 
 def test_a_named_pipe_for_a_lock_does_not_hang(run, tmp_path, capsys):
