@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
 
@@ -119,6 +120,8 @@ class AdamW:
             eps=self.eps,
             maximize=False,
         )
+        # The fused kernel does not count its change, by which copies of ``x`` know of it.
+        increment_version(x)
 
 
 def clip(grad: Tensor, max_norm: float) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from decdpo.errors import PolicyError
+from decdpo.params.compute import ComputeView
 from decdpo.params.flat import FlatParams, Layout, flatten
 from decdpo.params.optim import SGD, AdamW, Constant, Cosine, InverseSqrt, Warmup, clip
 
@@ -101,6 +102,19 @@ def check_against(ours, torchs, x, reference):
         ours.step(x, state, grad.clone(), 0.1)
         torch.testing.assert_close(x, reference.data, rtol=2e-6, atol=1e-7)
     assert int(state.steps) == 5
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), SGD(momentum=0.9), AdamW()])
+def test_a_compute_view_follows_every_step(optimizer):
+    module = model()
+    layout = Layout.of(module)
+    params = FlatParams(layout, flatten(module, layout))
+    view = ComputeView(module, layout, torch.bfloat16)
+    state = optimizer.init(params.data)
+    for _ in range(3):
+        optimizer.step(params.data, state, torch.ones(layout.size), 0.1)
+        view.follow(params)
+        assert torch.equal(module[0].weight.data.view(-1), params.data[:12].bfloat16())
 
 
 def test_clipping_scales_only_long_gradients():
