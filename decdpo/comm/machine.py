@@ -14,6 +14,8 @@ import torch
 DEVICES = Path("/dev")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 CPUINFO = Path("/proc/cpuinfo")
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""What Linux calls the instructions that multiply bfloat16."""
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def machine(device: str) -> dict[str, Any]:
     use, "0-3,8"; cores_quota : as many may be busy at once in its container, None for all.
     gpus_present : of NVIDIA, on the node, gpus_usable : that torch can use. torch, torch_cuda : its
     version, and that of CUDA it was built for, None for a CPU build. cuda_visible_devices : of the
-    environment.
+    environment. cpu_bfloat16 : whether the processor multiplies bfloat16, None if unknown.
     """
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
@@ -38,6 +40,7 @@ def machine(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda or torch.version.hip,
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "cpu_bfloat16": _bfloat16(),
     }
 
 
@@ -94,9 +97,19 @@ def _quota() -> float | None:
 def _name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
+    return _of_cpu("model name") or platform.machine()
+
+
+def _bfloat16() -> bool | None:
+    flags = _of_cpu("flags") or _of_cpu("Features")  # of x86; of ARM
+    return bool(BFLOAT16 & set(flags.split())) if flags else None
+
+
+def _of_cpu(key: str) -> str:
+    """Return what the system says of its first core, empty if it does not."""
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        text = ""
-    found = re.search(r"^model name\s*: *(\S.*)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
+        return ""
+    found = re.search(rf"^{key}\s*: *(\S.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""

@@ -40,7 +40,7 @@ def block(facts: Facts) -> list[str]:
 
 
 def warnings(facts: Facts) -> list[str]:
-    """Return what is doubtful: cores that ranks share, GPUs that are not used, messages."""
+    """Return what is doubtful: shared cores, unused GPUs, emulated bfloat16, messages."""
     found = []
     hosts: dict[str, list[Facts]] = {}
     for process in facts["processes"]:
@@ -48,6 +48,7 @@ def warnings(facts: Facts) -> list[str]:
     for host, group in hosts.items():
         found += _shared_cores(host, group)
         found += _unused_gpus(host, group, facts)
+        found += _slow_bfloat16(host, group, facts)
     return [*found, *facts.get("doubts", [])]
 
 
@@ -94,6 +95,16 @@ def _unused_gpus(host: str, group: Sequence[Facts], facts: Facts) -> list[str]:
         f"{gpus}: device.kind = 'auto' takes GPUs only where each rank has its own, and here are "
         f"{len(group)} ranks; start {usable}, or set device.share_gpu = true. device.kind = "
         "'cuda' makes this an error"
+    ]
+
+
+def _slow_bfloat16(host: str, group: Sequence[Facts], facts: Facts) -> list[str]:
+    slow = any(p["device"] == "cpu" and p["cpu_bfloat16"] is False for p in group)
+    if not slow or not facts.get("precision", "").startswith("bfloat16"):
+        return []
+    return [
+        f"{host}: its processor has no instructions for bfloat16, which is slower there than "
+        'float32: set policy.dtype = "float32"'
     ]
 
 

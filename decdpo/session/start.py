@@ -48,7 +48,7 @@ def start_facts(
         "wanted_device": config.device.kind,
         "gpu_of_use": isinstance(config.policy, CausalLM),
         "policy": " ".join([config.policy.kind, model]).strip(),
-        "precision": str(policy.layout.dtype).removeprefix("torch."),
+        "precision": _precision(config.policy.dtype, policy),
         "parameters": policy.layout.size,
         "pairs": {
             "training": sum(training),
@@ -67,6 +67,11 @@ def start_facts(
         "folder": str(out),
         "saves": f"a checkpoint every {saves:,}" if saves else "a checkpoint at the end",
     }
+
+
+def _precision(computed: str, policy: Policy) -> str:
+    trained = str(policy.layout.dtype).removeprefix("torch.")
+    return computed if computed == trained else f"{computed}, trained in {trained}"
 
 
 def _pairs(data: Any) -> dict[str, int]:

@@ -17,6 +17,7 @@ def process(host="a", **changes):
     facts = {
         "host": host, "device": "cpu", "device_name": "EPYC", "threads": 1, "cores": "0-7",
         "cores_quota": None, "gpus_present": 0, "gpus_usable": 0, "torch": "2.9.0",
+        "cpu_bfloat16": None,
         "torch_cuda": "12.8", "cuda_visible_devices": None,
     }  # fmt: skip
     return {**facts, **changes}
@@ -104,12 +105,32 @@ def test_ranks_that_share_cores_are_a_warning(group, said):
     assert len(warnings(facts(apart))) == sum(p["threads"] > len(expand(p["cores"])) for p in apart)
 
 
+@pytest.mark.parametrize(
+    ("here", "precision", "warned"),
+    [
+        ({"cpu_bfloat16": False}, "bfloat16, trained in float32", True),
+        ({"cpu_bfloat16": True}, "bfloat16, trained in float32", False),
+        ({"cpu_bfloat16": None}, "bfloat16, trained in float32", False),
+        ({"cpu_bfloat16": False}, "float32", False),
+        ({"cpu_bfloat16": False, "device": "cuda:0"}, "bfloat16, trained in float32", False),
+    ],
+)
+def test_a_processor_that_emulates_bfloat16_is_named(here, precision, warned):
+    found = warnings({**facts([process(**here)]), "precision": precision})
+    assert [line for line in found if "no instructions for bfloat16" in line] == found
+    assert len(found) == warned
+
+
 def test_the_facts_of_this_machine(tmp_path, monkeypatch):
     found = json.loads(json.dumps(machine("cpu")))
     assert found["host"] and found["device_name"] and found["threads"] >= 1
     assert expand(found["cores"]) and expand("0-3,8") == {0, 1, 2, 3, 8}
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
+    for flags, known in (("flags : fpu amx_bf16", True), ("flags : fpu avx2", False), ("", None)):
+        (tmp_path / "cpuinfo").write_text(f"model name : X\n{flags}\n")
+        monkeypatch.setattr(place, "CPUINFO", tmp_path / "cpuinfo")
+        assert machine("cpu")["cpu_bfloat16"] is known
     monkeypatch.setattr(place, "DEVICES", tmp_path)
     assert gpus_present() == 2 and machine("cpu")["gpus_present"] == 2
     (tmp_path / "cpu.max").write_text("150000 100000\n")
