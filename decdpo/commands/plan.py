@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from decdpo.config import Config
+from decdpo.config.schema import CausalLM, LogLinear
 from decdpo.errors import ConfigError
 from decdpo.report.plan_table import plan_table
 
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if page["fits"] else 1
 
 
-def plan(config: Any, ranks: int, tokens: int | None = None) -> dict[str, Any]:
+def plan(config: Config, ranks: int, tokens: int | None = None) -> dict[str, Any]:
     """Return what a run of ``config`` on so many ranks needs, as JSON values.
 
     tokens : of the longest row; None is ``policy.tokens_at_once``, or a pair of the longest texts.
@@ -149,20 +151,20 @@ def plan(config: Any, ranks: int, tokens: int | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cached(config: Any) -> bool:
-    return bool(getattr(config.policy, "cache_reference", True))
+def _cached(config: Config) -> bool:
+    return not isinstance(config.policy, CausalLM) or config.policy.cache_reference
 
 
-def _model(config: Any, tokens: int | None) -> tuple[Any, dict[str, int], str]:
+def _model(config: Config, tokens: int | None) -> tuple[Any, dict[str, int], str]:
     """Return the layout of the policy, the bytes that a step adds, and both in words."""
     from decdpo import build
     from decdpo.data.index import ShardIndex
     from decdpo.params.flat import Layout
 
     section = config.policy
-    if section.kind != "causal_lm":
+    if not isinstance(section, CausalLM):
         shard = None
-        if section.kind == "loglinear" and section.features == "columns":
+        if isinstance(section, LogLinear) and section.features == "columns":
             shard = ShardIndex.load(config.data.shards).open(0)
         layout = build.make_policy(config, shard, "cpu").layout
         return layout, {"activations": 0}, f"{section.kind} in {section.dtype}"
