@@ -11,8 +11,8 @@ from a clock: the same rounds are recorded wherever the run takes place.
 from dataclasses import dataclass
 
 SHARE = 0.04
-"""Of the arithmetic of a language model's training, at most for measuring by default. What a record
-costs besides scoring pairs finds room below 5% of the time."""
+"""Of the arithmetic of a language model's training, at most for measuring by default. Records cost
+more than scoring their pairs: so it is less than the twentieth of the time that is aimed at."""
 
 FEWEST, MOST = 8, 64
 """Held-out pairs of an agent that a language model is measured on by default."""

@@ -23,7 +23,9 @@ from decdpo.evaluation import (
     squared_lengths,
 )
 from decdpo.params.flat import FlatParams
-from decdpo.policies.lm.work import Work, known_peak, peak_memory, work_of
+from decdpo.policies.causal_lm import CausalLM
+from decdpo.policies.lm.packed import PackedLM
+from decdpo.policies.lm.work import Sizes, Work, known_peak, peak_memory, step_work
 from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
 from decdpo.records import Writer, keep_until
@@ -277,11 +279,8 @@ class Metrics:
         that it computed (0 where that is unknown), seconds.
         """
         work, self._work = self._work, Work()
-        peak = None
-        if work.flops:
-            # The policy is one that knows what it computes in.
-            dtype = getattr(run.objective.policy, "dtype")
-            peak = known_peak(str(run.agents[0].params.data.device), dtype)
+        policy = run.objective.policy if work.flops else None
+        peak = known_peak(policy.device, policy.dtype) if isinstance(policy, CausalLM) else None
         could = 0.0 if peak is None else peak * self._computed
         measured, self._measured = self._measured, 0.0
         return np.array((work.pairs, work.logical, work.physical, work.flops, could, measured))
@@ -320,16 +319,17 @@ class Metrics:
 
 def _trained(run: Run, round: int) -> Work:
     """Return the work of this process's local steps of ``round``."""
+    # An agent that takes no part in a round has the statistics of no pairs.
+    busy = [agent for agent in run.agents if agent.stats.count]
+    policy = run.objective.policy if busy else None
+    if not isinstance(policy, CausalLM):
+        return Work(sum(agent.stats.count for agent in busy))
+    sizes, shared = Sizes.of(policy.scorer.module), isinstance(policy.scorer, PackedLM)
     total = Work()
-    policy = getattr(run.objective, "policy", None)
-    for agent in run.agents:
-        # An agent that takes no part in a round has the statistics of no pairs.
-        if not hasattr(agent.data, "tokens"):
-            total += Work(agent.stats.count)
-        elif agent.stats.count:
-            for h in range(run.local_steps):
-                rows = agent.sampler.rows(round * run.local_steps + h, run.batch_size)
-                total += work_of(policy, agent.data, rows)
+    for agent in busy:
+        for h in range(run.local_steps):
+            rows = agent.sampler.rows(round * run.local_steps + h, run.batch_size)
+            total += step_work(sizes, agent.data.tokens, rows, shared=shared)
     return total
 
 

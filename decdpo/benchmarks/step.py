@@ -39,9 +39,6 @@ from decdpo.policies.lm.work import Sizes, known_peak, peak_memory, step_work
 from decdpo.policies.objective import Objective
 from decdpo.policies.tokens import TokenizedPairs, Truncation, tokenize
 
-INGREDIENTS = ("head", "prefix", "packing", "reference", "bf16", "checkpointing")
-"""What is switched on, in this order."""
-
 WARM_UP = 1
 """Steps that are not counted: they make what is made once."""
 
@@ -147,7 +144,7 @@ class Bench:
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the operations a second of products of large matrices, the best of a few."""
-    known = known_peak(str(device), dtype)
+    known = known_peak(device, dtype)
     if known is not None:
         return known
     # Of the shapes that a small model has; square ones of a CPU are no faster.

@@ -7,9 +7,9 @@ their shards and models, and ``run`` the ``Run`` that the loop takes.
 
 from decdpo.build.agents import (
     Ensemble,
-    make_agents,
     make_ensemble,
     make_policy,
+    make_run_algorithm,
     num_agents,
     open_index,
 )
@@ -21,13 +21,11 @@ from decdpo.build.learning import (
     make_optimizer,
 )
 from decdpo.build.meeting import AGES, make_delays, make_exchange, make_topology
-from decdpo.build.run import local_steps, make_heldout, make_run
+from decdpo.build.run import make_heldout, make_measures, make_run
 
 __all__ = [
     "AGES",
     "Ensemble",
-    "local_steps",
-    "make_agents",
     "make_algorithm",
     "make_codec",
     "make_delays",
@@ -36,9 +34,11 @@ __all__ = [
     "make_heldout",
     "make_learning_rate",
     "make_loss",
+    "make_measures",
     "make_optimizer",
     "make_policy",
     "make_run",
+    "make_run_algorithm",
     "make_topology",
     "num_agents",
     "open_index",

@@ -20,7 +20,7 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import FEATURES_FILE, load_features
 from decdpo.errors import ConfigError
 from decdpo.losses.names import LOSSES
-from decdpo.params.flat import FlatParams
+from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.base import Policy
 from decdpo.policies.lm.pace import Pace
 from decdpo.policies.lm.speller import TextRules
@@ -108,6 +108,16 @@ def make_policy(
     return LogLinear(dimension, features=section.features, dtype=section.dtype)
 
 
+def make_run_algorithm(config: Config, layout: Layout) -> Algorithm[Any]:
+    """Return the algorithm, with what the loss or late messages add to an agent's state."""
+    optimizer = make_optimizer(config.optim)
+    algorithm = make_algorithm(config.algorithm, optimizer, layout, config.run.seed)
+    if LOSSES[config.loss.kind].has_state:
+        algorithm = Running(algorithm)
+    age = scheduled_age(config.staleness)
+    return Recalling(algorithm, layout.num_shared, age) if age else algorithm
+
+
 def encode(policy: Policy, shard: PreferenceShard) -> Any:
     """Return ``shard`` as ``policy`` reads it."""
     return policy.encode(shard)
@@ -122,22 +132,7 @@ def make_ensemble(
     say: Callable[[str], None] | None = None,
     training: bool = True,
 ) -> Ensemble:
-    """Make the schedule of all agents, and the local agents; see ``make_agents``."""
-    pairs = [entry.num_train for entry in index.agents[: world.num_agents]]
-    schedule = make_topology(config, pairs)
-    return Ensemble(schedule, *make_agents(config, world, index, device, encode, say, training))
-
-
-def make_agents(
-    config: Config,
-    world: World,
-    index: ShardIndex,
-    device: str,
-    encode: Callable[[Policy, PreferenceShard], Any] = encode,
-    say: Callable[[str], None] | None = None,
-    training: bool = True,
-) -> tuple[Objective, Algorithm[Any], list[Agent]]:
-    """Load the local agents' shards and make their models and states.
+    """Make the schedule of all agents; load the local ones' shards, make their models and states.
 
     encode : what encodes a shard; runs that share their data may remember it. say : prints a line
     every ten seconds while the model is loaded and shards are encoded. training : whether agents
@@ -145,6 +140,7 @@ def make_agents(
 
     Opens no other agent's shard. Raises a ``DecdpoError`` naming what does not fit.
     """
+    schedule = make_topology(config, [e.num_train for e in index.agents[: world.num_agents]])
     shards = {i: index.open(i) for i in world.local_agents}
     _check_columns(config, shards)
     with Pace(say, sum(shard.num_pairs for shard in shards.values())) as pace:
@@ -156,13 +152,7 @@ def make_agents(
             # A policy may have shown its own, finer works meanwhile.
             pace.step(shard.num_pairs, "encoding shards")
     objective = Objective(policy, make_loss(config.loss))
-    optimizer = make_optimizer(config.optim)
-    algorithm = make_algorithm(config.algorithm, optimizer, policy.layout, config.run.seed)
-    if LOSSES[config.loss.kind].has_state:
-        algorithm = Running(algorithm)
-    age = scheduled_age(config.staleness)
-    if age:
-        algorithm = Recalling(algorithm, policy.layout.num_shared, age)
+    algorithm = make_run_algorithm(config, policy.layout)
     places = list(encoded)
     models: list[tuple[FlatParams, Any]]
     if training:
@@ -174,7 +164,7 @@ def make_agents(
         sampler = EpochSampler(config.run.seed, i, encoded[i].num_train)
         agents.append(Agent(i, params, state, encoded[i], sampler, objective.no_stats()))
     check_start(policy, agents[0].data, start=agents[0].params)
-    return objective, algorithm, agents
+    return Ensemble(schedule, objective, algorithm, agents)
 
 
 def _trained(policy: Policy, algorithm: Algorithm[Any], count: int) -> list[tuple[FlatParams, Any]]:

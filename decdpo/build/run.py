@@ -11,16 +11,24 @@ from decdpo.comm.staleness import AgeLog, StaleExchange
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config, schema
 from decdpo.evaluation import HeldOut
-from decdpo.measures import choose_measures
+from decdpo.measures import Measures, choose_measures
 from decdpo.metrics import RECORDS, Metrics
 from decdpo.progress import Progress
 from decdpo.records import keep_until
 from decdpo.run import Agent, Run, Store
 
 
-def local_steps(config: Config) -> int:
-    """Return E, the local steps of one round."""
-    return config.algorithm.local_steps
+def make_measures(config: Config, most_heldout: int) -> Measures:
+    """Return what is measured; most_heldout : held-out pairs of the agent that has most."""
+    return choose_measures(
+        costly=isinstance(config.policy, schema.CausalLM),
+        rounds=config.run.rounds,
+        round_pairs=config.algorithm.local_steps * config.data.batch_size,
+        most_heldout=most_heldout,
+        every=config.log.every,
+        heldout_pairs=config.log.heldout_pairs,
+        gradient_pairs=config.log.gradient_pairs,
+    )
 
 
 def make_heldout(
@@ -30,17 +38,8 @@ def make_heldout(
 
     The words are empty where all held-out pairs are measured and the gradient norm as well.
     """
-    log = config.log
     most = max(world.collect({a.id: a.data.num_heldout for a in agents}).values())
-    found = choose_measures(
-        costly=config.policy.kind == "causal_lm",
-        rounds=config.run.rounds,
-        round_pairs=local_steps(config) * config.data.batch_size,
-        most_heldout=most,
-        every=log.every,
-        heldout_pairs=log.heldout_pairs,
-        gradient_pairs=log.gradient_pairs,
-    )
+    found = make_measures(config, most)
     heldout = HeldOut(
         agents, config.run.seed, found.heldout_pairs, found.training_pairs, found.gradient
     )
@@ -62,7 +61,8 @@ def make_run(
 
     progress : how the run shows how far it is, of ``progress.MODES``.
     """
-    steps, schedule, agents = local_steps(config), ensemble.schedule, ensemble.agents
+    schedule, agents = ensemble.schedule, ensemble.agents
+    steps = config.algorithm.local_steps
     if isinstance(exchange, StaleExchange):
         rows = {a.id: schedule.mixing(next_round).row(a.id) for a in agents}
         exchange.recall(rows, {a.id: told_since(a.state) for a in agents})

@@ -62,10 +62,9 @@ class Exchange(Protocol):
     """Carries one vector per agent and round to its neighbours; made once, used every round.
 
     In a round every local agent is started, then the round is collected, then every local agent's
-    inbox is read. counters : what it has cost
-    so far. trace : called after every span, None for not at all. message_bytes : of one message as
-    it is encoded, without its header. transport : how messages travel here and why, in words.
-    doubts : what the user would want otherwise of that.
+    inbox is read. counters : what it has cost so far. trace : called after every span, None for not
+    at all. message_bytes : of one message as it is encoded, without its header. transport : how
+    messages travel here and why, in words. doubts : what the user would want otherwise of that.
     """
 
     counters: Counters
@@ -142,9 +141,9 @@ class World(Protocol):
     """The agents, spread over one or more processes.
 
     members : the agents that take part and where they are. local_agents : those of this process,
-    ascending. is_root : whether this process may print and write the files that all
-    share. purpose : what the next collective calls are for, which an error names where a process
-    does not come; set it at will.
+    ascending. is_root : whether this process may print and write the files that all share.
+    purpose : what the next collective calls are for, which an error names where a process does not
+    come; set it at will.
     """
 
     members: Membership

@@ -167,14 +167,12 @@ def _predict(
     config: Config, experiment: "Experiment", problem: Any, delay: int | None
 ) -> dict[str, Any]:
     """Return the bound of the configuration as it stands, and the largest stable step."""
-    from decdpo.build import local_steps
     from decdpo.theory.advisor import per_round
     from decdpo.theory.bounds import decentralized, federated, stale
     from decdpo.theory.stability import largest_stable_step, smallest_eigenvalue
 
-    n, eta, rounds, steps = problem.num_agents, config.optim.lr, config.run.rounds, local_steps(
-        config
-    )
+    n, eta, rounds = problem.num_agents, config.optim.lr, config.run.rounds
+    steps = config.algorithm.local_steps
     schedule: Any = experiment.schedule
     kind = config.algorithm.kind
     found: dict[str, Any] = {"algorithm": kind, "lr": eta, "rounds": rounds, "local_steps": steps}

@@ -201,7 +201,7 @@ class Log:
     every: int = option(
         0,
         "rounds between two records in metrics.jsonl; 0 is 1, but for a language model as many as "
-        "keep measuring under 5% of the time",
+        "keep measuring to about 5% of the training",
         low=0,
     )
     gradient_pairs: int = option(

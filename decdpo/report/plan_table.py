@@ -6,10 +6,10 @@ from typing import Any
 
 def plan_table(page: Mapping[str, Any]) -> str:
     """Return the plan as lines of text."""
-    most = page["agents_of_a_rank"]
+    most, ranks = page["agents_of_a_rank"], page["ranks"]
+    where = "1 rank" if ranks == 1 else f"{ranks} ranks, at most {most} on one"
     lines = [
-        f"{page['agents']} agents on {page['ranks']} ranks, at most {most} on one; "
-        f"{page['policy']}",
+        f"{page['agents']} agents on {where}; {page['policy']}",
         "memory of that rank",
     ]
     for name, needed in page["memory"].items():

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from decdpo.build import local_steps
 from decdpo.errors import ConfigError
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.advice import (
@@ -157,7 +156,7 @@ def _variants(problem: Problem, default: Training) -> list[tuple[dict[str, Any],
             f"the advice is compared with {config.algorithm.kind}",
             "leave algorithm.kind out: the default of this study is dsgd",
         )
-    rounds, lr, steps = config.run.rounds, config.optim.lr, local_steps(config)
+    rounds, lr, steps = config.run.rounds, config.optim.lr, config.algorithm.local_steps
     schedule = make_schedule(config.topology.graph, config.topology.weights, n)
     # A message counts as one byte: no choice depends on its size.
     cost = Cost.of_gossip(schedule, 1, steps)

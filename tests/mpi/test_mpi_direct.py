@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import Recorded
 
 from decdpo.comm.links.slots import aligned
 from decdpo.comm.local import LocalWorld
@@ -172,16 +173,6 @@ def rewired(world: Any, size: int, **options: Any) -> dict[int, torch.Tensor]:
     if isinstance(stream, LateStream):
         stream.mark().synchronize()
     return xs
-
-
-class Recorded:
-    """The ages of a run, by agent and round."""
-
-    def __init__(self, ages: dict[int, list[list[int]]]) -> None:
-        self._ages = ages
-
-    def ages(self, agent: int, round: int, sources: Any) -> list[int]:
-        return self._ages[agent][round]
 
 
 @pytest.mark.parametrize("progress", ["thread", "none"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import Recorded
 
 from decdpo.comm.links.slots import aligned
 from decdpo.comm.local import LocalWorld
@@ -129,16 +130,6 @@ def rewired(world: Any, device: str, size: int) -> dict[int, torch.Tensor]:
             x *= 1.5
     exchange.close()
     return xs
-
-
-class Recorded:
-    """The ages of a run, by agent and round."""
-
-    def __init__(self, ages: dict[int, list[list[int]]]) -> None:
-        self._ages = ages
-
-    def ages(self, agent: int, round: int, sources: Any) -> list[int]:
-        return self._ages[agent][round]
 
 
 @pytest.mark.parametrize("progress", ["thread", "none"])

@@ -13,7 +13,7 @@ MAY_LEAD_TO_MPI = (
     "decdpo.cli",
     "decdpo.parser",
     *(f"decdpo.commands.{name}" for name in (
-        "alone", "bench", "completion", "doctor", "evaluate", "export", "plan", "resume", "shard",
+        "alone", "bench", "completion", "doctor", "evaluate", "export", "resume", "shard",
         "status", "study", "theory", "tokens", "train",
     )),
     "decdpo.studies",

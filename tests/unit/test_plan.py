@@ -48,7 +48,30 @@ def test_a_large_model_is_planned_from_its_configuration(plan, sizes, billions):
     # A ring: everyone sends to both neighbours, all of them elsewhere.
     assert page["round"]["messages"] == page["round"]["between_ranks"] == 8
     assert page["round"]["message_bytes"] == 4 * count
+    # Two slots to send from, and two for each of both neighbours; states that large are not copied.
+    assert memory["messages"] == 6 * 4 * count and memory["checkpoint writer"] == 0
     assert "policy.activation_checkpointing" in page["doubts"][0] and not page["fits"]
+
+
+def test_what_does_not_fit_a_gpu_is_named(plan):
+    page = plan(SEVEN, "--ranks", 4, "--gpu-memory", 80, "--memory", 200, status=1)
+    assert len(page["doubts"]) == 1 and "its GPU needs" in page["doubts"][0]
+    assert page["host_bytes"] + page["gpu_bytes"] == page["total_bytes"]
+    page = plan(SEVEN, "--ranks", 4, "--gpu-memory", 200, "--memory", 80, status=1)
+    assert len(page["doubts"]) == 1 and "a rank needs" in page["doubts"][0]
+    assert plan(SEVEN, "--ranks", 4, "--gpu-memory", 200, "--memory", 200)["fits"]
+
+
+def test_a_lone_agent_sends_nothing_and_its_mean_is_its_own(plan):
+    memory = plan(SMALL, agents=1)["memory"]
+    assert memory["messages"] == memory["measuring"] == 0
+
+
+def test_what_a_loss_or_late_messages_add_to_a_state_is_counted(plan):
+    bare = plan(SMALL)["checkpoint"]["bytes"]
+    late = plan(SMALL, **{"staleness.kind": "seeded", "staleness.max_age": 3})
+    one = late["memory"]["gradient"]
+    assert late["checkpoint"]["bytes"] - bare == pytest.approx(4 * 3 * one, rel=1e-3)
 
 
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,

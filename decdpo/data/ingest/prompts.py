@@ -76,7 +76,7 @@ def find_prompt(sample: Sequence[Record], columns: Columns) -> Prompt:
 
 
 def _usual(known: Collection[str]) -> tuple[tuple[str, ...], str]:
-    found = ((names, joiner) for names, joiner in _PROMPTS if known >= set(names))  # type: ignore
+    found = ((names, joiner) for names, joiner in _PROMPTS if set(names).issubset(known))
     return next(found, ((), ""))
 
 

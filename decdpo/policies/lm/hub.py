@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,7 +166,7 @@ def _find(folder: str | os.PathLike[str], allow_hub: bool) -> tuple[str, dict[st
     # One thread a process: ranks share the cores of a node.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        import transformers  # noqa: F401
+        import_module("transformers")
     except ImportError as error:
         raise EnvironmentFault(
             f"a causal language model needs transformers: {error}",

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from decdpo.policies.lm.packed import PackedLM
 from decdpo.policies.lm.packing import packed_size
 from decdpo.policies.tokens import TokenizedPairs
 
@@ -94,20 +93,11 @@ def step_work(sizes: Sizes, tokens: TokenizedPairs, rows: np.ndarray, *, shared:
     return Work(len(rows), logical, physical, flops)
 
 
-def work_of(policy: Any, data: Any, rows: np.ndarray) -> Work:
-    """Return the work of a step on ``rows`` (B,) of ``data``; no tokens unless they are there."""
-    tokens, scorer = getattr(data, "tokens", None), getattr(policy, "scorer", None)
-    if tokens is None or scorer is None:
-        return Work(len(rows))
-    shared = isinstance(scorer, PackedLM)
-    return step_work(Sizes.of(scorer.module), tokens, rows, shared=shared)
-
-
-def known_peak(device: str, dtype: torch.dtype) -> float | None:
+def known_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     """Return the operations a second that a GPU can do; None for a CPU, or where it is unknown."""
-    if not device.startswith("cuda"):
+    if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(torch.device(device))
+    name = torch.cuda.get_device_name(device)
     found = next((peaks for part, peaks in PEAKS if part in name), {})
     return found.get(dtype)
 
