@@ -1,9 +1,29 @@
-"""One agent's parameters as a single contiguous vector."""
+"""One agent's parameters as a single contiguous vector, and what becomes of each of them.
+
+Every parameter of a module has a tag:
+
+    shared      trained; it lies in the prefix of the vector, which alone travels, is mixed, counted
+                and averaged
+    personal    trained; it lies in the suffix, and never leaves its agent but into the agent's own
+                part of a checkpoint
+    frozen      not trained; it lies outside the vector, once in a process, whatever agents there
+                are
+
+Whoever adds parameters to a module names their tags, and ``Layout.tagged`` makes the vector of all:
+
+    tags = dict.fromkeys(parameter_names(module), Tag.FROZEN)
+    module.personal_head = nn.Linear(...)
+    tags |= dict.fromkeys(("personal_head.weight", "personal_head.bias"), Tag.PERSONAL)
+    layout = Layout.tagged(module, tags)
+
+Messages, mixing, checkpoints, averages and measurements follow from ``layout.num_shared`` alone.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from math import prod
 
@@ -11,6 +31,14 @@ import torch
 from torch import Tensor, nn
 
 from decdpo.errors import PolicyError
+
+
+class Tag(str, Enum):
+    """What becomes of a parameter; see the module."""
+
+    SHARED = "shared"
+    PERSONAL = "personal"
+    FROZEN = "frozen"
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,37 @@ class Layout:
         text = json.dumps([self.names, self.shapes, self.num_shared, str(self.dtype)])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def tag(self, name: str) -> Tag:
+        """Return the tag of a parameter; what is not in the vector is frozen."""
+        if name not in self._places:
+            return Tag.FROZEN
+        return Tag.SHARED if self._places[name].stop <= self.num_shared else Tag.PERSONAL
+
+    def place(self, name: str) -> slice:
+        """Return where in the vector a parameter lies. Raises ``KeyError`` for one that is not."""
+        return self._places[name]
+
+    @cached_property
+    def _places(self) -> dict[str, slice]:
+        return {n: slice(*ends) for n, *ends in zip(self.names, self.offsets, self.offsets[1:])}
+
+    @classmethod
+    def tagged(cls, module: nn.Module, tags: Mapping[str, Tag]) -> "Layout":
+        """Lay out the parameters of ``module`` by their tags, and freeze those that are frozen.
+
+        tags : by the name of a parameter; one that is not named is shared. Within the shared and
+        the personal ones the order is the module's.
+
+        Raises ``ValueError`` for a name that the module has not, else as ``of`` does.
+        """
+        known = parameter_names(module)
+        unknown = sorted(set(tags) - set(known))
+        if unknown:
+            raise ValueError(f"the module has no parameter {unknown[0]!r}")
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(tags.get(name) is not Tag.FROZEN)
+        return cls.of(module, [name for name in known if tags.get(name) is Tag.PERSONAL])
+
     @classmethod
     def of(cls, module: nn.Module, personal: Sequence[str] = ()) -> "Layout":
         """Lay out the trainable parameters of ``module``; those named ``personal`` go last.
@@ -71,6 +130,11 @@ class Layout:
             num_shared=sum(p.numel() for n, p in ordered if n not in personal),
             dtype=dtypes.pop(),
         )
+
+
+def parameter_names(module: nn.Module) -> list[str]:
+    """Return the names of all parameters of ``module``, in its order; tied ones once."""
+    return [name for name, _ in module.named_parameters()]
 
 
 class FlatParams:

@@ -6,7 +6,7 @@ from torch import nn
 
 from decdpo.errors import PolicyError
 from decdpo.params.compute import ComputeView
-from decdpo.params.flat import FlatParams, Layout, flatten
+from decdpo.params.flat import FlatParams, Layout, Tag, flatten
 from decdpo.params.optim import SGD, AdamW, Constant, Cosine, InverseSqrt, Warmup, clip
 
 
@@ -133,3 +133,16 @@ def test_schedules():
     assert abs(InverseSqrt(1.0)(3) - 0.5) < 1e-12
     warm = Warmup(4, Constant(1.0))
     assert [warm(k) for k in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_tags_put_shared_parameters_first_personal_ones_last_and_frozen_ones_outside():
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 1))
+    tags = {"0.weight": Tag.FROZEN, "0.bias": Tag.PERSONAL, "1.weight": Tag.FROZEN}
+    layout = Layout.tagged(module, tags)
+    assert layout.names == ("1.bias", "2.weight", "2.bias", "0.bias")
+    assert (layout.num_shared, layout.size, layout.has_personal) == (5, 8, True)
+    assert not module[0].weight.requires_grad and module[0].bias.requires_grad
+    assert [layout.tag(n) for n in ("1.bias", "0.bias", "0.weight")] == [*Tag]
+    assert layout.place("0.bias") == slice(5, 8)
+    with pytest.raises(ValueError, match="no parameter 'head'"):
+        Layout.tagged(module, {"head": Tag.SHARED})
