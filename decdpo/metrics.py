@@ -30,6 +30,7 @@ from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
 from decdpo.records import Writer, keep_until
 from decdpo.run import Run
+from decdpo.timing import spread
 from decdpo.traffic import Sent
 
 COUNTED = (
@@ -40,6 +41,9 @@ COUNTED = (
     "wait_seconds",
 )
 """What a record has of the counters of an exchange."""
+
+MOST_WAITS = 32
+"""Longest waits of one process for one agent that a record names."""
 
 RECORDS = "metrics.jsonl"
 """The file in the run folder, and the key of its mark in a checkpoint."""
@@ -79,6 +83,7 @@ class Metrics:
         self._looked: tuple[int, float | None, float] = (-1, None, 0.0)
         self._sent: Sent | None = None
         self._seen = np.zeros(0)
+        self._parts: dict[str, float] = {}
         self._waits: dict[int, float] = {}
         self._computed = 0.0
         self._measured = 0.0
@@ -209,6 +214,7 @@ class Metrics:
         norm = self.heldout.norm(run, mean)
         self._measured += perf_counter() - began
         worked = self._worked(run)
+        parts = self._timed(run, perf_counter() - began)
         spent, waits = self._spent(run), self._waited(run)
         sums = pool(
             world,
@@ -225,10 +231,11 @@ class Metrics:
             Stats(total, agents[0].stats.names).means() for total in sums[:3]
         )
         accuracy = {i: s.means().get("rewards/accuracies") for i, s in own.items()}
-        # One for every process: its first agent's.
-        longest = {a.id: _longest(waits) if a is agents[0] else None for a in agents}
         memory = peak_memory()
-        every_agent = world.collect({i: (accuracy[i], longest[i], memory) for i in accuracy})
+        # What is of a process comes with its first agent.
+        place = {"waits": _longest(waits), "parts": parts, "memory": memory}
+        mine = {a.id: place if a is agents[0] else None for a in agents}
+        every_agent = world.collect({i: (accuracy[i], mine[i]) for i in accuracy})
         self._note(done, train, sums[4], world.num_agents)
         record: dict[str, Any] = {"round": done, **train}
         # Of the last local step; before the first one, of that.
@@ -245,11 +252,22 @@ class Metrics:
                 record["heldout/pairs"] = int(sums[1][0])
         record["heldout/accuracy_by_agent"] = [found[0] for found in every_agent.values()]
         record["messages"], record["bytes"] = (int(total) for total in sums[5])
-        waited = [pair for _, pair, _ in every_agent.values() if pair]
+        places = {i: found[1] for i, found in every_agent.items() if found[1]}
+        waited = [(i, *wait) for i, place in places.items() for wait in place["waits"]]
         record["system"] = self._system(sums[6], waited)
         record["system"] |= _pace(sums[7], record["system"]["elapsed_seconds"])
-        record["system"]["peak_memory_bytes"] = max(peak for *_, peak in every_agent.values())
+        record["system"]["parts"] = spread([place["parts"] for place in places.values()])
+        record["system"]["peak_memory_bytes"] = max(place["memory"] for place in places.values())
         return record
+
+    def _timed(self, run: Run, measuring: float) -> dict[str, float]:
+        """Return this process's seconds in each part of the rounds since the last record.
+
+        measuring : seconds of the record that is being made.
+        """
+        fresh = run.parts.since(self._parts, measure=measuring)
+        self._parts = {part: self._parts.get(part, 0.0) + new for part, new in fresh.items()}
+        return fresh
 
     def _traffic(self, run: Run, done: int) -> tuple[int, int]:
         """Return the messages and bytes that the local agents have sent in ``done`` rounds."""
@@ -292,10 +310,10 @@ class Metrics:
         self._waits = seen
         return fresh
 
-    def _system(self, total: np.ndarray, waits: list[tuple[int, float]]) -> dict[str, Any]:
+    def _system(self, total: np.ndarray, waits: list[tuple[int, int, float]]) -> dict[str, Any]:
         """Return the traffic and times of all processes as a record.
 
-        waits : the agent that a process waited for longest, and the seconds, of every process.
+        waits : the first agent of a process, an agent it waited for, and the seconds.
         """
         now = perf_counter()
         took, self._clock = now - self._clock, now
@@ -309,9 +327,10 @@ class Metrics:
             "elapsed_seconds": round(took, 6),
         }
         if waits:
-            agent, seconds = max(waits, key=lambda pair: pair[1])
-            record["longest_wait_agent"] = int(agent)
-            record["longest_wait_seconds"] = round(float(seconds), 6)
+            waits.sort(key=lambda wait: -wait[2])
+            record["longest_wait_agent"] = int(waits[0][1])
+            record["longest_wait_seconds"] = round(float(waits[0][2]), 6)
+            record["waits"] = [[i, j, round(seconds, 4)] for i, j, seconds in waits[:MOST_WAITS]]
         if total.size > 6:
             record["ages"] = [int(count) for count in total[6:]]
         return record
@@ -356,7 +375,7 @@ def _of_first(run: Run, values: np.ndarray) -> dict[int, np.ndarray]:
     return {a.id: values if a is run.agents[0] else np.zeros_like(values) for a in run.agents}
 
 
-def _longest(waits: Mapping[int, float]) -> tuple[int, float] | None:
-    """Return the agent waited for longest and the seconds, None if it was no microsecond."""
-    agent, seconds = max(waits.items(), key=lambda pair: pair[1], default=(0, 0.0))
-    return (agent, seconds) if seconds >= 1e-6 else None
+def _longest(waits: Mapping[int, float]) -> list[tuple[int, float]]:
+    """Return the agents waited for longest and the seconds, those of a microsecond or more."""
+    found = [(agent, seconds) for agent, seconds in waits.items() if seconds >= 1e-6]
+    return sorted(found, key=lambda pair: -pair[1])[:MOST_WAITS]

@@ -21,7 +21,7 @@ and the mean.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,7 @@ from decdpo.comm.world import Exchange, Trace, World
 from decdpo.params.flat import FlatParams
 from decdpo.policies.objective import Batch, Objective
 from decdpo.policies.stats import Stats
+from decdpo.timing import Parts
 from decdpo.topology import row
 
 
@@ -164,3 +165,4 @@ class Run:
     store: Store
     next_round: int = 0
     trace: Trace | None = None
+    parts: Parts = field(default_factory=Parts)

@@ -42,7 +42,8 @@ def train(run: Run) -> Ending:
             local_steps(run, t, [a for a in run.agents if mixing.row(a.id).active])
         if not run.overlap:
             start(run, t, mixing)
-        finish(run, t)
+        with span(run, "mix", t):
+            finish(run, t)
         with span(run, "measure", t):
             run.monitor.observe(t, run, compute.seconds)
         run.store.poll()
@@ -57,23 +58,36 @@ def train(run: Run) -> Ending:
 
 
 class span:
-    """Times a part of the loop, for the run's trace."""
+    """Times a part of the loop: for the sums of the run, and for its trace.
+
+    What is spent blocked in the exchange counts as waiting. The exchange traces what it does
+    itself, message by message.
+    """
 
     def __init__(self, run: Run, name: str, round: int) -> None:
         self.seconds = 0.0
-        self._trace = run.trace
+        self._run = run
         self._name = name
         self._round = round
 
     def __enter__(self) -> "span":
+        self._waited = waited(self._run)
         self._began = perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         ended = perf_counter()
         self.seconds = ended - self._began
-        if self._trace is not None:
-            self._trace(self._name, self._began, ended, {"round": self._round})
+        blocked = waited(self._run) - self._waited
+        self._run.parts.add(self._name, self.seconds - blocked)
+        self._run.parts.add("wait", blocked)
+        if self._run.trace is not None and self._name not in ("post", "mix"):
+            self._run.trace(self._name, self._began, ended, {"round": self._round})
+
+
+def waited(run: Run) -> float:
+    """Return the seconds that the exchange of this process has been blocked so far."""
+    return 0.0 if run.exchange is None else run.exchange.counters.wait_seconds
 
 
 def save(run: Run, t: int, *, last: bool) -> None:
@@ -100,10 +114,11 @@ def flush(run: Run, t: int) -> None:
 def start(run: Run, t: int, mixing: Mixing) -> None:
     """Send every active agent's message of round ``t`` on its way; the others listen."""
     if run.exchange is not None:
-        for agent in run.agents:
-            row = mixing.row(agent.id)
-            message = run.algorithm.message(agent.state) if row.active else None
-            run.exchange.start(agent.id, t, row, message)
+        with span(run, "post", t):
+            for agent in run.agents:
+                row = mixing.row(agent.id)
+                message = run.algorithm.message(agent.state) if row.active else None
+                run.exchange.start(agent.id, t, row, message)
 
 
 def local_steps(run: Run, t: int, active: list[Agent]) -> None:

@@ -26,6 +26,7 @@ Say = Callable[[str], None]
 
 LEFT_OUT = (
     "crc", "measuring_seconds", "pairs_per_second", "tokens_per_second", "mfu", "peak_memory_bytes",
+    "parts", "waits",
 )  # fmt: skip
 """Of a record's ``system``: they say how fast a machine was, or guard the record."""
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from decdpo import train as train_module
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.world import Counters
 from decdpo.errors import DataError
@@ -18,6 +19,7 @@ from decdpo.records import keep_until
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.summary import summarize
 from decdpo.run import Agent, Run
+from decdpo.timing import PARTS, spread
 from decdpo.topology.schedule import make_schedule
 from decdpo.trace import MOST_EVENTS, ChromeTrace
 
@@ -120,6 +122,50 @@ def test_the_neighbour_waited_for_longest_since_the_last_record_is_named(tmp_pat
     assert (second["longest_wait_agent"], second["longest_wait_seconds"]) == (3, 0.875)
     assert "longest_wait_agent" not in third and third["wait_seconds"] == 0
     assert (fourth["longest_wait_agent"], fourth["longest_wait_seconds"]) == (7, 0.25)
+
+
+def test_the_longest_waits_are_recorded_with_who_waited(tmp_path):
+    later = Counters(3, 30, 0.75, {5: 0.5, 3: 0.5})
+    seen = [Counters(3, 30, 0.75, {5: 0.5, 3: 0.25}), later, later, later]
+    first, second, third, _ = observed(tmp_path, 1, seen)
+    assert first["waits"] == [[0, 5, 0.5], [0, 3, 0.25]] and second["waits"] == [[0, 3, 0.25]]
+    assert "waits" not in third
+
+
+class Slow:
+    """An exchange that blocks for a second of a clock that stands still otherwise."""
+
+    def __init__(self, clock):
+        self.counters, self.clock = Counters(), clock
+
+    def start(self, agent, round, row, message):
+        self.clock.now += 0.25
+
+    def collect(self, round):
+        self.clock.now += 1.0
+        self.counters.wait_seconds += 1.0
+        self.clock.now += 0.5
+        return True
+
+
+def test_a_round_is_timed_by_its_parts_and_waiting_counts_once(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(train_module, "perf_counter", lambda: clock.now)
+    world = SimpleNamespace(commit=lambda t, complete: None)
+    run = Run(world, Slow(clock), None, None, None, [], None, 1, 1, False, 1, None, None)
+    with train_module.span(run, "post", 0):
+        run.exchange.start(0, 0, None, None)
+    with train_module.span(run, "mix", 0):
+        train_module.finish(run, 0)
+    parts = {part: seconds for part, seconds in run.parts.seconds.items() if seconds}
+    assert parts == {"post": 0.25, "wait": 1.0, "mix": 0.5}
+    since = run.parts.since({"mix": 0.125}, measure=2.0)
+    assert (since["mix"], since["measure"]) == (0.375, 2.0)
+
+
+def test_parts_are_spread_over_processes():
+    of_process = [dict.fromkeys(PARTS, seconds) for seconds in (1.0, 2.0, 6.0)]
+    assert spread(of_process) == {part: [1.0, 3.0, 6.0] for part in PARTS}
 
 
 def test_summary_and_curves(tmp_path):

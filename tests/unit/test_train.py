@@ -48,6 +48,7 @@ class Finite:
 
     def __init__(self, inner):
         self.inner = inner
+        self.counters = inner.counters
 
     def start(self, agent, round, row, message):
         assert message is None or bool(message.isfinite().all()), "a neighbour receives it"

@@ -1,0 +1,43 @@
+"""Where the time of a process goes: seconds summed by part of a round."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+PARTS = ("compute", "post", "wait", "mix", "measure", "checkpoint")
+"""The parts of a round: local steps; messages sent on their way; waiting for those of others;
+mixing them; measuring; saving, as far as the round waits for it."""
+
+
+def _none() -> dict[str, float]:
+    return dict.fromkeys(PARTS, 0.0)
+
+
+@dataclass
+class Parts:
+    """The seconds that this process has spent in each part since it began to train."""
+
+    seconds: dict[str, float] = field(default_factory=_none)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Add ``seconds`` to a part."""
+        self.seconds[part] += seconds
+
+    def since(self, seen: Mapping[str, float], **ahead: float) -> dict[str, float]:
+        """Return the seconds of every part less those ``seen``.
+
+        ahead : seconds of parts that have begun and are not added yet.
+        """
+        return {
+            part: total + ahead.get(part, 0.0) - seen.get(part, 0.0)
+            for part, total in self.seconds.items()
+        }
+
+
+def spread(of_process: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Return the least, mean and most seconds of each part over processes."""
+    found = {}
+    for part in PARTS:
+        values = [seconds[part] for seconds in of_process]
+        three = (min(values), sum(values) / len(values), max(values))
+        found[part] = [round(value, 6) for value in three]
+    return found
