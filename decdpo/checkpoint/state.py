@@ -74,6 +74,11 @@ def _children(value: Any) -> list[tuple[str, Any]]:
     return [(field.name, getattr(value, field.name)) for field in fields(value)]
 
 
+def tensor_bytes(state: Any) -> int:
+    """Return the bytes of all tensors of the dataclass ``state``, which a checkpoint holds."""
+    return sum(leaf.nbytes for leaf in leaves(state).values() if isinstance(leaf, Tensor))
+
+
 def structure(value: Any) -> str:
     """Return the names of a state as text: two states of one structure can replace each other."""
     if isinstance(value, tuple):

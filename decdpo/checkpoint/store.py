@@ -179,6 +179,22 @@ class CheckpointStore:
         """Wait until the write in the background is committed; raise what it failed of."""
         self._writer.wait()
 
+    @property
+    def writing(self) -> bool:
+        """Whether a write is in flight on this process."""
+        return self._writer.writing
+
+    @property
+    def write_seconds(self) -> float | None:
+        """Median seconds of the last few writes until they were committed, None before the first.
+        """
+        return self._writer.usual_seconds
+
+    @property
+    def files(self) -> int:
+        """How many files a checkpoint has: one of each process, and the manifest."""
+        return len(self._heads) + 1
+
     def settle(self, seconds: float) -> bool:
         """Give the write in flight so long before the job ends; return whether none is left."""
         return self._writer.settle(seconds)

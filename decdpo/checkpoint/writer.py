@@ -3,7 +3,10 @@
 import dataclasses
 import errno
 import json
+import statistics
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -48,6 +51,10 @@ class Writer:
     agree : returns the short texts of all processes in any common order. Collective.
     background : whether to write in a thread, or before ``start`` returns.
     prune : is called on the root after a commit.
+
+    Attributes
+    ----------
+    seconds : of the last few writes, from their begin until all is committed.
     """
 
     def __init__(
@@ -68,6 +75,17 @@ class Writer:
         self._prune = prune
         self._thread: threading.Thread | None = None
         self._fault: Exception | None = None
+        self.seconds: deque[float] = deque(maxlen=5)
+
+    @property
+    def writing(self) -> bool:
+        """Whether a write is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """Median seconds of the last few writes, None before the first."""
+        return statistics.median(self.seconds) if self.seconds else None
 
     def start(self, job: Job) -> None:
         """Begin to write ``job``; the write before must have been waited for."""
@@ -83,7 +101,7 @@ class Writer:
 
     def poll(self) -> None:
         """Raise the failure of a finished write, once."""
-        if self._thread is not None and self._thread.is_alive():
+        if self.writing:
             return
         try:
             self.wait()
@@ -119,6 +137,7 @@ class Writer:
 
     def _write(self, job: Job) -> None:
         """Write, agree, commit, agree. Collective."""
+        began = time.perf_counter()
         name = round_name(job.manifest.round)
         temporary, final = self._folder / (WRITING + name), self._folder / name
         written = [json.loads(text) for text in self._agree(self._write_part(temporary, job))]
@@ -128,6 +147,7 @@ class Writer:
         for outcome in [*written, *map(json.loads, self._agree(verdict))]:
             if "fault" in outcome:
                 raise unpack(outcome["fault"])
+        self.seconds.append(time.perf_counter() - began)
         if self._is_root:
             self._prune(job.manifest)
 

@@ -132,6 +132,7 @@ class LocalWorld:
         self.local_agents = self.members.agents
         self.purpose = ""
         self._stop = False
+        self._save = False
 
     @property
     def num_agents(self) -> int:
@@ -185,6 +186,15 @@ class LocalWorld:
     def stop_due(self, round: int) -> bool:
         """Say whether somebody has asked to stop."""
         return self._stop
+
+    def request_save(self) -> None:
+        """Ask to save at the end of this round."""
+        self._save = True
+
+    def save_due(self, round: int) -> bool:
+        """Say, once, whether somebody has asked to save."""
+        due, self._save = self._save, False
+        return due
 
     def side_channel(self) -> "LocalSideChannel":
         """Return a channel on which one background thread agrees with itself."""

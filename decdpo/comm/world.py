@@ -217,6 +217,18 @@ class World(Protocol):
         round. Costs no communication until somebody asks to stop."""
         ...
 
+    def request_save(self) -> None:
+        """Ask all processes to save at a common round end, and to go on. For the root alone."""
+        ...
+
+    def save_due(self, round: int) -> bool:
+        """Say, at the end of every ``round``, whether to save now because the root has asked.
+
+        All processes answer yes for the same round, once for each request. Costs no communication
+        until it asks.
+        """
+        ...
+
     def side_channel(self) -> SideChannel | None:
         """Return a channel for a background thread, None if the library has no thread support.
         Collective."""

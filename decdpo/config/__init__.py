@@ -258,6 +258,13 @@ def _check_combinations(config: Config, reading: bool) -> None:
                           "remove it, or use device.kind = 'cuda'")
     if config.device.staging == "device":
         _check_staging(config)
+    default = next(f.default for f in fields(config.checkpoint) if f.name == "mtbf_hours")
+    if config.checkpoint.mtbf_hours != default and not config.checkpoint.by_time:
+        raise ConfigError(
+            f"checkpoint.mtbf_hours = {config.checkpoint.mtbf_hours:g} is not used with "
+            f"checkpoint.every = {config.checkpoint.every}",
+            'remove it, or set checkpoint.every = "auto"',
+        )
 
 
 def _check_language_model(policy: CausalLM) -> None:

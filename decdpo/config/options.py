@@ -21,15 +21,16 @@ def option(
     below: float | None = None,
     path: bool = False,
     absent: str = "",
+    word: str = "",
 ) -> Any:
     """Declare a field: its default, its one-line meaning, and the values it may take.
 
     low, high : inclusive bounds; above, below : exclusive ones. Tuples are bounded element by
     element. path : whether it names a file or folder, and absent : what else can be done where
-    there is none.
+    there is none. word : a string that may stand in the place of a number.
     """
     limits = {"low": low, "above": above, "high": high, "below": below}
-    names = {"path": path, "absent": absent}
+    names = {"path": path, "absent": absent, "word": word}
     return dataclasses.field(
         default=default, metadata={"doc": doc, "choices": tuple(choices), **limits, **names}
     )
@@ -54,7 +55,10 @@ def coerce(key: str, field: Field[Any], value: Any, *, reading: bool = False) ->
         for item in value:
             _check(key, field, item, reading)
         return value
-    value = _scalar(key, wanted, value)
+    word = field.metadata["word"]
+    if word and value == word:
+        return value
+    value = _scalar(key, wanted, value, f" or {word!r}" * bool(word))
     _check(key, field, value, reading)
     return value
 
@@ -69,7 +73,7 @@ def _wrong_type(key: str, value: Any, wanted: str) -> ConfigError:
     )
 
 
-def _scalar(key: str, wanted: type, value: Any) -> Any:
+def _scalar(key: str, wanted: type, value: Any, other: str = "") -> Any:
     if type(value) is int and abs(value) >= 2**63:
         # The shortest text of so long a number is its size.
         raise ConfigError(
@@ -78,7 +82,7 @@ def _scalar(key: str, wanted: type, value: Any) -> Any:
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:
-        raise _wrong_type(key, value, _NAMES[wanted])
+        raise _wrong_type(key, value, _NAMES[wanted] + other)
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key} = {value} is not finite", "give a finite number")
     if isinstance(value, str) and not writable(value):

@@ -189,9 +189,28 @@ class AdamW(StepSizes):
 class Checkpoint:
     """What is saved, and for how long."""
 
-    every: int = option(50, "rounds between checkpoints; 0 is only at the end", low=0)
+    every: int | str = option(
+        50,
+        'rounds between checkpoints; 0 is only at the end, "auto" as often as the time that a '
+        "write takes and mtbf_hours suggest",
+        low=0,
+        word="auto",
+    )
+    mtbf_hours: float = option(
+        24.0, 'mean hours between failures of the job, for every = "auto"', above=0.0, high=1e6
+    )
     keep: int = option(2, "newest checkpoints kept", low=1)
     keep_every: int = option(0, "also keep every m-th checkpoint for ever; 0 is none", low=0)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds between checkpoints, 0 if they do not come by rounds."""
+        return self.every if isinstance(self.every, int) else 0
+
+    @property
+    def by_time(self) -> bool:
+        """Whether the time decides when to save."""
+        return self.every == "auto"
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ def plan_table(page: Mapping[str, Any]) -> str:
             lines.append(f"  {name:<26}{size(needed):>10}")
     lines.append(f"  {'in all':<26}{size(page['total_bytes']):>10}")
     saved, sent = page["checkpoint"], page["round"]
+    written = "written as time asks" if saved["written"] is None else f"{saved['written']} written"
     lines += [
-        f"a checkpoint: {saved['files']} files, {size(saved['bytes'])}; {saved['written']} are "
-        f"written and {saved['kept']} kept",
+        f"a checkpoint: {saved['files']} files, {size(saved['bytes'])}; {written} "
+        f"and {saved['kept']} kept",
         f"a round: {sent['messages']:,} messages of {size(sent['message_bytes'])}, "
         f"{size(sent['bytes'])} in all; {sent['between_ranks']:,} between ranks",
     ]

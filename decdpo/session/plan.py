@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from decdpo import build
 from decdpo.algorithms.base import Algorithm
-from decdpo.checkpoint.state import LARGE, leaves
+from decdpo.checkpoint.state import LARGE, tensor_bytes
 from decdpo.comm.membership import Membership
 from decdpo.config import Config
 from decdpo.config.schema import CausalLM, LogLinear
@@ -73,7 +72,7 @@ def plan(config: Config, ranks: int, tokens: int | None = None) -> dict[str, Any
         "measuring": _measuring(model, agents, gradient=measures.gradient),
     }
     host = sum(memory[key] for key in ("program", "messages", "checkpoint writer"))
-    every = config.checkpoint.every
+    every = config.checkpoint.rounds
     return {
         "agents": agents,
         "ranks": len(members.ranks),
@@ -87,7 +86,8 @@ def plan(config: Config, ranks: int, tokens: int | None = None) -> dict[str, Any
         "checkpoint": {
             "files": len(members.ranks) + 1,
             "bytes": agents * state,
-            "written": 1 + (-(-config.run.rounds // every) if every else 1),
+            "written": None if config.checkpoint.by_time
+            else 1 + (-(-config.run.rounds // every) if every else 1),
             "kept": config.checkpoint.keep,
         },
         "round": {
@@ -158,7 +158,7 @@ def _state_bytes(algorithm: Algorithm[Any], layout: Layout) -> int:
     """Return the bytes of one agent's state, its parameters among it: what a checkpoint holds."""
     with torch.device("meta"):
         state = algorithm.init(torch.empty(layout.size, dtype=layout.dtype))
-    return sum(leaf.nbytes for leaf in leaves(state).values() if isinstance(leaf, Tensor))
+    return tensor_bytes(state)
 
 
 def _held(config: Config, model: Model, agents: int, state: int) -> dict[str, int]:

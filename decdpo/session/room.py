@@ -11,7 +11,7 @@ from decdpo.checkpoint.format import MANIFEST, OLD, REMOVING, WRITING, only_ours
 from decdpo.errors import ConfigError
 
 _HARMLESS = re.compile(
-    r"\.lock|\.nfs\w*|\.DS_Store|halt|error\.txt"
+    r"\.lock|\.nfs\w*|\.DS_Store|halt|save|error\.txt"
     r"|.+\.(out|err|log|sh|slurm|sbatch|pbs|toml)|.+\.[oe]\d+([.-]\d+)?"
     r"|\.(config\.toml|run\.json)\.\d+\.tmp"
 )

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from decdpo.checkpoint.state import tensor_bytes
+from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.machine import machine
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
@@ -12,6 +14,7 @@ from decdpo.config.schema import CausalLM
 from decdpo.policies.base import Policy
 from decdpo.report.start import distinct
 from decdpo.run import Agent, Schedule
+from decdpo.session.saving import saves, write_seconds
 
 
 def start_facts(
@@ -24,12 +27,14 @@ def start_facts(
     device: str,
     out: Path,
     next_round: int,
+    store: CheckpointStore,
 ) -> dict[str, Any]:
     """Return the facts that ``report.start`` makes lines of, the same on every process. Collective.
 
     agents : those of this process. device : of this process. next_round : from which it trains.
+    store : of its checkpoints.
     """
-    pairs = world.collect({a.id: _pairs(a.data) for a in agents}).values()
+    of_agent = world.collect({a.id: _facts(a) for a in agents}).values()
     mine = {
         "machine": machine(device),
         "transport": "nothing is sent" if exchange is None else exchange.transport,
@@ -39,8 +44,9 @@ def start_facts(
     of_process = [place for place in places.values() if place]
     steps = config.algorithm.local_steps
     model = config.policy.model if isinstance(config.policy, CausalLM) else ""
-    training = [p["training"] for p in pairs]
-    saves = config.checkpoint.every
+    training = [p["training"] for p in of_agent]
+    saved = sum(p["saved_bytes"] for p in of_agent)
+    checkpoint = {"files": store.files, "bytes": saved}
     return {
         "agents": world.num_agents,
         "most_on_one": max(Counter(world.members.home.values()).values()),
@@ -52,10 +58,10 @@ def start_facts(
         "parameters": policy.layout.size,
         "pairs": {
             "training": sum(training),
-            "heldout": sum(p["heldout"] for p in pairs),
+            "heldout": sum(p["heldout"] for p in of_agent),
             "fewest": min(training),
             "most": max(training),
-            "equal": sum(p["equal"] for p in pairs),
+            "equal": sum(p["equal"] for p in of_agent),
         },
         "method": f"{config.algorithm.kind}, E = {steps}, loss {config.loss.kind}, "
         f"{config.optim.kind} at lr {config.optim.lr:g}",
@@ -65,7 +71,8 @@ def start_facts(
         "doubts": distinct(doubt for place in of_process for doubt in place["doubts"]),
         "rounds": [next_round, config.run.rounds],
         "folder": str(out),
-        "saves": f"a checkpoint every {saves:,}" if saves else "a checkpoint at the end",
+        "checkpoint": checkpoint,
+        "saves": saves(config.checkpoint, **checkpoint, write=write_seconds(store, saved)),
     }
 
 
@@ -74,9 +81,11 @@ def _precision(computed: str, policy: Policy) -> str:
     return computed if computed == trained else f"{computed}, trained in {trained}"
 
 
-def _pairs(data: Any) -> dict[str, int]:
+def _facts(agent: Agent) -> dict[str, int]:
+    data = agent.data
     return {
         "training": data.num_train,
         "heldout": data.num_heldout,
         "equal": int(data.alike[data.train_rows].sum()),
+        "saved_bytes": tensor_bytes(agent.state),
     }

@@ -1,5 +1,6 @@
 """An experiment in its run folder: trained, its records restored, its page left behind."""
 
+import os
 import platform
 import shlex
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from decdpo import build
-from decdpo.checkpoint.store import CheckpointStore
 from decdpo.config import Config
 from decdpo.divergence import Diverged
 from decdpo.errors import DecdpoError
@@ -20,45 +20,16 @@ from decdpo.records import Mark, keep_until
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.start import block, warnings
 from decdpo.report.summary import summarize
-from decdpo.run import Agent
 from decdpo.session.endings import watching
 from decdpo.session.experiment import Experiment
 from decdpo.session.job import Job
 from decdpo.session.record import record_start, versions
+from decdpo.session.saving import Checkpoints, job_end
 from decdpo.session.start import start_facts
 from decdpo.train import Ending, train
 
 SAVED = "earlier checkpoints are intact"
 """What may be said of a run once its first checkpoint is written."""
-
-
-class Checkpoints:
-    """When the loop saves: every so many rounds, and at the end.
-
-    extra : returns what is saved beside the states.
-    """
-
-    def __init__(self, store: CheckpointStore, every: int, last: int) -> None:
-        self.store = store
-        self.every = every
-        self.last = last
-        self.extra: Callable[[], dict[str, Any]] = dict
-
-    def due(self, done: int) -> bool:
-        """Say whether the state after ``done`` rounds is saved."""
-        return done == self.last or (self.every > 0 and done % self.every == 0)
-
-    def save(self, done: int, agents: list[Agent]) -> None:
-        """Save the state after ``done`` rounds; the writing goes on in the background."""
-        self.store.save(done, {agent.id: agent.state for agent in agents}, self.extra())
-
-    def poll(self) -> None:
-        """Raise if an earlier save has failed in the background."""
-        self.store.poll()
-
-    def flush(self) -> None:
-        """Wait until every save is on disk. Collective."""
-        self.store.flush()
 
 
 def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
@@ -73,15 +44,24 @@ def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
     if world.is_root:
         with replacing(out / "config.toml", mode=0o644) as path:
             path.write_text(config.to_toml(), encoding="utf-8")
-    _write_facts(job, experiment, next_round)
+    nbytes = _write_facts(job, experiment, next_round)["checkpoint"]["bytes"]
     with naming("the run cannot go on", out, SAVED):
-        return _train(job, experiment, next_round)
+        return _train(job, experiment, next_round, nbytes)
 
 
-def _train(job: Job, experiment: Experiment, next_round: int) -> Ending:
-    """Run the loop, and leave the run's page behind. Collective."""
+def _train(job: Job, experiment: Experiment, next_round: int, nbytes: int) -> Ending:
+    """Run the loop, and leave the run's page behind. Collective. nbytes : of a checkpoint."""
     config, world, out = experiment.config, experiment.world, experiment.out
-    store = Checkpoints(experiment.store, config.checkpoint.every, config.run.rounds)
+    store = Checkpoints(
+        experiment.store,
+        world,
+        config.checkpoint,
+        out,
+        config.run.rounds,
+        end=job_end(os.environ),
+        nbytes=nbytes,
+        say=job.say,
+    )
     run = build.make_run(
         config,
         world,
@@ -164,11 +144,15 @@ def starting(experiment: Experiment, next_round: int) -> dict[str, Any]:
         experiment.device,
         experiment.out,
         next_round,
+        experiment.store,
     )
 
 
-def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
-    """Say what starts, and write ``run.json``: that, versions, command, all starts. Collective."""
+def _write_facts(job: Job, experiment: Experiment, next_round: int) -> dict[str, Any]:
+    """Say what starts, and write ``run.json``: that, versions, command, all starts. Collective.
+
+    Returns what was said, as ``starting`` does.
+    """
     start = starting(experiment, next_round)
     job.say("\n  ".join(["start", *block(start)]))
     for warning in warnings(start):
@@ -176,7 +160,7 @@ def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
     here = {"host": platform.node(), "device": experiment.device}
     places = experiment.world.collect({i: here for i in experiment.world.local_agents})
     if not experiment.world.is_root:
-        return
+        return start
     facts = {
         "id": experiment.store.run,
         "command": shlex.join(sys.argv),
@@ -191,3 +175,4 @@ def _write_facts(job: Job, experiment: Experiment, next_round: int) -> None:
         "start": start,
     }
     record_start(experiment.out, facts)
+    return start

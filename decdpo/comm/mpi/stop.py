@@ -27,12 +27,14 @@ class StopAgreement:
     """The agreement of one world, made at most once.
 
     comm : a communicator used for nothing else. timeout : seconds to wait for the others' answers.
-    attendance : names those who do not answer.
+    attendance : names those who do not answer. poll : does what must go on while this rank waits.
     """
 
-    def __init__(self, comm: Any, timeout: float, attendance: Attendance) -> None:
+    def __init__(
+        self, comm: Any, timeout: float, attendance: Attendance, poll: Callable[[], object]
+    ) -> None:
         self._comm = comm
-        self._deadline = Deadline(timeout, attendance.poll)
+        self._deadline = Deadline(timeout, poll)
         self._stalled = partial(attendance.stalled, "agreeing where to stop")
         self._asked = False
         self._closing = False

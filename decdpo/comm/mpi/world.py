@@ -25,6 +25,7 @@ from decdpo.comm.mpi.attendance import Attendance
 from decdpo.comm.mpi.boot import library, start
 from decdpo.comm.mpi.collectives import Collectives, ThreadChannel
 from decdpo.comm.mpi.node import Node
+from decdpo.comm.mpi.saving import SaveAgreement
 from decdpo.comm.mpi.stop import StopAgreement
 from decdpo.comm.progress import Progress
 from decdpo.comm.rules import Edges, Rule, Synchronous
@@ -93,7 +94,9 @@ class MpiWorld:
         self._transport = transport
         self._chunk_bytes = chunk_bytes
         self._attendance = Attendance(self._comm, members)
-        self._stop = StopAgreement(self._duplicate(self._comm), timeout, self._attendance)
+        apart = [self._duplicate(self._comm) for _ in range(2)]
+        self._stop = StopAgreement(apart[0], timeout, self._attendance, self._poll)
+        self._saves = SaveAgreement(apart[1], timeout, self._attendance, self._poll)
         self._deadline = Deadline(timeout, self._poll)
         self._collectives = Collectives(self._comm, self._deadline, self._stalled)
         self._node = Node(self._mpi, self._comm, members, ranks_per_node)
@@ -270,6 +273,16 @@ class MpiWorld:
         """Say, at the end of ``round``, whether all processes stop now."""
         return self._stop.due(round)
 
+    def request_save(self) -> None:
+        """Ask all processes, from the root, to save at a common round end."""
+        if not self.is_root:
+            raise ValueError("only the root asks to save")
+        self._saves.ask()
+
+    def save_due(self, round: int) -> bool:
+        """Say, at the end of ``round``, whether all processes save now because they were asked."""
+        return self._saves.due(round)
+
     def side_channel(self) -> ThreadChannel | None:
         """Return a channel for one background thread, None without thread support. Collective."""
         if not self._threads:
@@ -283,6 +296,7 @@ class MpiWorld:
         self.purpose = "the end of the job"
         for exchange in list(self._exchanges):
             exchange.close()
+        self._saves.close(self._collectives.texts)
         self._stop.close(self._collectives.barrier)
         if self._progress is not None:
             self._progress.close()
@@ -293,6 +307,7 @@ class MpiWorld:
     def _poll(self) -> None:
         """Do what must go on while this process waits."""
         self._stop.poll()
+        self._saves.poll()
         self._attendance.poll()
 
     def _stalled(self, waited: float) -> str:
