@@ -50,6 +50,9 @@ GROUPS: dict[str, tuple[Command, ...]] = {
                 "decdpo shard pairs.parquet --agents 8 --holdout 0.2 --out shards/mine",
                 "decdpo shard votes.csv --answers answer_a,answer_b --label winner "
                 "--label-values A,B \\\n      --agents 8 --out shards/votes",
+                "decdpo shard ratings.csv --items jokes.jsonl --prompt-text 'Tell me a joke.' "
+                "--min-gap 3 \\\n      --partition by:user --holdout-items-per-user 0.2 "
+                "--out shards/people",
                 "mpirun -n 4 decdpo shard --reference path/to/model --out shards/mine",
             ),
         ),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from decdpo.data.plan import RatedPlan
     from decdpo.session.job import Job
 
 LONGEST_SHOWN = 4000
@@ -54,13 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "COLUMN may be 'file' (name of the source file) or 'user'",
     )
     parser.add_argument(
-        "--holdout", type=float, default=0.1, metavar="SHARE", help="share held out (0.1)"
+        "--holdout", type=float, metavar="SHARE", help="share held out (0.1)"
     )
     parser.add_argument(
         "--group",
         metavar="COLUMN",
         help="hold out whole values of this column (a topic); 'prompt' is the prompt as read, "
-        "whatever column it came from",
+        "whatever column it came from, 'item' what was rated",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of deal and hold-out (0)")
     parser.add_argument("--strict", action="store_true", help="what is unused or odd is an error")
@@ -69,6 +70,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--show", type=int, metavar="N", help="print N pairs as read, at more length (1, shortened)"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--pairs-per-agent",
+        type=int,
+        metavar="N",
+        help="take at most N training pairs of each agent, and at most N held-out ones (seeded)",
+    )
+    rated = parser.add_argument_group(
+        "rated answers",
+        "pairs of two answers that one person rated differently. A row is a user's rating of an "
+        "item, whose text stands in another file (--items) or in the row, or a prompt with a list "
+        "of answers and their ratings or ranks",
+    )
+    rated.add_argument("--items", metavar="TEXTS", help="file with the text of every item")
+    rated.add_argument(
+        "--item", metavar="COL", help="what names an item in both files (the column that both have)"
+    )
+    rated.add_argument("--text", metavar="COL", help="text of an answer or an item (text, ...)")
+    rated.add_argument(
+        "--rating", metavar="COL", help="higher is better (rating, score, ...); OBJECT.KEY of lists"
+    )
+    rated.add_argument("--rank", metavar="COL", help="1 is the best (rank); its score is minus it")
+    rated.add_argument("--prompt-text", metavar="TEXT", help="one prompt for all answers")
+    rated.add_argument(
+        "--min-gap",
+        type=float,
+        metavar="GAP",
+        help="ratings of a pair differ by this or more (any difference)",
+    )
+    rated.add_argument(
+        "--holdout-items-per-user",
+        type=float,
+        metavar="K",
+        help="hold out K items of each person, or a share of them below 1: the person's training "
+        "pairs have none of them, its held-out pairs nothing else. Without it and --group whole "
+        "prompts are held out, or with one prompt the share --holdout of each person's items. "
+        "--group item holds out the same items from everyone",
+    )
     scores = parser.add_argument_group("reference values of a language model")
     scores.add_argument(
         "--reference", metavar="MODEL", help="folder of the model; without SOURCE: of shards in DIR"
@@ -166,7 +204,8 @@ def _require_unused(args: argparse.Namespace) -> None:
 def _make(args: argparse.Namespace) -> int:
     from decdpo.data.ingest.columns import Columns
     from decdpo.data.ingest.printed import lines, sample_lines
-    from decdpo.data.sharding import Plan, make_shards
+    from decdpo.data.plan import Plan
+    from decdpo.data.sharding import make_shards
     from decdpo.data.show import LONGEST, ShownPair
     from decdpo.errors import DataError
 
@@ -192,13 +231,15 @@ def _make(args: argparse.Namespace) -> int:
     plan = Plan(
         partition=args.partition,
         agents=args.agents,
-        holdout=args.holdout,
+        holdout=_share(args),
         seed=args.seed,
         group=args.group,
         columns=columns,
         strict=args.strict,
         split=args.split,
         hub=args.hub,
+        pairs_per_agent=args.pairs_per_agent,
+        rated=_rated(args),
     )
     pairs: list[ShownPair] = []
     index = make_shards(
@@ -219,6 +260,35 @@ def _make(args: argparse.Namespace) -> int:
         print(*lines(index.report), *sample_lines(pairs, longest), sep="\n")
         print(f"{index.num_agents} shards in {args.out}")
     return 0
+
+
+def _share(args: argparse.Namespace) -> float:
+    """Return the share held out. Raises ``DataError`` if two options say what is."""
+    from decdpo.errors import DataError
+
+    if args.holdout is not None and args.holdout_items_per_user is not None:
+        raise DataError(
+            f"--holdout {args.holdout:g} would be ignored beside --holdout-items-per-user",
+            "leave one of them out",
+        )
+    return 0.1 if args.holdout is None else float(args.holdout)
+
+
+def _rated(args: argparse.Namespace) -> "RatedPlan | None":
+    """Return how rated answers become pairs, or None if no option speaks of any."""
+    from decdpo.data.ingest.rated import RatedColumns
+    from decdpo.data.plan import RatedPlan
+
+    names = (args.item, args.text, args.rating, args.rank, args.prompt_text)
+    others = (args.items, args.min_gap, args.holdout_items_per_user)
+    if not any(value is not None for value in (*names, *others)) and args.group != "item":
+        return None
+    return RatedPlan(
+        columns=RatedColumns(*names),
+        items=None if args.items is None else Path(args.items),
+        min_gap=0.0 if args.min_gap is None else args.min_gap,
+        own_items=args.holdout_items_per_user,
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -92,7 +92,17 @@ def by_value(
 
     Raises ``DataError`` if there are fewer values than agents.
     """
-    sizes = np.bincount(codes, minlength=len(names))
+    agent_of, kept = largest_values(np.bincount(codes, minlength=len(names)), names, agents)
+    return agent_of[codes], kept
+
+
+def largest_values(
+    sizes: np.ndarray, names: Sequence[str], agents: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """Return the agent of each value of a column (-1: none), and the values that are agents.
+
+    sizes : pairs of each value. ``agents``, and what is raised, as in ``by_value``.
+    """
     present = [code for code in range(len(names)) if sizes[code]]
     if agents is not None and agents > len(present):
         raise DataError(
@@ -103,7 +113,32 @@ def by_value(
     kept = sorted(largest, key=lambda code: _order(names[code]))
     agent_of = np.full(len(names), -1, np.int64)
     agent_of[kept] = np.arange(len(kept))
-    return agent_of[codes], [names[code] for code in kept]
+    return agent_of, [names[code] for code in kept]
+
+
+def in_order(names: Sequence[str]) -> list[int]:
+    """Return the values of a column in ascending order, numbers by their size."""
+    return sorted(range(len(names)), key=lambda code: _order(names[code]))
+
+
+def limited(
+    owner: np.ndarray, held_out: np.ndarray, agents: int, most: int, seed: int
+) -> np.ndarray:
+    """Return, ascending, at most ``most`` training and as many held-out pairs of each agent.
+
+    owner : (n,) agent of each pair, -1 for none. held_out : (n,) bool.
+    """
+    sides = np.where(owner < 0, -1, 2 * owner + held_out)
+    order = np.argsort(sides, kind="stable")
+    edges = np.searchsorted(sides[order], np.arange(2 * agents + 1))
+    taken = []
+    for side in range(2 * agents):
+        rows = order[edges[side] : edges[side + 1]]
+        if len(rows) > most:
+            rng = generator(seed, Stream.PARTITION, side, round=6)
+            rows = rng.choice(rows, most, replace=False)
+        taken.append(rows)
+    return np.sort(np.concatenate(taken))
 
 
 def _order(name: str) -> tuple[bool, int, str]:

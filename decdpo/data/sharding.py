@@ -6,7 +6,6 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,22 @@ from decdpo.data import partition as deal
 from decdpo.data.folder import commit, require_room, staging
 from decdpo.data.index import ShardEntry, ShardIndex
 from decdpo.data.ingest import report as reporting
-from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.doubts import INCOMPLETE, doubts
 from decdpo.data.ingest.hub import fetch
 from decdpo.data.ingest.leaks import leaks
 from decdpo.data.ingest.numbers import require_held
+from decdpo.data.ingest.opened import Opened
 from decdpo.data.ingest.places import files_of
+from decdpo.data.ingest.rated import lists_in
+from decdpo.data.ingest.ratings import Ratings, read_ratings
 from decdpo.data.ingest.reading import read_sources
 from decdpo.data.ingest.shown import shown_pairs
 from decdpo.data.ingest.spill import PairStore
 from decdpo.data.ingest.survey import Survey, groups_of, survey
+from decdpo.data.ingest.texts import Texts
 from decdpo.data.partition import Partition, parse_partition
+from decdpo.data.plan import ITEM, PROMPT, Plan, RatedPlan
+from decdpo.data.rated import fill_pairs
 from decdpo.data.shard import encode_names, row_of
 from decdpo.data.show import ShownPair
 from decdpo.data.storage import ShardHeader, write_shard
@@ -34,34 +38,8 @@ from decdpo.data.topics import Topics
 from decdpo.errors import DataError
 from decdpo.rng import Stream, generator
 
-PROMPT = "prompt"
-"""The group that is the prompt as it was read, whatever columns it came from."""
-
 _SAMPLE = 5_000
 _PROGRESS_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to make shards.
-
-    partition : see ``decdpo.data.partition.KINDS``. agents : number of shards; None only with
-    "by:COLUMN". holdout : share of held-out pairs. group : column whose values are held out as a
-    whole; "prompt" stands for the prompt as read. columns : names of the sources' columns.
-    strict : any unused judgment is an error, and any warning. split : which split of folders is
-    read, such as "train"; None: they must hold no more than one. hub : whether names that are no
-    paths are fetched from the Hugging Face hub.
-    """
-
-    partition: str = "iid"
-    agents: int | None = None
-    holdout: float = 0.1
-    seed: int = 0
-    group: str | None = None
-    columns: Columns = field(default_factory=Columns)
-    strict: bool = False
-    split: str | None = None
-    hub: bool = False
 
 
 def make_shards(
@@ -92,31 +70,17 @@ def make_shards(
     cannot be written.
     """
     out = Path(os.path.abspath(out))
-    rule = parse_partition(plan.partition)
-    if rule.kind != "by" and plan.agents is None:
-        raise DataError(f"partition {plan.partition} needs a number of agents", "add --agents 8")
-    if plan.agents is not None and plan.agents < 1:
-        raise DataError(f"{plan.agents} agents", "use --agents 1 or more")
-    if not 0 <= plan.seed < 2**63:
-        raise DataError(f"seed {plan.seed} is not in [0, 2**63)", "use for example --seed 0")
+    plan.require_sound()
     require_room(out, force)
     fetching = (lambda name: fetch(name, progress)) if plan.hub else None
     paths = files_of(sources, plan.split, fetching, progress)
     with staging(out) as folder:
         store = PairStore(folder)
         try:
-            report, prompt_format = read_sources(
-                paths,
-                store,
-                plan.columns,
-                rule.column,
-                None if plan.group == PROMPT else plan.group,
-                progress,
-            )
-            require_held(store.columns(), store.place)
-            owner, names = _deal(store, rule, plan, report)
-            texts = survey(store)
-            held_out = _hold_out(store, texts, owner, names, plan, report)
+            first = Opened(paths[0])
+            read = _rated if plan.rated or lists_in(first.sample()) else _preferred
+            made = read(paths, first, folder, store, plan, progress)
+            owner, held_out, names, texts, report, prompt_format = made
             _describe(store, texts, owner, held_out, names, plan, report)
             if plan.strict:
                 _require_no_doubt(report)
@@ -131,6 +95,62 @@ def make_shards(
         index.save()
         commit(folder, out)
     return ShardIndex.load(out)
+
+
+_Made = tuple[np.ndarray, np.ndarray, list[str], Survey, dict[str, Any], str]
+"""Agent of each pair, mask of held-out pairs, the agents' names, texts, report, prompt format."""
+
+
+def _preferred(
+    paths: Sequence[Path],
+    first: Opened,
+    folder: Path,
+    store: PairStore,
+    plan: Plan,
+    progress: Callable[[str], None],
+) -> _Made:
+    """Read preferences, deal them out and hold some out."""
+    rule = parse_partition(plan.partition)
+    group = None if plan.group == PROMPT else plan.group
+    report, prompt_format = read_sources(
+        paths, first, store, plan.columns, rule.column, group, progress
+    )
+    require_held(store.columns(), store.place)
+    owner, names = _deal(store, rule, plan, report)
+    texts = survey(store)
+    held_out = _hold_out(store, texts, owner, names, plan, report)
+    return owner, held_out, names, texts, report, prompt_format
+
+
+def _rated(
+    paths: Sequence[Path],
+    first: Opened,
+    folder: Path,
+    store: PairStore,
+    plan: Plan,
+    progress: Callable[[str], None],
+) -> _Made:
+    """Read ratings, choose pairs of them, deal these out and hold some out."""
+    rule, rated = parse_partition(plan.partition), plan.rated or RatedPlan()
+    column = plan.group if plan.group not in (ITEM, PROMPT) else None
+    ratings = Ratings(Texts(folder), Texts(folder))
+    try:
+        report, prompt_format = read_ratings(
+            paths,
+            first,
+            ratings,
+            plan.columns,
+            rated.columns,
+            rated.items,
+            {"partition": rule.column, "group": column},
+            progress,
+        )
+        owner, names, held_out = fill_pairs(ratings, store, rule, plan, report, progress)
+    finally:
+        ratings.close()
+    report["pairs"] = len(store)
+    require_held(store.columns(), store.place)
+    return owner, held_out, names, survey(store), report, prompt_format
 
 
 def _deal(
@@ -178,9 +198,24 @@ def _hold_out(
         groups, by = store.source_rows, "source row"
     report["held_out_by"] = by
     held_out = deal.hold_out(owner, len(names), plan.holdout, plan.seed, groups)
+    report["over_limit"] = _limit(owner, held_out, len(names), plan, report)
     used = (owner >= 0) & ~held_out
     deal.require_training(np.bincount(owner[used], minlength=len(names)), names)
     return held_out
+
+
+def _limit(
+    owner: np.ndarray, held_out: np.ndarray, agents: int, plan: Plan, report: dict[str, Any]
+) -> int:
+    """Take from their agents the pairs above the limit, and return how many these are."""
+    if plan.pairs_per_agent is None:
+        return 0
+    taken = np.zeros(len(owner), bool)
+    taken[deal.limited(owner, held_out, agents, plan.pairs_per_agent, plan.seed)] = True
+    over = int(((owner >= 0) & ~taken).sum())
+    owner[~taken] = -1
+    report["pairs"] -= over
+    return over
 
 
 def _describe(
@@ -205,9 +240,11 @@ def _describe(
         labels, what = _topics(store, rows, plan.seed), "their mix of topics"
     report["longer_preferred"] = reporting.longer_range(report["agents"], store.edges[used])
     report["difference"] = reporting.difference(owner[rows], labels, len(names), plan.seed, what)
-    report["contradictions"] = reporting.contradictions(
-        store.source_rows[used], store.second[used]
-    )
+    report["contradictions"] = None
+    if "ratings" not in report:
+        report["contradictions"] = reporting.contradictions(
+            store.source_rows[used], store.second[used]
+        )
     report["doubts"] = doubts(report)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from decdpo.data.ingest.numbers import WIDE
 from decdpo.data.ingest.survey import MARKERS, SHORT
 
+OWN_ITEMS = "each person's own items"
+"""What is held out where each person's own items are."""
 SHARE = 0.01
 """Share of the pairs from which an oddity is a warning, and an error under ``--strict``."""
 LEAK = 0.05
@@ -69,6 +71,8 @@ def _texts(report: Mapping[str, Any]) -> Iterator[Doubt]:
         return
     unused = [name for source in report["sources"][:1] for name in source["columns_unused"]]
     remedy = f"not used is: {', '.join(unused[:6])}; --prompt A,B joins columns" if unused else ""
+    if texts["distinct_prompts"] == 1 and report.get("ratings", {}).get("one_prompt_given"):
+        return
     if texts["distinct_prompts"] == 1:
         yield Doubt("one_prompt", f"all {pairs:,} pairs have the same prompt", remedy)
     elif texts["distinct_prompts"] * FEW_PROMPTS <= pairs:
@@ -264,7 +268,8 @@ def _agents(report: Mapping[str, Any]) -> Iterator[Doubt]:
 
 def _leaks(report: Mapping[str, Any]) -> Iterator[Doubt]:
     leaks = report["leaks"]
-    if not leaks:
+    # That others train on an item tells a person's agent nothing of what the person thinks of it.
+    if not leaks or is_own(report):
         return
     held, by_prompt = leaks["held_out_pairs"], _by_prompt(report)
     asked, answered = leaks["pairs_with_prompt"], leaks["pairs_with_answer"]
@@ -282,6 +287,11 @@ def _leaks(report: Mapping[str, Any]) -> Iterator[Doubt]:
             _leak_remedy(report, by_prompt, known_answers),
             warning=known_answers,
         )
+
+
+def is_own(report: Mapping[str, Any]) -> bool:
+    """Say whether each person's own items were held out, on which other people train."""
+    return str(report["held_out_by"]).startswith(OWN_ITEMS)
 
 
 def _by_prompt(report: Mapping[str, Any]) -> bool:

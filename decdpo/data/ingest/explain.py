@@ -33,7 +33,8 @@ def explain_unknown(
             f"a row holds one answer ({one}) {what}and not two to choose between; its columns "
             f"are: {', '.join(known)}",
             "training takes pairs, the loss kto too: join a wanted and an unwanted answer to "
-            "each prompt into one row with the columns prompt, chosen and rejected",
+            "each prompt into one row with the columns prompt, chosen and rejected; if a column "
+            "rates the answer, --rating COLUMN (or --rank) makes pairs of the answers to a prompt",
         )
     inside = next((n for n, v in rows[0][1].items() if _holds_rows(v)), None) if rows else None
     if len(rows) == 1 and inside is not None:

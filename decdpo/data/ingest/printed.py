@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from decdpo.data.ingest.doubts import is_own
 from decdpo.data.shard import row_of
 from decdpo.data.show import LONGEST, ShownPair, pair_lines, wrapped
 
@@ -37,14 +38,20 @@ def sample_lines(pairs: Sequence[ShownPair], longest: int = LONGEST) -> Iterator
 def _understood(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _sources(report["sources"])
     left = report["left_out"]
-    yield "pairs", (
-        f"{report['pairs']:,} of {report['judgments']:,} judgments in {report['rows_read']:,} rows"
-        f"; dropped {report['num_dropped']:,}, left out {left['pairs']:,}"
-    )
+    if "ratings" in report:
+        yield from _ratings(report)
+    else:
+        yield "pairs", (
+            f"{report['pairs']:,} of {report['judgments']:,} judgments in "
+            f"{report['rows_read']:,} rows; dropped {report['num_dropped']:,}, left out "
+            f"{left['pairs']:,}"
+        )
     for reason, drop in report["dropped"].items():
         yield "", f"dropped {drop['count']:,}: {reason} (source rows {_rows(drop)})"
     if left["values"]:
         yield "", f"left out {left['pairs']:,} pairs of {left['values']:,} values without an agent"
+    if report.get("over_limit"):
+        yield "", f"not taken {report['over_limit']:,} pairs above the limit of an agent"
     texts = report["texts"]
     if texts:
         yield "texts", (
@@ -58,6 +65,21 @@ def _understood(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     yield from _judgments(report)
     yield "held out", _held_out(report)
+
+
+def _ratings(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what was rated, and which pairs of ratings are pairs."""
+    found = report["ratings"]
+    yield "ratings", (
+        f"{found['ratings']:,} of {report['judgments']:,} in {report['rows_read']:,} rows, of "
+        f"{counted(found['answers'], 'answer')} to {counted(found['prompts'], 'prompt')}: "
+        f"{_range(found)}; dropped {report['num_dropped']:,}"
+    )
+    gap = f"{found['min_gap']:g} or more apart" if found["min_gap"] else "different"
+    yield "pairs", (
+        f"{report['pairs']:,} of {found['far_enough']:,} of which one person rated both answers, "
+        f"{gap}; of one held-out and one other answer, and so not used: {found['between']:,}"
+    )
 
 
 def _sources(sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -120,7 +142,8 @@ def _held_out(report: Mapping[str, Any]) -> str:
             f"{leaks[kind]['trained_on']:,} of {leaks[kind]['held_out']:,} {kind}"
             for kind in ("prompts", "answers")
         ]
-        text += f"; trained on as well: {' and '.join(parts)}"
+        who = " by others" if is_own(report) else ""
+        text += f"; trained on as well{who}: {' and '.join(parts)}"
     return text
 
 

@@ -1,29 +1,27 @@
 """The first pass: every record of every source into the pair store; what is lost is counted."""
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from decdpo.data.ingest.answers import verdicts_of
 from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.formats import Format, judgments, recognise
+from decdpo.data.ingest.opened import Opened, naming, used_columns, values_of
 from decdpo.data.ingest.repeated import without_repeated_prompt
 from decdpo.data.ingest.report import Drops, Labels
-from decdpo.data.ingest.sources import Record, records, short_names, stems, written
+from decdpo.data.ingest.sources import Record, short_names, stems, written
 from decdpo.data.ingest.spill import PairStore
-from decdpo.data.ingest.values import Unusable, name_of
 from decdpo.data.ingest.verdicts import in_words
 from decdpo.errors import DataError
 
 _PROGRESS_SECONDS = 2.0
-_SAMPLE = 100
 
 
 def read_sources(
     paths: Sequence[Path],
+    first: Opened,
     store: PairStore,
     columns: Columns,
     partition: str | None,
@@ -34,6 +32,7 @@ def read_sources(
 
     Parameters
     ----------
+    first : the first of ``paths``, opened.
     partition, group : columns whose values the partition and the hold-out need, or None. A source
         has the columns ``file`` and ``user`` beside its own.
     progress : called every two seconds with how far it is.
@@ -47,7 +46,8 @@ def read_sources(
     reader = _Reader(store, columns, {"partition": partition, "group": group}, progress)
     for path, stem, name in zip(paths, stems(paths), short_names(paths)):
         store.start_file(name, reader.rows)
-        reader.read(path, stem, name if len(paths) > 1 else "")
+        opened = first if path is first.path else Opened(path)
+        reader.read(opened, stem, name if len(paths) > 1 else "")
     return reader.report(), reader.prompt_format()
 
 
@@ -70,27 +70,22 @@ class _Reader:
         self._formats: set[str] = set()
         self._known: dict[str, None] = {"file": None, "user": None}
 
-    def read(self, path: Path, stem: str, name: str) -> None:
+    def read(self, opened: Opened, stem: str, name: str) -> None:
         """Read one file. stem : its value of the column ``file``. name : for messages, or ""."""
-        stream = records(path)
-        head = list(itertools.islice(stream, _SAMPLE))
-        sample = [record for record in head if not isinstance(record, str)]
-        if not sample:
-            why = f": what stands there is {head[0]}" if head else ""
-            raise DataError(f"{path} holds no record{why}", "give a file with at least one record")
-        with _naming(path):
-            form = recognise(head, self._columns)
+        path, sample = opened.path, opened.sample()
+        with naming(path):
+            form = recognise(opened.head, self._columns)
         form = without_repeated_prompt(form, sample, self._columns)
         met = dict.fromkeys(name for record in sample for name in record)
         cut, before = 0, self.rows
-        for row, record in enumerate(itertools.chain(head, stream), 1):
+        for row, record in enumerate(opened.records(), 1):
             self.rows += 1
             if not isinstance(record, str) and not record.keys() <= met.keys():
                 met.update(dict.fromkeys(record))
             cut += self._take(form, record, stem, (row, name))
             self._say()
         if form.answers is not None:
-            with _naming(path):
+            with naming(path):
                 form.answers.require_clear()
         self._known.update(met)
         self._formats.add(form.prompt_format)
@@ -99,7 +94,7 @@ class _Reader:
                 "file": written(path),
                 "format": form.name,
                 "rows": self.rows - before,
-                **_roles(form, self._wanted, met),
+                **used_columns(form.roles, self._wanted, met),
                 "prompt_cut_off": cut,
             }
         )
@@ -114,7 +109,7 @@ class _Reader:
             if isinstance(item, str):
                 self._drops.add(item, *place)
                 continue
-            values = _values(record, item.user, stem, self._wanted)
+            values = values_of(record, item.user, stem, self._wanted)
             stored = not isinstance(values, str)
             fault = self._store.add(item, self.rows, *values) if stored else values
             if fault is not None:
@@ -170,42 +165,3 @@ class _Reader:
             "check the columns, or name them with --prompt, --chosen, --rejected, --answers, "
             "--label",
         )
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the name of the file before errors about what is in it."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{path}: {error.what}", error.remedy) from None
-
-
-def _roles(
-    form: Format, wanted: dict[str, str | None], met: dict[str, None]
-) -> dict[str, Any]:
-    """Return what the columns of one file were used for, and which were not used."""
-    used = {role: list(names) for role, names in form.roles.items()}
-    used.update((use, [name]) for use, name in wanted.items() if name is not None and name in met)
-    named = {name for names in used.values() for name in names}
-    return {"columns_used": used, "columns_unused": [name for name in met if name not in named]}
-
-
-def _values(
-    record: Record | str, user: str | None, stem: str, wanted: dict[str, str | None]
-) -> list[str] | str:
-    """Return the values of the partition's and the group's column; a string says what is wrong."""
-    found: list[str] = []
-    for column in wanted.values():
-        value: str | None = ""
-        if column is not None and isinstance(record, dict):
-            value = stem if column == "file" else user if column == "user" else None
-            try:
-                # A file may have a column of that name that nobody was read from.
-                value = value or name_of(record.get(column))
-            except Unusable as error:
-                return f"{column} {error}"
-        if value is None:
-            return f"no {column}"
-        found.append(value)
-    return found
