@@ -22,6 +22,8 @@ class Stream(IntEnum):
     CODEC = 8
     SYNTHETIC = 9
     POLICY = 10
+    ADAPTER = 11
+    DROPOUT = 12
 
 
 def generator(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,9 @@ from decdpo.policies.objective import Objective, check_start
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
 from decdpo.run import Agent, MeasuredState, Schedule
+
+if TYPE_CHECKING:
+    from decdpo.policies.lm.adapters import LoraOptions
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def make_policy(
 
         if not section.model:
             raise ConfigError("policy.model is empty", "name the Hugging Face folder of the model")
+        lora = section.lora
         return CausalLM(
             section.model,
             dtype=section.dtype,
@@ -94,6 +98,8 @@ def make_policy(
             allow_hub=section.allow_hub,
             rules=TextRules(section.chat_template, section.eos, section.line_break),
             pace=pace,
+            lora=make_lora(lora, config.run.seed) if lora.on else None,
+            adapter=Path(lora.adapter) if lora.adapter else None,
         )
     if isinstance(section, schema.Trajectory):
         path = section.feature_map or Path(config.data.shards) / FEATURES_FILE
@@ -106,6 +112,27 @@ def make_policy(
     if section.features == "columns" and shard is not None and shard.features is not None:
         dimension = shard.features[0].shape[1]
     return LogLinear(dimension, features=section.features, dtype=section.dtype)
+
+
+def make_lora(section: schema.Lora, seed: int) -> "LoraOptions":
+    """Return what adapters the section ``[policy.lora]`` asks for; ``seed`` is of A.
+
+    Raises ``PolicyError`` for a folder of PEFT that cannot be used.
+    """
+    if section.adapter:
+        from decdpo.policies.lm.adapter_folder import read_options
+
+        return read_options(Path(section.adapter), section.mix, seed)
+    from decdpo.policies.lm.adapters import LoraOptions
+
+    return LoraOptions(
+        section.rank,
+        section.alpha or 2.0 * section.rank,
+        section.targets,
+        section.rank_stabilised,
+        section.mix,
+        seed,
+    )
 
 
 def make_run_algorithm(config: Config, layout: Layout) -> Algorithm[Any]:

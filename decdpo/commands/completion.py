@@ -7,7 +7,7 @@ decdpo itself, so that `--set` completes sections, keys and the values that a ke
 
 import argparse
 from collections.abc import Iterable, Iterator
-from dataclasses import Field, fields
+from dataclasses import Field
 from typing import Any
 
 from decdpo.errors import EnvironmentFault
@@ -66,14 +66,15 @@ def studies(**_: Any) -> tuple[str, ...]:
 
 def _options() -> Iterator[tuple[str, "Field[Any]", Iterable[str]]]:
     """Yield every key with its field and, of a section with kinds, their names."""
+    from decdpo.config.options import options
     from decdpo.config.schema import SECTIONS
 
     for section, schema in SECTIONS.items():
         classes = schema.values() if isinstance(schema, dict) else [schema]
         kinds = tuple(schema) if isinstance(schema, dict) else ()
         for cls in classes:
-            for field in fields(cls):
-                yield f"{section}.{field.name}", field, kinds if field.name == "kind" else ()
+            for key, field, _ in options(cls):
+                yield f"{section}.{key}", field, kinds if key == "kind" else ()
 
 
 def _values(field: "Field[Any]", kinds: Iterable[str]) -> Iterable[str]:

@@ -1,7 +1,8 @@
 """Write the average model, or one agent's, for use elsewhere.
 
-A causal language model becomes a Hugging Face folder that transformers loads, any other policy the
-file policy.npz in the folder. A card, README.md, says which run, round, agents and data it is of.
+A causal language model becomes a Hugging Face folder that transformers loads, one with
+[policy.lora] an adapter that PEFT loads over the base model, any other policy the file policy.npz
+in the folder. A card, README.md, says which run, round, agents and data it is of.
 
 The run need not be where it was trained: --set device.kind=cpu exports on a machine without a GPU,
 --set data.shards=FOLDER and --set policy.model=FOLDER name what has moved. Agents, model and data
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 USE_LANGUAGE_MODEL = '''from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")'''
+USE_ADAPTER = '''from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained("THIS_FOLDER")  # with the base model it names'''
 USE_ARRAYS = '''import numpy as np
 arrays = np.load("policy.npz", allow_pickle=False)'''
 
@@ -108,7 +111,9 @@ def _write_card(
         "data": f"{config.data.shards}, digest {index.digest[:16]}",
         "decdpo": __version__,
     }
-    use = USE_LANGUAGE_MODEL if isinstance(config.policy, CausalLM) else USE_ARRAYS
+    use = USE_ARRAYS
+    if isinstance(config.policy, CausalLM):
+        use = USE_ADAPTER if config.policy.lora.on else USE_LANGUAGE_MODEL
     with replacing(args.out / "README.md", mode=0o644) as partial:
         partial.write_text(card(facts, index.report, config.to_toml(), use), encoding="utf-8")
 

@@ -5,16 +5,17 @@ import hashlib
 import json
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from decdpo.config import schema
 from decdpo.config.algorithms import AlgorithmSection
+from decdpo.config.lora import check_lora
 from decdpo.config.needs import check_late, check_needs
 from decdpo.config.numbers import check_numbers
-from decdpo.config.options import coerce, listing, nearest
+from decdpo.config.options import coerce, listing, nearest, options
 from decdpo.config.schema import SECTIONS, AdamW, CausalLM, LogLinear, Sgd
 from decdpo.errors import ConfigError
 from decdpo.files import os_fault, read_text
@@ -64,7 +65,7 @@ class Config:
         """Return the text of every section by name, on one line; empty if it does not apply."""
         values = {section.name: getattr(self, section.name) for section in fields(self)}
         return {
-            name: ", ".join(f"{k} = {v}" for k, v in asdict(value).items()) if value else ""
+            name: ", ".join(f"{k} = {v}" for k, v in _said(value)) if value else ""
             for name, value in values.items()
         }
 
@@ -131,9 +132,14 @@ def parse(
         raise ConfigError(f"{origin} is not valid TOML: {fault}", "mend that line") from None
     for override in overrides:
         section, key, value = parse_override(override)
-        if not isinstance(tree.setdefault(section, {}), dict):
-            raise ConfigError(f"{section} in {origin} is not a section", f"write [{section}]")
-        tree[section][key] = value
+        *above, last = (section, *key.split("."))
+        table = tree
+        for depth, name in enumerate(above, 1):
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                where = ".".join(above[:depth])
+                raise ConfigError(f"{where} in {origin} is not a section", f"write [{where}]")
+        table[last] = value
     unknown = [name for name in tree if name not in SECTIONS]
     if unknown:
         raise ConfigError(
@@ -189,14 +195,23 @@ def _build(section: str, table: Any, reading: bool) -> Any:
         cls = schema[kind]
     else:
         cls = schema
+    return _filled(section, table, schema, cls, reading)
+
+
+def _filled(section: str, table: Any, schema: Any, cls: Any, reading: bool) -> Any:
+    """Return ``cls`` with the values of ``table``; ``schema`` has all kinds of the section."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{section} = {table!r} is not a section", f"write [{section}]")
     known = {f.name: f for f in fields(cls)}
-    for key in table:
+    values = {}
+    for key, value in table.items():
         if key not in known:
             raise _unknown_key(section, key, known, schema, cls)
-    values = {
-        key: coerce(f"{section}.{key}", known[key], value, reading=reading)
-        for key, value in table.items()
-    }
+        name, inner = f"{section}.{key}", type(known[key].default)
+        if dataclasses.is_dataclass(inner):
+            values[key] = _filled(name, value, inner, inner, reading)
+        else:
+            values[key] = coerce(name, known[key], value, reading=reading)
     return cls(**values)
 
 
@@ -281,6 +296,7 @@ def _check_language_model(policy: CausalLM) -> None:
             f"policy.max_length = {policy.max_length} is too small",
             "give 8 or more, or 0 for the default",
         )
+    check_lora(policy.lora)
 
 
 def _check_staging(config: Config) -> None:
@@ -345,16 +361,32 @@ def _section_text(name: str, section: Any, annotate: bool) -> str:
     lines = [f"# {summary[0]}"] if annotate and summary else []
     lines.append(f"[{name}]")
     ordered = sorted(fields(section), key=lambda f: f.name != "kind")
+    below = []
     for f in ordered:
-        text = f"{f.name} = {_literal(getattr(section, f.name))}"
+        value = getattr(section, f.name)
+        if dataclasses.is_dataclass(value):
+            if annotate or value != f.default:
+                below.append("\n" + _section_text(f"{name}.{f.name}", value, annotate))
+            continue
+        text = f"{f.name} = {_literal(value)}"
         if annotate:
             text = f"{text:<34}# {_meaning(name, f)}"
         lines.append(text)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + "".join(below)
+
+
+def _said(section: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values of a section; of one within it only if it is not all defaults."""
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if not dataclasses.is_dataclass(value):
+            yield field.name, value
+        elif value != field.default:
+            yield from ((key, item) for key, _, item in options(value, f"{field.name}."))
 
 
 def _meaning(section: str, field: dataclasses.Field[Any]) -> str:
-    schema = SECTIONS[section]
+    schema = SECTIONS.get(section)
     doc = str(field.metadata["doc"])
     choices = field.metadata["choices"]
     if field.name == "kind" and isinstance(schema, dict):

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable
-from dataclasses import Field
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import Field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,28 @@ def option(
     return dataclasses.field(
         default=default, metadata={"doc": doc, "choices": tuple(choices), **limits, **names}
     )
+
+
+def options(section: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+    """Yield key, field and value of every option of a section, an instance or a class of one.
+
+    A section may hold others: their keys are dotted, as in ``lora.rank``. Of a class the values are
+    the defaults.
+    """
+    for field in fields(section):
+        value = field.default if isinstance(section, type) else getattr(section, field.name)
+        if is_dataclass(value):
+            yield from options(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field, value
+
+
+def changed(section: Any, key: str, value: Any) -> Any:
+    """Return ``section`` with another value of ``key``, which may be dotted."""
+    name, _, rest = key.partition(".")
+    if rest:
+        value = changed(getattr(section, name), rest, value)
+    return replace(section, **{name: value})
 
 
 def coerce(key: str, field: Field[Any], value: Any, *, reading: bool = False) -> Any:

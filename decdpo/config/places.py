@@ -12,7 +12,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from decdpo.config import Config
-from decdpo.config.options import writable
+from decdpo.config.options import changed, options, writable
 from decdpo.config.schema import CausalLM
 from decdpo.errors import ConfigError
 from decdpo.files import read_checked, reason
@@ -48,7 +48,7 @@ def find_paths(
     for section, key, value, otherwise in list(_paths(config)):
         if section == "staleness" and not training:
             continue
-        if not value or Path(value).exists() or _is_of_hub(config, section):
+        if not value or Path(value).exists() or _is_of_hub(config, section, key):
             continue
         doubts: list[str] = []
         places = {} if Path(value).is_absolute() else dict(_places(source, doubts))
@@ -64,8 +64,8 @@ def find_paths(
                 "run decdpo from that folder, or rename the folder",
             )
         say(f"{section}.{key} = {value!r} is {folder / value}, {places[folder]}")
-        changed = replace(getattr(config, section), **{key: str(folder / value)})
-        config = replace(config, **{section: changed})
+        found = changed(getattr(config, section), key, str(folder / value))
+        config = replace(config, **{section: found})
     return config
 
 
@@ -73,16 +73,16 @@ def _paths(config: Config) -> Iterator[tuple[str, str, str, str]]:
     """Yield section, key and value of every path, and what else can be done where there is none."""
     for section in fields(config):
         keys = getattr(config, section.name)
-        for field in () if keys is None else fields(keys):
+        for key, field, value in () if keys is None else options(keys):
             if field.metadata["path"]:
-                value = str(getattr(keys, field.name))
-                yield section.name, field.name, value, str(field.metadata["absent"])
+                yield section.name, key, str(value), str(field.metadata["absent"])
 
 
-def _is_of_hub(config: Config, section: str) -> bool:
+def _is_of_hub(config: Config, section: str, key: str) -> bool:
     """Say whether the name need not be a path, but may be that of a model on the hub."""
     policy = config.policy
-    return section == "policy" and isinstance(policy, CausalLM) and policy.allow_hub
+    of_model = section == "policy" and not key.startswith("lora.")
+    return of_model and isinstance(policy, CausalLM) and policy.allow_hub
 
 
 def _places(source: Path, doubts: list[str]) -> Iterator[tuple[Path, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from decdpo.config.algorithms import ALGORITHM_SECTIONS
 from decdpo.config.options import option
 from decdpo.losses.names import LOSSES
+from decdpo.policies.lm.names import MIX_RULES
 from decdpo.topology.names import GRAPHS, WEIGHTS
 
 WITHOUT_TOPOLOGY = tuple(kind for kind, cls in ALGORITHM_SECTIONS.items() if not cls.neighbours)
@@ -88,6 +89,31 @@ class Tabular:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters, which alone are trained where there is a rank."""
+
+    rank: int = option(0, "r, rank of the adapters; 0 trains the whole model", low=0, high=2**16)
+    alpha: float = option(
+        0.0, "adapters count alpha / rank times; 0 is twice the rank", low=0.0, high=1e6
+    )
+    rank_stabilised: bool = option(False, "they count alpha / sqrt(rank) times")
+    targets: tuple[str, ...] = option(
+        (), "names of the adapted layers, such as q_proj or *.mlp.*; none is all but the head"
+    )
+    mix: str = option("factors", "what travels, and how it is mixed", choices=MIX_RULES)
+    adapter: str = option(
+        "",
+        "folder of PEFT with the adapter to begin from, which says the keys above but mix",
+        path=True,
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether adapters are trained, and not the whole model."""
+        return bool(self.rank or self.adapter)
+
+
+@dataclass(frozen=True)
 class CausalLM:
     """A causal language model in a Hugging Face folder."""
 
@@ -130,6 +156,7 @@ class CausalLM:
     )
     activation_checkpointing: bool = option(False, "recompute activations to save memory")
     allow_hub: bool = option(False, "let transformers download the model from its hub")
+    lora: Lora = option(Lora(), "adapters of the frozen model, in the section [policy.lora]")
 
 
 @dataclass(frozen=True)

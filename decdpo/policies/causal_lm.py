@@ -20,13 +20,15 @@ from decdpo.errors import PolicyError
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.compute import ComputeView
 from decdpo.params.cotangents import paired
-from decdpo.params.flat import FlatParams, Layout
+from decdpo.params.flat import FlatParams
 from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
 from decdpo.policies.lm import hub
+from decdpo.policies.lm.adapters import LoraOptions
 from decdpo.policies.lm.choice import choose_scorer, probe
 from decdpo.policies.lm.pace import Pace
 from decdpo.policies.lm.reference import CachedReference, FrozenReference, rounding
 from decdpo.policies.lm.speller import Speller, TextRules
+from decdpo.policies.lm.weights import AdaptedModel, WholeModel
 from decdpo.policies.tokens import TokenizedPairs, tokenize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -95,13 +97,17 @@ class CausalLM:
         depend on its batch.
     plain : score every answer by itself, prompt and all, the way that needs nothing of the model.
     rules : how pairs become text, and where answers end. pace : shows how far encoding is.
+    lora : train adapters of the frozen model. adapter : the PEFT folder where they begin.
 
-    The reference is the folder's model, and where every agent begins. Dropout is off.
+    The reference is the folder's model, and where every agent begins; of an adapted one the model
+    with the adapters of the start. Dropout is off.
 
     Memory, in bytes, for P parameters: the vector of the agent whose turn it is serves as the
     module's weights (4 P, its own anyway), in "bfloat16" beside a narrow copy (2 P). The folder's
     weights are held until the first ``initial()`` takes them over, and read again should they be
-    needed later. Without the cache the frozen model stays beside all this (4 P or 2 P).
+    needed later. Without the cache the frozen model stays beside all this (4 P or 2 P). With
+    adapters the model is frozen and there once (4 P or 2 P), whatever agents share it, without the
+    cache too; vectors have the size of the adapters.
 
     Raises ``PolicyError`` for a model or an argument that cannot be used, ``EnvironmentFault``
     without transformers.
@@ -123,6 +129,8 @@ class CausalLM:
         plain: bool = False,
         rules: TextRules = TextRules(),
         pace: Pace | None = None,
+        lora: LoraOptions | None = None,
+        adapter: Path | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'bfloat16'")
@@ -136,7 +144,9 @@ class CausalLM:
         self.device = torch.device(device)
         self._pace = Pace() if pace is None else pace
         self._pace.begin("loading the model")
-        module, self.tokenizer, self._config = hub.load(folder, torch.float32, allow_hub)
+        # What is trained is float32; what is frozen is of the type that it is computed with.
+        kept = torch.float32 if lora is None else DTYPES[dtype]
+        module, self.tokenizer, self._config = hub.load(folder, kept, allow_hub)
         self._config_digest = hub.config_digest(folder, allow_hub)
         self.speller = Speller(self.tokenizer, rules)
         self.max_length, self.notes = length_limit(max_length, hub.context(module.config), folder)
@@ -148,13 +158,14 @@ class CausalLM:
             )
         self._module = module.to(self.device).eval()
         self._vocabulary = int(module.get_input_embeddings().weight.shape[0])
-        self.layout = Layout.of(self._module)
-        self._folder, self._allow_hub = folder, allow_hub
-        self.digest = self._digest(self._module)
+        self.dtype = DTYPES[dtype]
+        self.weights = self._weights(folder, allow_hub, lora, adapter)
+        self.layout, self.digest = self.weights.layout, self.weights.digest
         frozen = None
-        if not cache_reference:
-            frozen = copy.deepcopy(self._module).requires_grad_(False).to(DTYPES[dtype])
-        self._fresh: Tensor | None = unload(self._module, self.layout)
+        if isinstance(self.weights, WholeModel):
+            if not cache_reference:
+                frozen = copy.deepcopy(self._module).requires_grad_(False).to(self.dtype)
+            self.weights.hold()
         if gradient_checkpointing:
             # Checkpointing is on in training mode only; with every dropout at 0 nothing else is.
             # transformers renamed the method in version 5.
@@ -162,7 +173,6 @@ class CausalLM:
             name = "activation_checkpointing_enable" if new else "gradient_checkpointing_enable"
             getattr(module, name)({"use_reentrant": False})
             self._module.train()
-        self.dtype = DTYPES[dtype]
         self._bound: FlatParams | None = None
         self._has_grad = False
         self._narrow: ComputeView | None = None
@@ -171,16 +181,47 @@ class CausalLM:
             self._module, self._vocabulary, self.max_length, tokens_at_once, plain=plain
         )
         self.notes = (*self.notes, *why)
-        self.reference: CachedReference | FrozenReference
-        if frozen is not None:
-            self.reference = FrozenReference(self.scorer.of(frozen))
-        else:
-            way = f"{self.digest}:{self.dtype}:{type(self.scorer).__name__}"
-            length = min(PROBE_LENGTH, hub.context(module.config) or PROBE_LENGTH)
-            few = probe(self._vocabulary, length)
-            self.reference = CachedReference(
-                hashlib.sha256(way.encode()).hexdigest(), rounding(self.scorer, few)
-            )
+        self.reference = self._reference(cache_reference, frozen)
+
+    def _weights(
+        self,
+        folder: str | os.PathLike[str],
+        allow_hub: bool,
+        lora: LoraOptions | None,
+        adapter: Path | None,
+    ) -> WholeModel | AdaptedModel:
+        """Return what is trained of the module."""
+        if lora is not None:
+            where = os.path.abspath(folder) if os.path.isdir(folder) else os.fspath(folder)
+            return AdaptedModel(self._module, lora, where, self._config_digest, adapter)
+
+        def read() -> nn.Module:
+            with hub.quiet():
+                module, _, _ = hub.load(folder, torch.float32, allow_hub)
+            again: nn.Module = module.to(self.device)
+            return again
+
+        return WholeModel(self._module, folder, read, self._config, self._config_digest)
+
+    def _reference(
+        self, cached: bool, frozen: nn.Module | None
+    ) -> CachedReference | FrozenReference:
+        """Return what scores by the reference; frozen : a second model, if there is one."""
+        if not cached:
+            # Of an adapted model the reference is the model itself, with the start's adapters.
+            score = self._score_start if frozen is None else self.scorer.of(frozen)
+            return FrozenReference(score)
+        way = f"{self.weights.reference_digest}:{self.dtype}:{type(self.scorer).__name__}"
+        length = min(PROBE_LENGTH, hub.context(self._module.config) or PROBE_LENGTH)
+        few = probe(self._vocabulary, length)
+        return CachedReference(
+            hashlib.sha256(way.encode()).hexdigest(), rounding(self.scorer, few)
+        )
+
+    def _score_start(self, tokens: TokenizedPairs, rows: np.ndarray) -> Tensor:
+        """Return (2, B) log-probabilities of ``rows`` (B,) where every agent begins."""
+        self._begin()
+        return self.scorer(tokens, rows)
 
     @cached_property
     def identity(self) -> Mapping[str, str]:
@@ -188,13 +229,11 @@ class CausalLM:
         return {"tokenizer": self.speller.digest[:16], "model_config": self._config_digest[:16]}
 
     def initial(self) -> Tensor:
-        """Return a new (P,) vector: the folder's weights.
+        """Return a new (P,) vector: the folder's weights, or where adapters begin.
 
-        Raises ``PolicyError`` if they have to be read again and are others now.
+        Raises ``PolicyError`` if weights have to be read again and are others now.
         """
-        start = self._read() if self._fresh is None else self._fresh
-        self._fresh = None
-        return start
+        return self.weights.take()
 
     def bind(self, params: FlatParams, need_grad: bool = False) -> nn.Module:
         """Return the module with ``params`` as its parameters, and their gradient if need be."""
@@ -255,11 +294,12 @@ class CausalLM:
         self, params: FlatParams, data: TokenShard, rows: np.ndarray, *, need_grad: bool = True
     ) -> CausalLMPass:
         """Evaluate the pairs ``rows`` (B,) of ``data`` at ``params.data`` (P,)."""
+        ref_chosen, ref_rejected = self.reference.scores(data, rows)
+        # After the reference, which may need the same module.
         self.bind(params, need_grad)
         where = torch.from_numpy(rows).to(self.device)
         with torch.set_grad_enabled(need_grad):
             logps = self._logps(data, rows)
-        ref_chosen, ref_rejected = self.reference.scores(data, rows)
         gap = None if data.score_gap is None else data.score_gap[where]
         chosen, rejected = logps.detach()
         length, other = data.lengths[:, where]
@@ -273,56 +313,27 @@ class CausalLM:
         return self.scorer(data.tokens, rows)
 
     def _begin(self) -> None:
-        """Bind the folder's weights, which are read again if an agent has taken them over."""
-        if self._fresh is None:
-            self._fresh = self._read()
-        if self._bound is None or self._bound.data is not self._fresh:
-            self.bind(FlatParams(self.layout, self._fresh))
-
-    def _read(self) -> Tensor:
-        """Read the folder's weights again, (P,)."""
-        with hub.quiet():
-            module, _, _ = hub.load(self._folder, torch.float32, self._allow_hub)
-        module = module.to(self.device)
-        if self._digest(module) != self.digest:
-            raise PolicyError(
-                f"{self._folder} holds other weights than it did when this process began",
-                "leave the folder of the model as it is while a run uses it",
-            )
-        return unload(module, self.layout)
-
-    def _digest(self, module: nn.Module) -> str:
-        """Return the SHA-256 of the weights, frozen ones and buffers included, and of the config.
-
-        Buffers that are not saved follow from the configuration.
-        """
-        sha = hashlib.sha256(f"causal_lm:{self._config_digest}:{self.layout.digest}".encode())
-        parameters = dict(module.named_parameters())
-        saved = module.state_dict(keep_vars=True)
-        buffers = {name: value for name, value in module.named_buffers() if name in saved}
-        frozen = sorted(set(parameters) - set(self.layout.names))
-        for name in (*self.layout.names, *frozen, *sorted(buffers)):
-            values = parameters[name] if name in parameters else buffers[name]
-            raw = values.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            sha.update(f"{name}:{values.dtype}:{len(raw)}\n".encode())
-            sha.update(raw.numpy().data)
-        return sha.hexdigest()
+        """Bind what every agent begins with, which is read again if an agent has taken it over."""
+        start = self.weights.start()
+        if self._bound is None or self._bound.data is not start:
+            self.bind(FlatParams(self.layout, start))
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write the model with parameters ``x`` (P,) as a Hugging Face folder; returns its path.
 
+        Of an adapted model it is the adapter alone, as PEFT reads it.
+
         Raises ``PolicyError`` if ``out`` exists and is not an empty folder.
         """
-        like = x.detach().to(self.device, self.layout.dtype)
-        FlatParams(self.layout, like.contiguous()).bind(self._module)
         self._bound = self._narrow = None
-        return hub.save(self._module, self.tokenizer, copy.deepcopy(self._config), out)
+        like = x.detach().to(self.device, self.layout.dtype)
+        return self.weights.export(like.contiguous(), self.tokenizer, out)
 
     def _with_reference(self, shard: PreferenceShard, data: TokenShard) -> TokenShard:
         """Add the reference log-probabilities, if they are cached."""
         if not isinstance(self.reference, CachedReference):
             return data
-        taken, before = self._fresh is None, self._bound
+        taken, before = self.weights.taken, self._bound
 
         def score(rows: np.ndarray) -> Tensor:
             self._begin()
@@ -330,27 +341,13 @@ class CausalLM:
                 return self._logps(data, rows)
 
         values, notes = self.reference.fill(shard, data.tokens, score, self._pace)
-        if taken and self._fresh is not None:
+        if taken and not self.weights.taken:
             # What was read again shall not stay beside the policy.
-            self._fresh = None
+            self.weights.forget()
             if before is not None:
                 self.bind(before)
         found = torch.from_numpy(values).to(self.device, torch.float32)
         return replace(data, reference=found, notes=(*data.notes, *notes))
-
-
-def unload(module: nn.Module, layout: Layout) -> Tensor:
-    """Move the parameters of ``module`` into a new (P,) vector in the order of ``layout``.
-
-    The module is left without them until it is bound, so that they are never there twice.
-    """
-    parameters = dict(module.named_parameters())
-    first = parameters[layout.names[0]]
-    vector = torch.empty(layout.size, dtype=layout.dtype, device=first.device)
-    for name, lo, hi in zip(layout.names, layout.offsets, layout.offsets[1:]):
-        vector[lo:hi] = parameters[name].detach().view(-1)
-        parameters[name].data = vector[lo:hi].view(parameters[name].shape)
-    return vector
 
 
 def length_limit(

@@ -1,7 +1,7 @@
 """What makes a run the one it is: what its checkpoints are compared by before they are loaded."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from decdpo import build
 from decdpo.comm.delays import record_digest
 from decdpo.comm.world import World
 from decdpo.config import Config
+from decdpo.config.options import options
 from decdpo.config.schema import Replay
 from decdpo.data.index import ShardIndex
 from decdpo.session.job import Job
@@ -18,6 +19,7 @@ FREE_KEYS = {
     "run.diverged_above",
     "data.shards",
     "policy.model",
+    "policy.lora.adapter",
     "policy.chat_template",
     "policy.feature_map",
     "policy.activation_checkpointing",
@@ -85,7 +87,7 @@ def identity(config: Config) -> dict[str, str]:
         value = getattr(config, section.name)
         if value is None or section.name in FREE_SECTIONS:
             continue
-        for key, item in asdict(value).items():
+        for key, _, item in options(value):
             name = f"{section.name}.{key}"
             if name not in FREE_KEYS or (
                 name == "run.rounds" and config.optim.schedule == "cosine"
@@ -99,7 +101,7 @@ def at_default(config: Config) -> list[str]:
     names = []
     for section in fields(config):
         value = getattr(config, section.name)
-        for field in () if value is None else fields(value):
-            if getattr(value, field.name) == field.default and field.name != "kind":
-                names.append(f"{section.name}.{field.name}")
+        for key, field, item in () if value is None else options(value):
+            if item == field.default and key != "kind":
+                names.append(f"{section.name}.{key}")
     return names

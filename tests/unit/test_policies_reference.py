@@ -295,7 +295,7 @@ def test_the_reference_stays_what_it_was_while_the_policy_moves(path):
     data = policy.encode(PreferenceShard.from_pairs(PAIRS))
     assert torch.equal(data.reference, first)
     # The module is the agent's again, not that of the reference.
-    assert policy._bound is None or policy._bound.data is not policy._fresh
+    assert policy._bound is None or policy.weights.taken
     moved = policy.forward(params, data, np.arange(2), need_grad=False).scores
     assert (moved.chosen != moved.ref_chosen).all()
 

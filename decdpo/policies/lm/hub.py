@@ -234,9 +234,7 @@ def save(module: Any, tokenizer: Any, config: Any, out: str | os.PathLike[str]) 
 
     Raises ``PolicyError`` if ``out`` exists and is not an empty folder.
     """
-    path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise PolicyError(f"{path} exists already", "give a new folder")
+    path = new_folder(out)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with quiet():
@@ -244,13 +242,26 @@ def save(module: Any, tokenizer: Any, config: Any, out: str | os.PathLike[str]) 
             config.dtype = module.dtype
             config.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-        for file in partial.iterdir():
-            sync(file)
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
+        publish(partial, path)
     except OSError as error:
         raise os_fault(error, f"cannot write {path}", remedy=WRITING) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def new_folder(out: str | os.PathLike[str]) -> Path:
+    """Return ``out`` as a path. Raises ``PolicyError`` if it is there and no empty folder."""
+    path = Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise PolicyError(f"{path} exists already", "give a new folder")
+    return path
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Give a folder that is complete its name, once its files are on disk. Raises ``OSError``."""
+    for file in partial.iterdir():
+        sync(file)
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)

@@ -1,0 +1,135 @@
+"""Runs that train adapters: kill and resume, export to PEFT and go on from it, what is refused."""
+
+import json
+
+import pytest
+import torch
+from small_models import write_model
+
+from decdpo.policies.lm.names import MIX_RULES
+
+pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+CONFIG = """[run]
+rounds = 4
+[data]
+shards = "{shards}"
+batch_size = 2
+[policy]
+kind = "causal_lm"
+model = "{model}"
+max_length = 64
+[policy.lora]
+rank = 2
+[optim]
+lr = 0.5
+[checkpoint]
+every = 2
+[log]
+every = 1
+heldout_pairs = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture
+def lora(shell, folder):
+    """Write run.toml: four agents with a few short pairs, and adapters of rank 2."""
+    rows = [
+        {"prompt": f"Q{i} ", "chosen": f"yes {i % 5}", "rejected": f"no{i % 3}", "user": i % 4}
+        for i in range(24)
+    ]
+    source = shell.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    shell("shard", source, "--partition", "by:user", "--holdout", "0.2", "--out", "users")
+    return shell.write("run.toml", CONFIG.format(shards=shell.folder / "users", model=folder))
+
+
+@pytest.mark.parametrize("mix", [rule for rule in MIX_RULES if rule != "svd"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(shell, lora, mix):
+    rule = ["--set", f"policy.lora.mix={mix}"]
+    shell("train", "run.toml", "--out", "whole", *rule)
+    shell("train", "run.toml", "--out", "half", *rule, "--set", "run.rounds=2")
+    shell("resume", "half", "--set", "run.rounds=4")
+    assert shell.digests("half") == shell.digests("whole")
+    assert shell.metrics("half") == shell.metrics("whole")
+    first, *_, last = shell.metrics("whole")
+    assert last["loss"] < first["loss"]
+
+
+def test_an_adapter_goes_to_peft_and_comes_back(shell, lora, folder):
+    peft = pytest.importorskip("peft", reason="peft is not installed (extra test)")
+    from transformers import AutoModelForCausalLM
+
+    shell("train", "run.toml", "--out", "r")
+    shell("export", "r", "--out", "adapter")
+    assert "AutoPeftModelForCausalLM" in (shell.folder / "adapter" / "README.md").read_text()
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    wrapped = peft.PeftModel.from_pretrained(base, shell.folder / "adapter", is_trainable=True)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(2)
+    wrapped.save_pretrained(shell.folder / "twice")
+    on = shell.write("on.toml", lora.read_text().replace("rank = 2", 'adapter = "twice"'))
+    shell("train", on, "--out", "s")
+    # The reference is the adapter that the run began from.
+    first = shell.metrics("s")[0]
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert shell.metrics("s")[-1]["loss"] < first["loss"]
+    shell("export", "s", "--out", "again")
+    described = json.loads((shell.folder / "again" / "adapter_config.json").read_text())
+    assert (described["r"], described["lora_alpha"]) == (2, 4.0)
+
+
+def test_another_base_is_another_run(shell, lora, folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shell("train", "run.toml", "--out", "r", "--set", "run.rounds=2")
+    other = write_model(tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    shell("resume", "r", "--set", f"policy.model={other}", status=3)
+    assert "policy_digest: saved" in shell.said
+    shell("resume", "r", "--set", "policy.lora.alpha=7", status=3)
+    assert "policy.lora.alpha: saved 0.0, now 7.0" in shell.said
+
+
+def test_a_personal_factor_is_exported_by_agent(shell, lora):
+    rule = ["--set", "policy.lora.mix=share_a"]
+    shell("train", "run.toml", "--out", "r", *rule)
+    shell("export", "r", "--out", "m", status=2)
+    assert "personal parameters" in shell.said and "--agent" in shell.said
+    shell("export", "r", "--out", "m", "--agent", "1")
+    assert (shell.folder / "m" / "adapter_model.safetensors").exists()
+    assert shell("evaluate", "r", "--json")
+
+
+REFUSED = {
+    "rank = 0\nalpha = 4.0": "policy.lora.alpha is given, but policy.lora.rank = 0",
+    'rank = 2\nadapter = "users"': "policy.lora.rank is given beside policy.lora.adapter",
+    'adapter = "users"\nmix = "core"': "cannot begin from policy.lora.adapter",
+    'rank = 2\nmix = "cores"': "policy.lora.mix = 'cores' is not known (did you mean 'core'?)",
+    "rank = -1": "policy.lora.rank = -1 is too small",
+    "ranks = 2": "policy.lora.ranks is not a key of [policy.lora] (did you mean 'rank'?)",
+    'adapter = "users"': "adapter_config.json cannot be used",
+    'adapter = "nowhere"': "policy.lora.adapter = 'nowhere' is nowhere",
+    'rank = 2\ntargets = ["c_attn"]': "names no linear layer",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_cannot_be_is_one_error(shell, lora, text):
+    shell.write("bad.toml", lora.read_text().replace("rank = 2", text))
+    shell("train", "bad.toml", "--out", "r", status=2)
+    assert REFUSED[text] in shell.said and "Traceback" not in shell.said
+
+
+def test_a_section_that_is_none_is_one_error(shell, lora):
+    shell("train", "run.toml", "--out", "r", "--set", "policy.lora=8", status=2)
+    assert "policy.lora = 8 is not a section" in shell.said
