@@ -3,11 +3,17 @@
 import os
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from decdpo.files import open_regular
 
 _CHUNK = 4 << 20
+
+
+def checksum_of(descriptor: int, offset: int, length: int) -> int:
+    """Return the CRC-32 of ``length`` bytes of a file from ``offset`` on, read piece by piece."""
+    return _crc_range(descriptor, offset, offset + length, 0)
 
 
 def checksum_around(descriptor: int, large: Sequence[tuple[int, int, int]]) -> int:
@@ -40,16 +46,21 @@ def file_crc(path: Path) -> int:
 def combine(first: int, second: int, length: int) -> int:
     """Return the CRC-32 of A + B from those of A and of B, where B has ``length`` bytes.
 
-    CRCs are polynomials over GF(2) modulo P, so that crc(A + B) = crc(A) x^(8 length) + crc(B);
-    the power is found by repeated squaring.
+    CRCs are polynomials over GF(2) modulo P, so that crc(A + B) = crc(A) x^(8 length) + crc(B).
     """
+    return _multiply(first, _power(length)) ^ second
+
+
+@lru_cache(maxsize=256)
+def _power(length: int) -> int:
+    """Return x^(8 length) modulo P, by repeated squaring; the lengths in a file are few."""
     power, square = 1 << 31, 1 << 23  # x^0 and x^8, the highest bit being the lowest power
     while length:
         if length & 1:
             power = _multiply(power, square)
         square = _multiply(square, square)
         length >>= 1
-    return _multiply(first, power) ^ second
+    return power
 
 
 def _multiply(a: int, b: int) -> int:

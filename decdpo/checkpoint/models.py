@@ -38,13 +38,14 @@ class SavedModels:
         self._stack = ExitStack()
 
     def require(self, like: Tensor, running: Tensor | None) -> None:
-        """Look whether every local agent's model has the form of ``like`` (P,).
+        """Look whether every local agent's model is whole and has the form of ``like`` (P,).
 
         running : the same of the running statistic of its loss, None if there is none to be read.
         """
         for agent in self._files:
             with self._reader(agent) as reader:
                 reader.require_like(agent, MODEL, like)
+                reader.check(agent, MODEL)
                 if running is not None:
                     reader.require_like(agent, RUNNING, running)
 

@@ -12,7 +12,7 @@
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from decdpo import hdf5
-from decdpo.checkpoint.checksum import checksum_around, file_crc
-from decdpo.checkpoint.format import FORMAT, VERSION, Damaged
+from decdpo.checkpoint.checksum import checksum_around, checksum_of, file_crc
+from decdpo.checkpoint.format import FORMAT, VERSION, Damaged, Part
 from decdpo.checkpoint.sink import Sink
 from decdpo.checkpoint.state import (
     Record,
@@ -39,9 +39,12 @@ from decdpo.checkpoint.state import (
     restore,
 )
 from decdpo.errors import CheckpointError
-from decdpo.files import reason
+from decdpo.files import open_regular, reason
 
 LARGE = 1 << 20
+FRAMED = 1 << 16
+"""Bytes of a tensor above which it is read once on resuming; smaller ones are read twice, which is
+faster than to look up where each of them lies."""
 _STRUCTURE = "state structure"  # with a space: never the path of a field
 _NATIVE: dict[torch.dtype, np.dtype] = {
     torch.float16: np.dtype("<f2"),
@@ -226,6 +229,42 @@ class PartReader:
         self._read(group, name, host)
         return host
 
+    def check(self, agent: int, name: str) -> None:
+        """Raise ``Damaged`` unless a tensor of an agent is what its checksum says.
+
+        It is read piece by piece, and takes no memory.
+        """
+        group = self._group(agent)
+        with _reading(self.path), open_regular(self.path) as file:
+            dataset = hdf5.dataset(group, name, self._size)
+            if dataset is None:
+                raise Damaged(f"{self.path}: agent {agent} has no {name}")
+            length = dataset.id.get_storage_size()
+            offset = dataset.id.get_offset() if length else 0
+            found = checksum_of(file.fileno(), offset, length)
+            if found != hdf5.whole(dataset, "crc32"):
+                raise Damaged(f"{self.path}: {dataset.name} is damaged: its checksum does not fit")
+
+    def extents(self, least: int) -> list[tuple[int, int, int]]:
+        """Return place, bytes and checksum of every tensor of at least so many bytes, ascending.
+
+        Raises ``Damaged`` if two of them overlap.
+        """
+        found = []
+        with _reading(self.path):
+            for agent in self.agents:
+                group = self._group(agent)
+                for name in group:
+                    dataset = hdf5.dataset(group, name, self._size)
+                    length = 0 if dataset is None else dataset.id.get_storage_size()
+                    if dataset is not None and length >= least:
+                        crc = hdf5.whole(dataset, "crc32")
+                        found.append((dataset.id.get_offset(), length, crc))
+        found.sort()
+        if any(a[0] + a[1] > b[0] for a, b in zip(found, found[1:])):
+            raise Damaged(f"{self.path}: tensors lie one over another")
+        return found
+
     def contents(self, agent: int) -> tuple[str, dict[str, str], dict[str, Scalar]]:
         """Return the structure of an agent's state, its tensors in words, and its numbers."""
         group = self._group(agent)
@@ -314,11 +353,31 @@ def _reading(path: Path) -> Iterator[None]:
 
 def check_part(path: Path, size: int, crc32: str) -> None:
     """Raise ``Damaged`` unless the file has the size and the CRC-32 that the manifest says."""
+    _compare(path, size, crc32, file_crc)
+
+
+def check_frame(path: Path, part: Part) -> None:
+    """Raise ``Damaged`` unless the file is that of the manifest, as far as it is no large tensor.
+
+    Those are not read: their checksums, which the file holds beside them, are put together with the
+    CRC-32 of all else. If the result is the manifest's, these checksums are what was written, and
+    whoever reads a tensor compares it with its own.
+    """
+    small = part.bytes < FRAMED * len(part.agents)
+    _compare(path, part.bytes, part.crc32, file_crc if small else _frame_crc)
+
+
+def _frame_crc(path: Path) -> int:
+    with open_part(path) as reader, open_regular(path) as file:
+        return checksum_around(file.fileno(), reader.extents(FRAMED))
+
+
+def _compare(path: Path, size: int, crc32: str, crc: Callable[[Path], int]) -> None:
     try:
         present = path.stat().st_size
         if present != size:
             raise Damaged(f"{path} is damaged: {present} bytes, the manifest says {size}")
-        if f"{file_crc(path):08x}" != crc32:
+        if f"{crc(path):08x}" != crc32:
             raise Damaged(f"{path} is damaged: its CRC-32 is not the manifest's")
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None

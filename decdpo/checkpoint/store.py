@@ -15,15 +15,14 @@ from decdpo.checkpoint.format import (
     Damaged,
     Manifest,
     committed,
-    discard,
-    only_ours,
     prepare,
     read_manifest,
     round_name,
 )
 from decdpo.checkpoint.identity import Identity
 from decdpo.checkpoint.models import SavedModels
-from decdpo.checkpoint.parts import check_part, open_part
+from decdpo.checkpoint.parts import check_frame, open_part
+from decdpo.checkpoint.retention import Retention
 from decdpo.checkpoint.state import Snapshot
 from decdpo.checkpoint.writer import Job, Writer, write_fault
 from decdpo.comm.world import World
@@ -89,8 +88,6 @@ class CheckpointStore:
         self.changed = False
         self.run = run
         self._world = world
-        self._keep = keep
-        self._keep_every = keep_every
         self._config = config
         self._versions = dict(versions or {})
         self._warn: Callable[[str], None] = warn if world.is_root else lambda line: None
@@ -103,7 +100,7 @@ class CheckpointStore:
             warn=self._warn,
         )
         self._serial = 0
-        self._rejected: set[int] = set()
+        self._retention = Retention(self.folder, keep, keep_every, self._foreign, self._warn)
         self._snapshot = Snapshot()
         world.require_same("what a checkpoint is of", json.dumps(dict(identity), sort_keys=True))
         # Every process has at least one agent; its first one stands for the process.
@@ -124,7 +121,7 @@ class CheckpointStore:
             is_root=world.is_root,
             agree=self._tell if channel is None else channel.outcomes,
             background=channel is not None,
-            prune=self._prune,
+            prune=self._retention.prune,
         )
 
     def save(
@@ -312,13 +309,16 @@ class CheckpointStore:
         return bool(self.run) and manifest.run != self.run
 
     def _check(self, folder: Path) -> tuple[Manifest | None, str | None]:
-        """Read the manifest, and this process's share of all parts; return the damage found."""
+        """Read the manifest, and this process's share of all parts; return the damage found.
+
+        Of a part it reads what lies around the tensors; whoever reads one of them, checks it.
+        """
         try:
             manifest = read_manifest(folder)
             if self._foreign(manifest):
                 return None, f"{folder} is of another run, {manifest.run or 'without an id'}"
             for part in manifest.parts[self._heads.index(self._head) :: len(self._heads)]:
-                check_part(folder / part.file, part.bytes, part.crc32)
+                check_frame(folder / part.file, part)
         except Damaged as fault:
             return None, fault.what
         return manifest, None
@@ -327,7 +327,7 @@ class CheckpointStore:
         """Say whether any process found the checkpoint damaged; all take the same one."""
         found = [text for text in self._tell(damage or "") if text]
         if found:
-            self._rejected.add(round)
+            self._retention.rejected.add(round)
             self._warn(f"checkpoint of round {round} is not used: {found[0]}")
         return bool(found)
 
@@ -367,45 +367,3 @@ class CheckpointStore:
             f"{free / 1e6:,.0f} MB are free at {self.folder}",
             "free some space there, or lower checkpoint.keep; the earlier checkpoints are intact",
         )
-
-    def _prune(self, newest: Manifest) -> None:
-        """Remove what retention does not keep, counting back from the one just committed.
-
-        Damaged ones do not count and go once they are passed; later ones, left from before a
-        resume, are not touched, nor what is of another run or no checkpoint at all.
-        """
-        self._rejected.discard(newest.round)
-        passed = {r: path for r, path in committed(self.folder).items() if r <= newest.round}
-        found = {round: path for round, path in passed.items() if self._may_go(path)}
-        serials = {round: self._serial_if_good(round, path) for round, path in found.items()}
-        good = [round for round, serial in serials.items() if serial is not None]
-        kept = set(good[-self._keep :])
-        for round, path in found.items():
-            serial = serials[round]
-            if self._keep_every and serial is not None and serial % self._keep_every == 0:
-                continue
-            if round in kept:
-                continue
-            try:
-                discard(path)
-            except OSError as fault:
-                self._warn(f"an old checkpoint could not be removed: {path}: {reason(fault)}")
-
-    def _may_go(self, folder: Path) -> bool:
-        """Say whether a folder is a checkpoint of this run, as far as it can be read."""
-        try:
-            return only_ours(folder) and not self._foreign(read_manifest(folder))
-        except Damaged:
-            return True
-        except OSError:
-            return False
-
-    def _serial_if_good(self, round: int, folder: Path) -> int | None:
-        """Return the serial number of a checkpoint, None if a quick look finds it damaged."""
-        try:
-            manifest = read_manifest(folder)
-            sizes = [(folder / part.file).stat().st_size for part in manifest.parts]
-        except (Damaged, OSError):
-            return None
-        whole = sizes == [part.bytes for part in manifest.parts]
-        return manifest.serial if whole and round not in self._rejected else None

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import threading
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from decdpo.checkpoint import parts as parts_module
 from decdpo.checkpoint import store as store_module
 from decdpo.checkpoint import writer as writer_module
 from decdpo.checkpoint.format import MANIFEST, Manifest, committed, round_name
@@ -489,18 +491,66 @@ def test_a_checkpoint_under_the_name_of_another_round_pushes_out_no_good_one(tmp
 
 
 def test_damage_that_only_the_reader_of_the_values_meets_is_passed_over_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts_module, "FRAMED", 64)
     save(tmp_path, TWO, [1, 2])
-    flip(tmp_path / "round_000002/part_0001.h5", -200)
-    read, monkeyed = store_module.check_part, []
-    monkeypatch.setattr(store_module, "check_part", lambda *part: monkeyed.append(part))
-    content = (tmp_path / "round_000002/part_0001.h5").read_bytes()
-    at = content.find(state(3, 2).x.numpy().tobytes())
-    assert at > 0 and read
-    flip(tmp_path / "round_000002/part_0001.h5", -200)
-    flip(tmp_path / "round_000002/part_0001.h5", at + 400)
+    path = tmp_path / "round_000002/part_0001.h5"
+    at = path.read_bytes().find(state(3, 2).x.numpy().tobytes())
+    flip(path, at + 400)
     round, warnings = load(tmp_path, SIX)
     assert round == 1 and "agents/000003/x is damaged" in warnings[0] and len(warnings) == 1
-    assert monkeyed
+
+
+@pytest.mark.parametrize("readers", [ONE, SIX])
+def test_any_flipped_bit_is_found_by_whoever_reads_it(tmp_path, monkeypatch, readers):
+    """Also where the tensors are read once, by their owner, and the rest by another process."""
+    monkeypatch.setattr(parts_module, "FRAMED", 64)
+    save(tmp_path, TWO, [1, 2])
+    path = tmp_path / "round_000002/part_0001.h5"
+    content = path.read_bytes()
+    chance = random.Random(5)
+    places = chance.sample(range(len(content)), 12)
+    places += [content.find(state(a, 2).x.numpy().tobytes()) + 5 for a in range(2, 6)]
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(changed)
+        round, warnings = load(tmp_path, readers)
+        assert round == 1 and len(warnings) == 1, place
+    path.write_bytes(content)
+    assert load(tmp_path, readers) == (2, [])
+
+
+def bytes_read() -> int:
+    """Return how many bytes this process has read by now, from anywhere."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
+
+
+def test_resuming_reads_each_byte_once_and_measuring_reads_the_models_alone(tmp_path):
+    size = 250_000
+
+    def body(world):
+        states = fresh(world, size)
+        store = make(tmp_path, world)
+        store.save(1, states)
+        store.flush()
+        return sum(s.x.nbytes + s.moment.nbytes for s in states.values())
+
+    (nbytes,) = run(ONE, body)
+
+    def resume(world):
+        states, store, before = fresh(world, size), make(tmp_path, world), bytes_read()
+        assert store.load(states) == 1
+        return bytes_read() - before
+
+    def measure(world):
+        store, before = make(tmp_path, world, read_only=True), bytes_read()
+        models = store.models(torch.zeros(size))
+        return bytes_read() - before, models.close()
+
+    (read,) = run(ONE, resume)
+    assert nbytes <= read <= 1.1 * nbytes
+    ((looked_at, _),) = run(ONE, measure)
+    assert looked_at <= 1.2 * size * 4 * 6
 
 
 def test_if_none_is_whole_it_says_so(tmp_path):
