@@ -47,12 +47,15 @@ def mean_vector(
 
     like : (P,) whose type and device it has. read : returns a slice of a local agent's vector.
 
-    It is summed block by block, so that no wide copy of a whole vector exists.
+    It is summed block by block, so that no wide copy of a whole vector exists, nor many blocks
+    where a process hosts many agents.
     """
     mean = torch.zeros_like(like)
-    for lo in range(0, num_shared, BLOCK):
-        part = slice(lo, min(lo + BLOCK, num_shared))
-        total = world.sum({a: _array(read(a, part)) for a in world.local_agents})
+    most = max(len(world.members.agents_of(rank)) for rank in world.members.ranks)
+    step = max(BLOCK // most, BLOCK // 64)
+    for lo in range(0, num_shared, step):
+        part = slice(lo, min(lo + step, num_shared))
+        total = world.sum((a, _array(read(a, part))) for a in world.local_agents)
         mean[part] = torch.from_numpy(total / world.num_agents).to(mean)
     return mean
 

@@ -1,5 +1,6 @@
 """What a run is measured by: here, whether anything can be learnt at its start."""
 
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,3 +95,20 @@ def test_measuring_one_agent_copies_nothing_and_shares_the_gradient():
     assert average_model(LocalWorld(1), agents[:1]) is agents[0].params
     mean = average_model(LocalWorld(3), agents)
     assert mean.grad is agents[0].params.grad
+
+
+def test_the_mean_of_many_agents_takes_a_block_at_a_time() -> None:
+    count, size = 16, 3000
+    vectors = torch.randn(count, size)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def read(agent: int, part: slice) -> torch.Tensor:
+        nonlocal most
+        piece = vectors[agent, part].clone()
+        alive.append(weakref.ref(piece))
+        most = max(most, sum(held() is not None for held in alive))
+        return piece
+
+    mean = evaluation.mean_vector(LocalWorld(count), torch.empty(size), size, read)
+    assert torch.allclose(mean, vectors.mean(0), atol=1e-6) and most <= 2
