@@ -1,20 +1,25 @@
-"""Compare runs in a table and a figure, and explain the rewards of their chosen answers.
+"""Compare runs in a table, a figure and a page, and explain the rewards of their chosen answers.
 
 A falling rewards/chosen is common with DPO, whose loss sees only the difference of both rewards.
 The last lines say for each run which way it went and why, from the drift of the chosen answers, the
 gradient imbalance and the share of saturated pairs, averaged over the last tenth of the rounds. A
 folder that cannot be read is named at the end, and the exit status is then not 0.
+
+--html makes one page for a browser, also while a run trains: curves of all runs over rounds, time
+or bytes, agents, graph, time by part, restarts, differences of the configurations, and what it
+takes to have the runs again. The file holds all it needs and reaches for nothing.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decdpo.errors import ConfigError, DataError, DecdpoError
-from decdpo.files import os_fault
+from decdpo.files import os_fault, replacing
 from decdpo.session.record import read_config
 
 if TYPE_CHECKING:
@@ -36,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the curves into FILE.png and FILE.svg"
     )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="make a page of everything that the runs show"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -47,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--plot {args.plot}: unknown kind of picture", "end it in .png or .svg")
     if args.plot is not None and not args.plot.name:
         raise ConfigError("--plot names no file", "end it in .png or .svg")
+    if args.html is not None and args.html.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--html {args.html} is not the name of a page", "end it in .html")
     runs, broken = [], []
     for folder in args.runs:
         try:
@@ -59,7 +69,24 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         plot(runs, args.plot)
         print(f"drawn to {args.plot.with_suffix('.png')} and .svg", file=sys.stderr)
+    if args.html is not None:
+        _write_page(runs, args.html)
+        print(f"page written to {args.html}", file=sys.stderr)
     return _name(broken)
+
+
+def _write_page(runs: Sequence["RunFacts"], path: Path) -> None:
+    from decdpo.report.compare import names_of
+    from decdpo.report.page.html import page
+    from decdpo.session.shown import shown
+
+    found = [
+        shown(name, run, read_config(run.folder, [], reading=True))
+        for name, run in zip(names_of(runs), runs, strict=True)
+    ]
+    text = page(found, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    with replacing(path, mode=0o644) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _name(broken: Sequence[DecdpoError]) -> int:

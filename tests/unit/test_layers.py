@@ -13,13 +13,13 @@ MAY_LEAD_TO_MPI = (
     "decdpo.cli",
     "decdpo.parser",
     *(f"decdpo.commands.{name}" for name in (
-        "alone", "bench", "completion", "doctor", "evaluate", "export", "resume", "shard",
+        "alone", "bench", "completion", "doctor", "evaluate", "export", "report", "resume", "shard",
         "status", "study", "theory", "tokens", "train",
     )),
     "decdpo.studies",
     *(f"decdpo.session.{name}" for name in (
-        "endings", "experiment", "folder", "identity", "job", "measured", "scoring", "status",
-        "training",
+        "endings", "experiment", "folder", "identity", "job", "measured", "scoring", "shown",
+        "status", "training",
     )),
     "decdpo.benchmarks",
     "decdpo.comm.mpi",
