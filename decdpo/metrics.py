@@ -45,6 +45,9 @@ COUNTED = (
 MOST_WAITS = 32
 """Longest waits of one process for one agent that a record names."""
 
+JUDGED, ACCURACIES = "rewards/accuracies", "/accuracies"
+"""The accuracy of the implicit rewards, and how the names of those a loss adds end."""
+
 RECORDS = "metrics.jsonl"
 """The file in the run folder, and the key of its mark in a checkpoint."""
 
@@ -230,7 +233,8 @@ class Metrics:
         train, heldout, average = (
             Stats(total, agents[0].stats.names).means() for total in sums[:3]
         )
-        accuracy = {i: s.means().get("rewards/accuracies") for i, s in own.items()}
+        further = [n for n in agents[0].stats.names if n.endswith(ACCURACIES) and n != JUDGED]
+        accuracy = {i: [s.means().get(n) for n in (JUDGED, *further)] for i, s in own.items()}
         memory = peak_memory()
         # What is of a process comes with its first agent.
         place = {"waits": _longest(waits), "parts": parts, "memory": memory}
@@ -248,9 +252,15 @@ class Metrics:
             record["heldout/accuracy"] = heldout["rewards/accuracies"]
             record["heldout/average/loss"] = average["loss"]
             record["heldout/average/accuracy"] = average["rewards/accuracies"]
+            for name in further:
+                record[f"heldout/{name}"] = heldout[name]
+                record[f"heldout/average/{name}"] = average[name]
             if self._measures:
                 record["heldout/pairs"] = int(sums[1][0])
-        record["heldout/accuracy_by_agent"] = [found[0] for found in every_agent.values()]
+        record["heldout/accuracy_by_agent"] = [found[0][0] for found in every_agent.values()]
+        for column, name in enumerate(further, 1):
+            by_agent = [found[0][column] for found in every_agent.values()]
+            record[f"heldout/{name}_by_agent"] = by_agent
         record["messages"], record["bytes"] = (int(total) for total in sums[5])
         places = {i: found[1] for i, found in every_agent.items() if found[1]}
         waited = [(i, *wait) for i, place in places.items() for wait in place["waits"]]

@@ -32,6 +32,7 @@ from decdpo.run import Agent, MeasuredState, Schedule
 
 if TYPE_CHECKING:
     from decdpo.policies.lm.adapters import LoraOptions
+    from decdpo.policies.lm.personal import PersonalOptions
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def make_policy(
             pace=pace,
             lora=make_lora(lora, config.run.seed) if lora.on else None,
             adapter=Path(lora.adapter) if lora.adapter else None,
+            personal=make_personal(section.personal, config.run.seed),
         )
     if isinstance(section, schema.Trajectory):
         path = section.feature_map or Path(config.data.shards) / FEATURES_FILE
@@ -133,6 +135,15 @@ def make_lora(section: schema.Lora, seed: int) -> "LoraOptions":
         section.mix,
         seed,
     )
+
+
+def make_personal(section: schema.Personal, seed: int) -> "PersonalOptions | None":
+    """Return which parts the section ``[policy.personal]`` gives each agent, None without any."""
+    if not section.on:
+        return None
+    from decdpo.policies.lm.personal import PersonalOptions
+
+    return PersonalOptions(**vars(section), seed=seed)
 
 
 def make_run_algorithm(config: Config, layout: Layout) -> Algorithm[Any]:

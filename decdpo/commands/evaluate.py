@@ -96,18 +96,21 @@ def _measure(
     from decdpo.policies.stats import Stats
     from decdpo.report.heldout import MODELS, measured
 
-    world, mean = experiment.world, models.mean()
+    world, mean, none = experiment.world, models.mean(), experiment.objective.no_stats()
     columns: tuple[dict[int, np.ndarray], ...] = ({}, {})
     for agent in models.each():
         for model, column in zip((None, mean), columns):
             batches = [agent.batch(r, model)._replace(data=d) for d, r in pairs[agent.id]]
             scored = experiment.objective.evaluations(batches)
-            column[agent.id] = sum(scored, Stats.zero()).values
+            column[agent.id] = sum(scored, none).values
     sizes = {i: np.array([[len(r), _squared_weight(d, r)] for d, r in own]).sum(axis=0)
              for i, own in pairs.items()}  # fmt: skip
 
     def facts(size: np.ndarray, *values: np.ndarray) -> dict[str, Any]:
-        found = {m: measured(Stats(v), size[1]) for m, v in zip(MODELS, values, strict=True)}
+        found = {
+            m: measured(Stats(v, none.names), size[1])
+            for m, v in zip(MODELS, values, strict=True)
+        }
         return {"pairs": int(size[0]), **found}
 
     every_agent = world.collect({i: facts(sizes[i], *(c[i] for c in columns)) for i in sizes})

@@ -16,6 +16,7 @@ from decdpo.config.lora import check_lora
 from decdpo.config.needs import check_late, check_needs
 from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest, options
+from decdpo.config.personal import check_personal, check_rewards
 from decdpo.config.schema import SECTIONS, AdamW, CausalLM, LogLinear, Sgd
 from decdpo.errors import ConfigError
 from decdpo.files import os_fault, read_text
@@ -243,6 +244,7 @@ def _check_combinations(config: Config, reading: bool) -> None:
     policy, optim = config.policy, config.optim
     if isinstance(policy, CausalLM):
         _check_language_model(policy)
+    check_rewards(policy, config.loss.kind)
     if isinstance(policy, LogLinear) and policy.features == "columns":
         default = next(f.default for f in fields(policy) if f.name == "dimension")
         if policy.dimension != default:
@@ -297,6 +299,7 @@ def _check_language_model(policy: CausalLM) -> None:
             "give 8 or more, or 0 for the default",
         )
     check_lora(policy.lora)
+    check_personal(policy)
 
 
 def _check_staging(config: Config) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from decdpo.config.algorithms import ALGORITHM_SECTIONS
 from decdpo.config.options import option
 from decdpo.losses.names import LOSSES
-from decdpo.policies.lm.names import MIX_RULES
+from decdpo.policies.lm.names import ACTIVATIONS, HEADS, MIX_RULES
 from decdpo.topology.names import GRAPHS, WEIGHTS
 
 WITHOUT_TOPOLOGY = tuple(kind for kind, cls in ALGORITHM_SECTIONS.items() if not cls.neighbours)
@@ -114,6 +114,26 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Personal:
+    """Parts of a language model that are each agent's own, beside shared adapters: FedPDPO."""
+
+    head: str = option(
+        "none", "language-model head: the base's, a full copy, or base + low_rank", choices=HEADS
+    )
+    head_rank: int = option(8, "rank of a low_rank head", low=1, high=2**16)
+    reward: bool = option(False, "explicit reward head on an answer's last state")
+    bottleneck: int = option(
+        0, "width of the residual adapter before the heads; 0 is none", low=0, high=2**16
+    )
+    activation: str = option("gelu", "of the bottleneck", choices=ACTIVATIONS)
+
+    @property
+    def on(self) -> bool:
+        """Whether any part is switched on."""
+        return self.head != "none" or self.reward or self.bottleneck > 0
+
+
+@dataclass(frozen=True)
 class CausalLM:
     """A causal language model in a Hugging Face folder."""
 
@@ -157,6 +177,9 @@ class CausalLM:
     activation_checkpointing: bool = option(False, "recompute activations to save memory")
     allow_hub: bool = option(False, "let transformers download the model from its hub")
     lora: Lora = option(Lora(), "adapters of the frozen model, in the section [policy.lora]")
+    personal: Personal = option(
+        Personal(), "parts that never leave their agent, in the section [policy.personal]"
+    )
 
 
 @dataclass(frozen=True)

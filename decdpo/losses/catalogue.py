@@ -4,6 +4,7 @@ from decdpo.losses.balanced import BDPO, NbDPO, NbDPOv2, SymmetricNbDPO, Symmetr
 from decdpo.losses.beta_dpo import BetaDPO
 from decdpo.losses.cpo import CPO
 from decdpo.losses.dpo import DPO, RobustDPO
+from decdpo.losses.fedpdpo import FedPDPO
 from decdpo.losses.hinge import Hinge, SLiC
 from decdpo.losses.ipo import IPO, SummedIPO
 from decdpo.losses.kto import KTO
@@ -25,6 +26,7 @@ LOSS_CLASSES: dict[str, type] = {
     "beta_dpo": BetaDPO,
     "kto": KTO,
     "cpo": CPO,
+    "fedpdpo": FedPDPO,
     "nbdpo": NbDPO,
     "nbdpo_symmetric": SymmetricNbDPO,
     "nbdpo_v2": NbDPOv2,

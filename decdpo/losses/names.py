@@ -129,6 +129,15 @@ LOSSES: dict[str, LossInfo] = {
             LossOption("alpha", 1.0, "weight of the likelihood of the chosen answer"),
         ),
     ),
+    "fedpdpo": LossInfo(
+        "-log sigma(z + explicit_weight e) - explicit_loss log sigma(e): FedPDPO, e the margin of "
+        "the explicit rewards of policy.personal.reward",
+        (
+            _beta(),
+            LossOption("explicit_weight", 1.0, "weight of the explicit margin beside z"),
+            LossOption("explicit_loss", 1.0, "weight of the loss of the explicit rewards alone"),
+        ),
+    ),
     "nbdpo": LossInfo(
         "naive balanced DPO, asymmetric: DPO's value, gradient on h_w times lam in [1, 1 + clip]",
         (_beta(), _CLIP),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from decdpo.data.shard import PreferenceShard
 from decdpo.errors import PolicyError
 from decdpo.losses.base import Leaves, PairScores
+from decdpo.losses.fedpdpo import RewardedScores
 from decdpo.params.compute import ComputeView
 from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams
@@ -26,6 +27,8 @@ from decdpo.policies.lm import hub
 from decdpo.policies.lm.adapters import LoraOptions
 from decdpo.policies.lm.choice import choose_scorer, probe
 from decdpo.policies.lm.pace import Pace
+from decdpo.policies.lm.personal import PersonalOptions, personal_of
+from decdpo.policies.lm.plain import PlainLM
 from decdpo.policies.lm.reference import CachedReference, FrozenReference, rounding
 from decdpo.policies.lm.speller import Speller, TextRules
 from decdpo.policies.lm.weights import AdaptedModel, WholeModel
@@ -58,7 +61,8 @@ class TokenShard(EncodedShard):
 class CausalLMPass:
     """One batch: its log-probabilities and the way back through the model.
 
-    graph : (2, B) log-probabilities with their autograd graph; None if it was not wanted, or used.
+    graph : (K, B) the leaves of the scores with their autograd graph; None if it was not wanted, or
+    used.
     """
 
     scores: PairScores
@@ -71,7 +75,7 @@ class CausalLMPass:
         if self.graph is None:
             raise ValueError("this pass was made without a gradient, or has given it already")
         self.policy.bind(self.params, need_grad=True)
-        slopes = torch.stack((cotangents["chosen"], cotangents["rejected"]))
+        slopes = torch.stack([cotangents[name] for name in self.scores.leaves()])
         with torch.enable_grad():
             total = paired(self.graph, slopes)
         total.backward()
@@ -98,6 +102,7 @@ class CausalLM:
     plain : score every answer by itself, prompt and all, the way that needs nothing of the model.
     rules : how pairs become text, and where answers end. pace : shows how far encoding is.
     lora : train adapters of the frozen model. adapter : the PEFT folder where they begin.
+    personal : parts beside the adapters that are each agent's own, see ``lm.personal``.
 
     The reference is the folder's model, and where every agent begins; of an adapted one the model
     with the adapters of the start. Dropout is off.
@@ -131,6 +136,7 @@ class CausalLM:
         pace: Pace | None = None,
         lora: LoraOptions | None = None,
         adapter: Path | None = None,
+        personal: PersonalOptions | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise PolicyError(f"dtype = {dtype!r}", "choose 'float32' or 'bfloat16'")
@@ -159,7 +165,7 @@ class CausalLM:
         self._module = module.to(self.device).eval()
         self._vocabulary = int(module.get_input_embeddings().weight.shape[0])
         self.dtype = DTYPES[dtype]
-        self.weights = self._weights(folder, allow_hub, lora, adapter)
+        self.weights = self._weights(folder, allow_hub, lora, adapter, personal)
         self.layout, self.digest = self.weights.layout, self.weights.digest
         frozen = None
         if isinstance(self.weights, WholeModel):
@@ -181,6 +187,11 @@ class CausalLM:
             self._module, self._vocabulary, self.max_length, tokens_at_once, plain=plain
         )
         self.notes = (*self.notes, *why)
+        if personal is not None and isinstance(self.scorer, PlainLM):
+            raise PolicyError(
+                f"{folder} cannot have personal parts: {', '.join(why) or 'plain was asked for'}",
+                "choose a model whose pairs can be scored in one row, or remove [policy.personal]",
+            )
         self.reference = self._reference(cache_reference, frozen)
 
     def _weights(
@@ -189,11 +200,14 @@ class CausalLM:
         allow_hub: bool,
         lora: LoraOptions | None,
         adapter: Path | None,
+        personal: PersonalOptions | None,
     ) -> WholeModel | AdaptedModel:
         """Return what is trained of the module."""
         if lora is not None:
             where = os.path.abspath(folder) if os.path.isdir(folder) else os.fspath(folder)
-            return AdaptedModel(self._module, lora, where, self._config_digest, adapter)
+            return AdaptedModel(
+                self._module, lora, where, self._config_digest, adapter, personal
+            )
 
         def read() -> nn.Module:
             with hub.quiet():
@@ -299,18 +313,24 @@ class CausalLM:
         self.bind(params, need_grad)
         where = torch.from_numpy(rows).to(self.device)
         with torch.set_grad_enabled(need_grad):
-            logps = self._logps(data, rows)
+            scored = self._scored(data, rows)
         gap = None if data.score_gap is None else data.score_gap[where]
-        chosen, rejected = logps.detach()
+        chosen, rejected, *rewards = scored.detach()
         length, other = data.lengths[:, where]
-        pairs = PairScores(chosen, rejected, ref_chosen, ref_rejected, length, other, gap)
-        return CausalLMPass(pairs, self, params, logps if need_grad else None)
+        known = chosen, rejected, ref_chosen, ref_rejected, length, other, gap
+        pairs = RewardedScores(*known, *rewards) if rewards else PairScores(*known)
+        return CausalLMPass(pairs, self, params, scored if need_grad else None)
 
-    def _logps(self, data: TokenShard, rows: np.ndarray) -> Tensor:
-        """Return (2, B) log-probabilities of both answers of ``rows`` (B,) by the bound module."""
+    def _scored(self, data: TokenShard, rows: np.ndarray) -> Tensor:
+        """Return what the bound module says of both answers of ``rows`` (B,), a row a leaf.
+
+        (2, B) log-probabilities, and (2, B) explicit rewards below them if it has such a head.
+        """
         if not len(rows):
-            return torch.zeros(2, 0, device=self.device)
-        return self.scorer(data.tokens, rows)
+            own = personal_of(self._module)
+            leaves = 2 if own is None or own.reward is None else 4
+            return torch.zeros(leaves, 0, device=self.device)
+        return self.scorer.scored(data.tokens, rows)
 
     def _begin(self) -> None:
         """Bind what every agent begins with, which is read again if an agent has taken it over."""
@@ -338,7 +358,7 @@ class CausalLM:
         def score(rows: np.ndarray) -> Tensor:
             self._begin()
             with torch.no_grad():
-                return self._logps(data, rows)
+                return self._scored(data, rows)[:2]
 
         values, notes = self.reference.fill(shard, data.tokens, score, self._pace)
         if taken and not self.weights.taken:

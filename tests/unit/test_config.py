@@ -32,8 +32,12 @@ def test_toml_out_is_toml_in():
 def test_every_section_survives_the_round_trip_in_every_kind():
     for name, schema in SECTIONS.items():
         for kind in schema if isinstance(schema, dict) else ():
-            # The log-linear policy has no lengths for the length-regularised loss.
-            others = ["policy.kind=trajectory"] if kind == "rdpo_length" else []
+            # The log-linear policy has no lengths for the length-regularised loss, and no parts.
+            parts = ["policy.lora.rank=2", "policy.personal.reward=true"]
+            others = {
+                "rdpo_length": ["policy.kind=trajectory"],
+                "fedpdpo": ["policy.kind=causal_lm", *parts],
+            }.get(kind, [])
             config = parse(f'[{name}]\nkind = "{kind}"', others)
             assert parse(config.to_toml()) == config
 

@@ -228,6 +228,7 @@ CASES: list[tuple[str, dict[str, Any], Any]] = [
         {"beta": 0.3, "constant_weight": True},
         lambda c, r, p: nbdpo_v2_constant(c, r, p, 0.3, -1.0 / 3.0),
     ),
+    ("fedpdpo", {"beta": 0.3}, lambda c, r, p: smoothed(c, r, p, 0.3, 0.0)),
     ("bdpo", {"beta": 0.5}, lambda c, r, p: bdpo(c, r, p, 0.5)),
     (
         "bdpo",

@@ -21,8 +21,11 @@ from decdpo.files import WRITING, checked, os_fault, parse_json, read_bytes, rea
 from decdpo.policies.lm import adapters, hub
 from decdpo.policies.lm.adapters import LoraOptions
 from decdpo.policies.lm.foreign import foreign
+from decdpo.policies.lm.personal import PersonalParts
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PERSONAL = "personal.safetensors"
+"""Personal parts beside an adapter; PEFT does not look at them."""
 
 _PREFIX = "base_model.model."
 _PARTS = {".lora_A.weight": adapters.A, ".lora_B.weight": adapters.B}
@@ -92,10 +95,12 @@ def write(
     model: str,
     tokenizer: Any,
     out: str | os.PathLike[str],
+    own: PersonalParts | None = None,
 ) -> Path:
     """Write the adapters of ``module`` as a PEFT folder; it appears as a whole or not at all.
 
-    model : the name or folder of the base model. tokenizer : goes beside the adapter.
+    own : personal parts, which go beside the adapter as personal.safetensors. model : the name or
+    folder of the base model. tokenizer : goes beside the adapter.
 
     Raises ``PolicyError`` if ``out`` exists and is not an empty folder.
     """
@@ -113,6 +118,9 @@ def write(
     try:
         partial.mkdir(parents=True)
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        if own is not None:
+            kept = {name: p.detach().float().cpu() for name, p in own.named_parameters()}
+            save_file(kept, partial / PERSONAL, metadata={"format": "pt", **own.options.words})
         text = json.dumps(_described(module, options, model), indent=2, sort_keys=True)
         (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
         with hub.quiet():

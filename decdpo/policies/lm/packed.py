@@ -10,6 +10,7 @@ from decdpo.policies.lm import attention
 from decdpo.policies.lm.foreign import foreign
 from decdpo.policies.lm.head import token_logps
 from decdpo.policies.lm.packing import pack, packed_size
+from decdpo.policies.lm.personal import personal_of
 from decdpo.policies.lm.plain import CANNOT_SCORE
 from decdpo.policies.lm.vocabulary import Vocabulary
 from decdpo.policies.tokens import TokenizedPairs
@@ -37,6 +38,7 @@ class PackedLM:
         for config in configs:
             config._attn_implementation = attention.SEGMENTS
         self.module = module
+        self._personal = personal_of(module)
         self._vocabulary = Vocabulary(module, embeds)
         self._embeds = embeds
         self._tokens_at_once = tokens_at_once
@@ -67,6 +69,10 @@ class PackedLM:
 
     def __call__(self, tokens: TokenizedPairs, rows: np.ndarray) -> Tensor:
         """Return (2, B) float32 log-probabilities (nats) of chosen and rejected answers."""
+        return self.scored(tokens, rows)[:2]
+
+    def scored(self, tokens: TokenizedPairs, rows: np.ndarray) -> Tensor:
+        """Return them, and below them the (2, B) explicit rewards if the model has such a head."""
         row = pack(tokens, rows)
         head = self._vocabulary.head
         weight: Tensor = head.weight
@@ -83,11 +89,26 @@ class PackedLM:
                 segments=masks,
             ).last_hidden_state[0]
         states = hidden[row.sources.to(device)]
+        own, rewards, added = self._personal, None, None
+        if own is not None:
+            states = own.bent(states)
+            rewards = own.rewards(states, row.lengths) if own.reward is not None else None
         if self._scale != 1.0:
             states = states * self._scale
+        if own is not None:
+            added = own.lowered(states)
+            if own.head is not None:
+                weight, of_head = own.head, None
         bias = getattr(head, "bias", None)
         logps = token_logps(
-            states, weight, row.targets.to(device), bias, self._softcap, gradient=of_head
+            states,
+            weight,
+            row.targets.to(device),
+            bias,
+            self._softcap,
+            gradient=of_head,
+            added=added,
         )
         answers = torch.stack([answer.sum() for answer in logps.split(row.lengths)])
-        return answers.view(len(rows), 2).t()
+        answers = answers.view(len(rows), 2).t()
+        return answers if rewards is None else torch.cat((answers, rewards.view(len(rows), 2).t()))

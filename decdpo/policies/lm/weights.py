@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from decdpo.errors import PolicyError
-from decdpo.params.flat import FlatParams, Layout, flatten
+from decdpo.params.flat import FlatParams, Layout, Tag, flatten
 from decdpo.policies.lm import adapter_folder, adapters, hub
 from decdpo.policies.lm.adapters import LoraOptions
+from decdpo.policies.lm.personal import PersonalOptions, attach, personal_of
 
 
 class Weights(Protocol):
@@ -118,6 +120,8 @@ class AdaptedModel:
     options : of the adapters. start : the PEFT folder they begin from, None for B = 0. model : the
     folder's name, which an exported adapter says.
 
+    personal : which parts of its own each agent has besides; they go last in the vector.
+
     The reference is where every agent begins: the base model, or the adapter of ``start``.
     """
 
@@ -125,16 +129,21 @@ class AdaptedModel:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: Any,
         options: LoraOptions,
         model: str,
         config_digest: str,
         start: Path | None = None,
+        personal: PersonalOptions | None = None,
     ) -> None:
         self.options, self._module, self._model = options, module, model
         dtype = next(module.parameters()).dtype
         base = base_digest(module, config_digest)
-        self.layout = Layout.tagged(module, adapters.adapt(module, options))
+        tags = adapters.adapt(module, options)
+        if personal is not None:
+            head = module.get_output_embeddings().weight
+            tags |= dict.fromkeys(attach(module, personal, head), Tag.PERSONAL)
+        self.layout = Layout.tagged(module, tags)
         adapters.begin(module, options)
         self.reference_digest = base
         if start is not None:
@@ -146,6 +155,8 @@ class AdaptedModel:
             parameter.data = parameter.data.to(dtype)
         kept = adapters_digest(module, frozen=True)
         said = f"{options.mix}:{options.scaling}"
+        if personal is not None:
+            said += ":" + json.dumps(personal.words, sort_keys=True)
         self.digest = _joined(self.reference_digest, said, kept, self.layout.digest)
         self._start = flatten(module, self.layout)
 
@@ -163,7 +174,8 @@ class AdaptedModel:
     def export(self, x: Tensor, tokenizer: Any, out: str | os.PathLike[str]) -> Path:
         """Write a PEFT folder. Raises ``PolicyError`` if ``out`` is not a new one."""
         FlatParams(self.layout, x).bind(self._module, need_grad=False)
-        return adapter_folder.write(self._module, self.options, self._model, tokenizer, out)
+        own = personal_of(self._module)
+        return adapter_folder.write(self._module, self.options, self._model, tokenizer, out, own)
 
 
 def adapters_digest(module: nn.Module, frozen: bool = False) -> str:

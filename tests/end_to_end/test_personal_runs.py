@@ -1,0 +1,141 @@
+"""Runs with personal parts: what leaves an agent, resume, measuring, export."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+from small_models import write_model
+
+from decdpo.comm.local import LocalExchange
+
+CONFIG = """[run]
+rounds = 4
+[data]
+shards = "{shards}"
+batch_size = 2
+[policy]
+kind = "causal_lm"
+model = "{model}"
+max_length = 64
+[policy.lora]
+rank = 2
+[policy.personal]
+head = "low_rank"
+head_rank = 2
+reward = true
+bottleneck = 4
+[loss]
+kind = "fedpdpo"
+[optim]
+lr = 0.1
+[checkpoint]
+every = 2
+[log]
+every = 1
+heldout_pairs = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture
+def people(shell, folder):
+    """Write run.toml: four people, two of whom prefer what the others do not."""
+    rows = [
+        {
+            "prompt": f"Q{i} ",
+            "chosen": f"{'yes' if i % 4 < 2 else 'no'} {i % 5}",
+            "rejected": f"{'no' if i % 4 < 2 else 'yes'} {i % 3}",
+            "user": i % 4,
+        }
+        for i in range(32)
+    ]
+    source = shell.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    shell("shard", source, "--partition", "by:user", "--holdout", "0.25", "--out", "users")
+    return shell.write("run.toml", CONFIG.format(shards=shell.folder / "users", model=folder))
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Return the messages that agents send: (agent, round, values)."""
+    messages = []
+    whole = LocalExchange.start
+
+    def watched(self, agent, round, row, message):
+        if message is not None:
+            messages.append((agent, round, message.detach().clone().numpy()))
+        return whole(self, agent, round, row, message)
+
+    monkeypatch.setattr(LocalExchange, "start", watched)
+    return messages
+
+
+def vectors(shell, run):
+    folder = sorted((shell.folder / run / "checkpoints").iterdir())[-1]
+    with h5py.File(folder / "part_0000.h5") as opened:
+        return np.stack([opened[f"agents/{name}/x"][:] for name in sorted(opened["agents"])])
+
+
+@pytest.mark.parametrize("kind", ["dsgd", "fedavg", "centralized"])
+def test_nothing_but_adapters_leaves_an_agent(shell, people, folder, sent, kind):
+    from decdpo.policies.causal_lm import CausalLM
+    from decdpo.policies.lm.adapters import LoraOptions
+
+    shared = CausalLM(folder, max_length=64, lora=LoraOptions(2, 4.0)).layout.size
+    shell("train", "run.toml", "--out", "r", "--set", f"algorithm.kind={kind}")
+    assert sent and {len(message) for _, _, message in sent} == {shared}
+    last = vectors(shell, "r")
+    # Personal values are in no message, not even by chance.
+    personal = {value for value in last[:, shared:].ravel().tolist() if value}
+    assert personal and not personal & {v for _, _, m in sent for v in m.tolist()}
+    own = last[:, shared:]
+    assert all(np.linalg.norm(own[i] - own[j]) > 0 for i in range(4) for j in range(i))
+    record = shell.metrics("r")[-1]
+    names = ["rewards", "explicit", "combined"]
+    for name in names:
+        assert {f"{name}/margins", f"{name}/accuracies"} <= record.keys()
+    assert len(record["heldout/combined/accuracies_by_agent"]) == 4
+    assert record["heldout/average/combined/accuracies"] is not None
+    assert record["loss"] < shell.metrics("r")[0]["loss"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(shell, people):
+    shell("train", "run.toml", "--out", "whole")
+    shell("train", "run.toml", "--out", "half", "--set", "run.rounds=2")
+    shell("resume", "half", "--set", "run.rounds=4")
+    assert shell.digests("half") == shell.digests("whole")
+    assert shell.metrics("half") == shell.metrics("whole")
+    shell("resume", "half", "--set", "policy.personal.activation=tanh", status=3)
+    assert "policy.personal.activation: saved gelu" in shell.said
+
+
+def test_evaluate_tells_the_three_accuracies(shell, people):
+    shell("train", "run.toml", "--out", "r")
+    found = json.loads(shell("evaluate", "r", "--json"))
+    record = shell.metrics("r")[-1]
+    for row, combined in zip(found["agents"], record["heldout/combined/accuracies_by_agent"]):
+        assert row["own"]["combined"]["accuracy"] == pytest.approx(combined)
+        assert {"accuracy", "accuracy_se", "margin"} == row["own"]["explicit"].keys()
+    assert "combined" in shell("evaluate", "r")
+
+
+def test_a_person_is_exported_with_its_own_parts(shell, people):
+    safetensors = pytest.importorskip("safetensors", reason="safetensors is not installed")
+    shell("train", "run.toml", "--out", "r")
+    shell("export", "r", "--out", "m", status=2)
+    assert "--agent" in shell.said
+    shell("export", "r", "--agent", "1", "--out", "m")
+    with safetensors.safe_open(shell.folder / "m" / "personal.safetensors", "numpy") as kept:
+        assert kept.metadata()["head"] == "low_rank" and kept.metadata()["reward"] == "true"
+        values = np.concatenate([kept.get_tensor(n).ravel() for n in _in_order(kept.keys())])
+    last = vectors(shell, "r")[1]
+    np.testing.assert_array_equal(values, last[len(last) - len(values) :])
+
+
+def _in_order(names):
+    order = ["down", "up", "head", "head_in", "head_out", "reward"]
+    return sorted(names, key=order.index)
