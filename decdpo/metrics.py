@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from decdpo.dashboard import FOLDER, Dashboard
 from decdpo.divergence import Divergence
 from decdpo.evaluation import (
     HeldOut,
@@ -28,7 +29,7 @@ from decdpo.policies.lm.packed import PackedLM
 from decdpo.policies.lm.work import Sizes, Work, known_peak, peak_memory, step_work
 from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
-from decdpo.records import Writer, keep_until
+from decdpo.records import Writer, keep_until, read_records
 from decdpo.run import Run
 from decdpo.timing import spread
 from decdpo.traffic import Sent
@@ -58,7 +59,7 @@ class Metrics:
     rho : second largest modulus of an eigenvalue of the mixing matrix, None without one.
     measures : what is measured, in words, said when the run begins; empty where it is everything.
     diverged_above : multiple of the start's loss above which a run diverges, see ``divergence.py``;
-    0 to go on whatever the loss.
+    0 to go on whatever the loss. dashboard : whether records become TensorBoard events as well.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Metrics:
         is_root: bool,
         diverged_above: float = 0.0,
         measures: str = "",
+        dashboard: bool = False,
     ) -> None:
         self.every = every
         self._measures = measures
@@ -81,6 +83,7 @@ class Metrics:
         self.progress = progress
         self.last: dict[str, Any] = {}
         self._file: Writer | None = None
+        self._dashboard: Dashboard | None = None
         self._above = diverged_above
         self._divergence = Divergence(0.0, 0.0, 0.0)
         self._looked: tuple[int, float | None, float] = (-1, None, 0.0)
@@ -96,6 +99,9 @@ class Metrics:
             # The record of round 0 is written anew by whoever begins there.
             keep_until(path, start_round or -1)
             self._file = Writer(path)
+            if dashboard:
+                earlier = read_records(path)
+                self._dashboard = Dashboard(path.parent / FOLDER, start_round, earlier)
 
     def begin(self, run: Run) -> None:
         """Measure where the run began, and record it as round 0 if it begins now. Collective."""
@@ -167,6 +173,8 @@ class Metrics:
         self.last = record
         if self._file is not None:
             self._file.write(record)
+        if self._dashboard is not None:
+            self._dashboard.write(record)
 
     def _note(
         self, done: int, train: Mapping[str, float], lengths: np.ndarray, num_agents: int
@@ -187,6 +195,8 @@ class Metrics:
         """Force the records to disk: called before a checkpoint that will rely on them."""
         if self._file is not None:
             self._file.sync()
+        if self._dashboard is not None:
+            self._dashboard.sync()
 
     def mark(self) -> dict[str, Any]:
         """Return how far the records go, for the checkpoint that will rely on them."""
@@ -197,6 +207,8 @@ class Metrics:
         self.progress.close()
         if self._file is not None:
             self._file.close()
+        if self._dashboard is not None:
+            self._dashboard.close()
 
     def _record(
         self,

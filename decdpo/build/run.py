@@ -83,6 +83,7 @@ def make_run(
         start_round=next_round,
         is_root=world.is_root,
         diverged_above=config.run.diverged_above,
+        dashboard=config.log.tensorboard,
     )
     return Run(
         world=world,

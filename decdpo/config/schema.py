@@ -285,6 +285,9 @@ class Log:
         "language model",
         low=-1,
     )
+    tensorboard: bool = option(
+        False, "also write the records as TensorBoard event files, under TRL's names"
+    )
 
 
 @dataclass(frozen=True)

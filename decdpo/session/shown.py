@@ -13,6 +13,7 @@ from decdpo.checkpoint.inspect import digests, locate
 from decdpo.config import Config
 from decdpo.config.schema import Sgd
 from decdpo.errors import DecdpoError
+from decdpo.files import os_fault
 from decdpo.report.compare import RunFacts
 from decdpo.report.page.model import Event, Links, Shown
 from decdpo.report.page.tables import flat
@@ -97,7 +98,8 @@ def _links(config: Config, facts: RunFacts) -> tuple[Links | None, str]:
         return None, f"the graph is not drawn: {fault.what}"
     last = facts.records[-1]
     done = int(last["round"])
-    rounds = 1 if getattr(schedule, "period", 2) == 1 else max(min(done, LOOKED_AT), 1)
+    varies = config.topology.graph in TIME_VARYING
+    rounds = max(min(done, LOOKED_AT), 1) if varies else 1
     size = last["bytes"] / last["messages"] if last["messages"] else 0.0
     pairs = _pairs(schedule, facts.agents, rounds)
     return Links(config.topology.graph, facts.agents, pairs, size, done), ""
@@ -150,7 +152,8 @@ def _digest(out: Path, run: str) -> tuple[str, Sequence[str], int | None]:
         lines = [f"{agent}  {found.x}" for agent, found in digests(folder)]
     except (DecdpoError, OSError) as fault:
         # A checkpoint may go while it is read: training replaces it by a newer one.
-        return f"no digest: {getattr(fault, 'what', fault)}", (), None
+        known = fault if isinstance(fault, DecdpoError) else os_fault(fault)
+        return f"no digest: {known.what}", (), None
     text = "".join(f"{line}\n" for line in lines)
     listed = lines if len(lines) <= MOST_LISTED else ()
     return hashlib.sha256(text.encode()).hexdigest(), listed, manifest.round

@@ -11,6 +11,7 @@ from typing import Any
 
 from decdpo import build
 from decdpo.config import Config
+from decdpo.dashboard import require_tensorboard
 from decdpo.divergence import Diverged
 from decdpo.errors import DecdpoError
 from decdpo.evaluation import require_gradient
@@ -35,6 +36,8 @@ SAVED = "earlier checkpoints are intact"
 def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
     """Train from ``next_round`` on, and write the run's files. Collective."""
     config, world, out = experiment.config, experiment.world, experiment.out
+    if config.log.tensorboard:
+        job.together(require_tensorboard)
     if next_round == 0:
         require_gradient(world, experiment.objective, experiment.agents)
     if next_round == 0 or experiment.store.changed:
