@@ -6,7 +6,9 @@
 #   DECDPO_VENV         the virtual environment (default: .venv there; otherwise what is on PATH)
 #   DECDPO_LAUNCH       srun (default) or mpirun
 #   DECDPO_LAUNCH_ARGS  more options for it, separated by blanks
-#   DECDPO_MAX_LOST     starts in a row that may lose a peer before any progress (default 3)
+#   DECDPO_MAX_LOST     starts in a row that may be lost before any progress (default 3)
+#   DECDPO_MAX_STARTS   starts of one run, however well they go (default 200)
+#   DECDPO_NEXT         requeue (default), or chain: a second job waits for the end of this one
 #   DECDPO_GRACE        seconds until a stop is passed on, and until it is repeated (default 5)
 
 DECDPO_STOP="${DECDPO_STOP:-}"
@@ -20,10 +22,8 @@ decdpo_fail() { # what remedy
     exit 2
 }
 
-# Put decdpo on PATH and give each rank the CPUs that SLURM reserved for it.
-decdpo_environment() {
-    [ -n "${SLURM_JOB_ID:-}" ] || decdpo_fail "this is a job script, and there is no SLURM job" \
-        "submit it with sbatch, or run 'mpirun -n 4 decdpo train CONFIG --out RUN' here"
+# Put decdpo on PATH.
+decdpo_path() {
     local environment="${DECDPO_VENV:-$DECDPO_HOME/.venv}"
     if [ -d "$environment/bin" ]; then
         export PATH="$environment/bin:$PATH"
@@ -32,12 +32,68 @@ decdpo_environment() {
     fi
     command -v decdpo >/dev/null || decdpo_fail "decdpo is not on PATH, nor in $environment" \
         "make the environment on a login node (bash tools/setup.sh), or set DECDPO_VENV"
+}
+
+# The same in a job, and give each rank the CPUs that SLURM reserved for it.
+decdpo_environment() {
+    [ -n "${SLURM_JOB_ID:-}" ] || decdpo_fail "this is a job script, and there is no SLURM job" \
+        "submit it with sbatch, or run 'mpirun -n 4 decdpo train CONFIG --out RUN' here"
+    decdpo_path
     export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
     # Where sbatch was told to export nothing (SBATCH_EXPORT=NONE), srun would do the same, and its
     # tasks would not find what was just put on PATH.
     export SLURM_EXPORT_ENV=ALL
     # Since SLURM 22.05 srun no longer takes this over from sbatch.
     export SRUN_CPUS_PER_TASK="$OMP_NUM_THREADS"
+    decdpo_job_end
+}
+
+# Tell the ranks when the job ends, where SLURM does not: they save in time for it if asked to.
+decdpo_job_end() {
+    [ -z "${SLURM_JOB_END_TIME:-}" ] || return 0
+    local end
+    end="$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null \
+        | grep -o ' EndTime=[0-9][0-9T:-]*' | tail -n 1)" || return 0
+    end="$(date -d "${end#*=}" +%s 2>/dev/null)" || return 0
+    export SLURM_JOB_END_TIME="$end"
+}
+
+# What a rank gets, one line each: threads, binding, GPUs. The start of a run says what it found of
+# this on every node, and warns where ranks share cores or leave them idle.
+decdpo_resources() {
+    decdpo_say "threads: $OMP_NUM_THREADS a rank, ${SLURM_NTASKS:-1} ranks," \
+        "${SLURM_JOB_CPUS_PER_NODE:-?} CPUs a node"
+    if [ "${DECDPO_LAUNCH:-srun}" = mpirun ]; then
+        decdpo_say "binding: none, by mpirun; DECDPO_LAUNCH_ARGS='--bind-to core' binds to cores"
+    else
+        decdpo_say "binding: ${SLURM_CPU_BIND:-as srun does here};" \
+            "DECDPO_LAUNCH_ARGS=--cpu-bind=cores binds to cores"
+    fi
+    decdpo_say "GPUs: ${SLURM_GPUS_ON_NODE:-0} a node"
+}
+
+# Make a decdpo that runs in a container, beside the run, and name it as the environment.
+decdpo_container() { # RUN
+    local box="${DECDPO_BOX:-apptainer}" folder="$PWD/" options="${DECDPO_BOX_ARGS:-}"
+    command -v "$box" >/dev/null || decdpo_fail "$box is not on PATH" \
+        "load its module in the template, or set DECDPO_BOX=singularity"
+    [ -f "${DECDPO_IMAGE:-}" ] || decdpo_fail "DECDPO_IMAGE=${DECDPO_IMAGE:-} is no image" \
+        "make one from jobs/decdpo.def, on a file system that all nodes share"
+    [ -n "$options" ] || [ -z "${SLURM_GPUS_ON_NODE:-}${SLURM_JOB_GPUS:-}" ] || options="--nv"
+    [ -z "${DECDPO_HOST_MPI:-}" ] || options+=" --env LD_LIBRARY_PATH=$DECDPO_HOST_MPI/lib"
+    case "$1" in /*) folder="" ;; esac
+    export DECDPO_VENV="$folder${1%/}.box"
+    mkdir -p "$DECDPO_VENV/bin"
+    # The ranks reach the launcher through the folder of its PMIx server, known when they start.
+    cat >"$DECDPO_VENV/bin/decdpo" <<END
+#!/bin/bash
+binds="$PWD"
+for folder in "${DECDPO_BIND:-}" "${DECDPO_HOST_MPI:-}" "\${PMIX_SERVER_TMPDIR:-}"; do
+    [ -z "\$folder" ] || binds="\$binds,\$folder"
+done
+exec $box exec --bind "\$binds" $options "$(realpath "$DECDPO_IMAGE")" decdpo "\$@"
+END
+    chmod +x "$DECDPO_VENV/bin/decdpo"
 }
 
 # Run a command on every rank in the background, as a child of this shell; sets DECDPO_CHILD.
@@ -126,14 +182,71 @@ decdpo_newest_round() { # RUN
     echo "$newest"
 }
 
-# How many of the last starts in RUN.starts lost a peer and made no progress.
+# How many of the last starts in RUN.starts were lost and made no progress.
 decdpo_lost_in_a_row() { # file
-    awk '{ lost = ($4 == 75 && $5 >= $6) ? lost + 1 : 0 } END { print lost + 0 }' "$1"
+    awk '{ lost = (($4 == 75 || $4 == "killed") && $5 >= $6) ? lost + 1 : 0 }
+        END { print lost + 0 }' "$1"
+}
+
+# A start that was killed together with its script, as on a node that failed, has left no line in
+# RUN.starts, but the file that says when it began: write the line for it.
+decdpo_note_killed() { # RUN newest round
+    [ -s "$1.begun" ] || return 0
+    echo "$(cat "$1.begun") $2" >>"$1.starts"
+    decdpo_say "the start before this one was killed with its job, with round $2 saved"
+}
+
+# Give up before a start that would only repeat what came to nothing. A job that somebody submitted
+# by hand is started, whatever became of those before.
+decdpo_limit() { # RUN
+    local starts lost
+    [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || [ -n "${DECDPO_CHAINED:-}" ] || return 0
+    touch "$1.starts"
+    starts="$(wc -l <"$1.starts")"
+    lost="$(decdpo_lost_in_a_row "$1.starts")"
+    if [ "$starts" -ge "${DECDPO_MAX_STARTS:-200}" ]; then
+        decdpo_fail "$1 was started $starts times" \
+            "look at $1.starts; raise DECDPO_MAX_STARTS, or submit it again by hand"
+    elif [ "$lost" -gt "${DECDPO_MAX_LOST:-3}" ]; then
+        decdpo_fail "$1 was lost in $lost starts in a row without progress" \
+            "look at the log and at $1.starts, then submit it again by hand"
+    fi
+}
+
+# Submit the job that goes on after this one, whatever becomes of it; sets DECDPO_SUCCESSOR.
+decdpo_submit_next() { # CONFIG RUN option...
+    local limit options=()
+    limit="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%l 2>/dev/null)" || limit=""
+    [ -z "$limit" ] || options+=("--time=$limit")
+    [ -z "${SLURM_JOB_NUM_NODES:-}" ] || options+=("--nodes=$SLURM_JOB_NUM_NODES")
+    [ -z "${SLURM_NTASKS_PER_NODE:-}" ] || options+=("--ntasks-per-node=$SLURM_NTASKS_PER_NODE")
+    [ -z "${SLURM_CPUS_PER_TASK:-}" ] || options+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
+    [ -z "${SLURM_GPUS_PER_NODE:-}" ] || options+=("--gpus-per-node=$SLURM_GPUS_PER_NODE")
+    [ -z "${SLURM_JOB_PARTITION:-}" ] || options+=("--partition=$SLURM_JOB_PARTITION")
+    [ -z "${SLURM_JOB_ACCOUNT:-}" ] || options+=("--account=$SLURM_JOB_ACCOUNT")
+    # shellcheck disable=SC2086 # several options
+    if DECDPO_SUCCESSOR="$(DECDPO_CHAINED=1 sbatch --parsable \
+        --dependency="afterany:$SLURM_JOB_ID" "${options[@]}" ${DECDPO_NEXT_ARGS:-} \
+        "$DECDPO_HOME/jobs/chain.slurm" "$@")"; then
+        DECDPO_SUCCESSOR="${DECDPO_SUCCESSOR%%;*}"
+        decdpo_say "job $DECDPO_SUCCESSOR goes on after this one"
+    else
+        DECDPO_SUCCESSOR=""
+        decdpo_say "the job that shall go on after this one could not be submitted"
+    fi
+}
+
+# Withdraw that job: there is nothing left for it, or it would only fail again.
+decdpo_no_next() {
+    [ -n "${DECDPO_SUCCESSOR:-}" ] || return 0
+    scancel "$DECDPO_SUCCESSOR" && decdpo_say "job $DECDPO_SUCCESSOR is not needed: cancelled"
+    DECDPO_SUCCESSOR=""
 }
 
 decdpo_requeue() { # RUN why
     if [ -e "$1/halt" ]; then
         decdpo_say "$2, and $1/halt asks for a rest: not requeued. Remove it and submit again"
+        decdpo_no_next
         return
     fi
     shift
@@ -141,6 +254,13 @@ decdpo_requeue() { # RUN why
     if [ -n "${DECDPO_TERMINATED:-}" ] \
         && ! scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'Reason=TimeLimit'; then
         decdpo_say "$1, and ended from outside: not requeued. Submit it again to resume"
+        decdpo_no_next
+    elif [ "${DECDPO_NEXT:-requeue}" = chain ]; then
+        if [ -n "${DECDPO_SUCCESSOR:-}" ]; then
+            decdpo_say "$1: job $DECDPO_SUCCESSOR goes on"
+        else
+            decdpo_say "$1, but no job follows. Submit it again to resume"
+        fi
     elif scontrol requeue "$SLURM_JOB_ID"; then
         decdpo_say "$1: back into the queue"
     else
@@ -157,6 +277,14 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train and resume]...
     mkdir -p "$(dirname "$run")"
     local starts="$run.starts" # a line for each start: when job restart status before after
     before="$(decdpo_newest_round "$run")"
+    decdpo_note_killed "$run" "$before"
+    rm -f "$run.begun"
+    decdpo_limit "$run"
+    case "${DECDPO_NEXT:-requeue}" in
+        requeue) ;;
+        chain) decdpo_submit_next "$config" "$run" "$@" ;;
+        *) decdpo_fail "DECDPO_NEXT=$DECDPO_NEXT is unknown" "set it to requeue or chain" ;;
+    esac
     local device
     read -r -a device <<<"$(decdpo_device "$@")"
     set -- ${device[@]+"${device[@]}"} "$@"
@@ -169,18 +297,26 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train and resume]...
         fi
         command=(decdpo train "$config" --out "$run" --set "device.threads=$OMP_NUM_THREADS" "$@")
     fi
+    decdpo_resources
     decdpo_say "${SLURM_NTASKS:-1} ranks on ${SLURM_JOB_NODELIST:-?}: ${command[*]}"
+    echo "$(date '+%FT%T') $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} killed $before" >"$run.begun"
     decdpo_run "${command[@]}" || status=$?
+    rm -f "$run.begun"
     after="$(decdpo_newest_round "$run")"
-    echo "$(date '+%FT%T') $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} $status $before $after" >>"$starts"
+    echo "$(date '+%FT%T') $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} $status $before $after" \
+        >>"$starts"
     case "$status" in
-        0) decdpo_say "done: $run" ;;
+        0)
+            decdpo_say "done: $run"
+            decdpo_no_next
+            ;;
         85)
             if [ "$after" -gt "$before" ]; then
                 decdpo_requeue "$run" "stopped early with round $after saved"
             else
                 decdpo_say "stopped early without a new round since $before: not requeued." \
                     "Give the job more time, or a round less work"
+                decdpo_no_next
             fi
             ;;
         75)
@@ -189,9 +325,13 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train and resume]...
                 decdpo_requeue "$run" "a peer was lost or stalled"
             else
                 decdpo_say "lost a peer in $lost starts in a row without progress: not requeued"
+                decdpo_no_next
             fi
             ;;
-        *) decdpo_say "failed with status $status: not requeued" ;;
+        *)
+            decdpo_say "failed with status $status: not requeued"
+            decdpo_no_next
+            ;;
     esac
     exit "$status"
 }

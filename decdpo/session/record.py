@@ -17,6 +17,9 @@ from decdpo.config.places import find_paths
 from decdpo.errors import CheckpointError, DataError
 from decdpo.files import checked, read_checked, reason, replacing
 
+JOB = {"job": "SLURM_JOB_ID", "restart": "SLURM_RESTART_COUNT"}
+"""What is recorded of a job of the queue, and the variables that say it."""
+
 
 def read_config(folder: Path, overrides: list[str], *, reading: bool = False) -> Config:
     """Return the configuration of a run folder with ``overrides`` applied.
@@ -141,13 +144,19 @@ def record_start(out: Path, facts: Mapping[str, Any]) -> None:
 
 def _start(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of one start when the run is started again: little, for long chains."""
-    keys = ("command", "folder", "started", "first_round", "processes", "versions")
+    keys = ("command", "folder", "started", "first_round", "processes", "versions", *JOB)
     places = facts["agents"].values()
     return {
         **{key: facts[key] for key in keys if key in facts},
         "hosts": sorted({place["host"] for place in places}),
         "devices": sorted({place["device"] for place in places}),
     }
+
+
+def batch_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return which job of a queue this is, and how often it was put back; nothing outside of one.
+    """
+    return {name: environment[key] for name, key in JOB.items() if key in environment}
 
 
 def versions() -> dict[str, str]:

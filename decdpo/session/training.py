@@ -24,7 +24,7 @@ from decdpo.report.summary import summarize
 from decdpo.session.endings import watching
 from decdpo.session.experiment import Experiment
 from decdpo.session.job import Job
-from decdpo.session.record import record_start, versions
+from decdpo.session.record import batch_job, record_start, versions
 from decdpo.session.saving import Checkpoints, job_end
 from decdpo.session.start import start_facts
 from decdpo.train import Ending, train
@@ -170,6 +170,7 @@ def _write_facts(job: Job, experiment: Experiment, next_round: int) -> dict[str,
         "folder": str(Path.cwd()),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "first_round": next_round,
+        **batch_job(os.environ),
         "seed": experiment.config.run.seed,
         "processes": job.size,
         "agents": places,

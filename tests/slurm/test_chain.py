@@ -15,7 +15,18 @@ exec "$@"
 """
 SCONTROL = """#!/bin/bash
 if [ "$1" = requeue ]; then echo "$2" >>"$REQUEUES"; exit "${REFUSE:-0}"; fi
-echo "JobState=COMPLETING Reason=${REASON:-None}"
+echo "JobState=COMPLETING Reason=${REASON:-None} EndTime=${ENDS:-Unknown} Deadline=N/A"
+"""
+SBATCH = """#!/bin/bash
+echo "$*" >>"$SUBMITTED"
+echo "${SUCCESSOR:-8};cluster"
+exit "${REFUSE:-0}"
+"""
+SCANCEL = """#!/bin/bash
+echo "$*" >>"$CANCELLED"
+"""
+SQUEUE = """#!/bin/bash
+echo 1:00:00
 """
 
 
@@ -26,7 +37,13 @@ class Template:
         self.bench = bench
         self.launches = bench.folder / "launches"
         self.requeues = bench.folder / "requeues"
-        for name, text in (("srun", LAUNCHER), ("mpirun", LAUNCHER), ("scontrol", SCONTROL)):
+        self.submitted = bench.folder / "submitted"
+        self.cancelled = bench.folder / "cancelled"
+        self.script = "train.slurm"
+        for name, text in (
+            ("srun", LAUNCHER), ("mpirun", LAUNCHER), ("scontrol", SCONTROL), ("sbatch", SBATCH),
+            ("scancel", SCANCEL), ("squeue", SQUEUE),
+        ):  # fmt: skip
             path = bench.folder / "bin" / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
@@ -35,13 +52,15 @@ class Template:
             "PATH": f"{bench.folder / 'bin'}:{os.environ['PATH']}",
             "LAUNCHES": str(self.launches),
             "REQUEUES": str(self.requeues),
+            "SUBMITTED": str(self.submitted),
+            "CANCELLED": str(self.cancelled),
             "SLURM_JOB_ID": "7",
             "SLURM_NTASKS": "1",
             "DECDPO_GRACE": "0.2",
         }
 
     def popen(self, *options: str, **environment: str) -> subprocess.Popen:
-        script = REPOSITORY / "jobs" / "train.slurm"
+        script = REPOSITORY / "jobs" / self.script
         return subprocess.Popen(
             ["bash", str(script), str(self.bench.plan), str(self.bench.run), *options],
             env=self.environment | environment,
@@ -49,6 +68,7 @@ class Template:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def start(self, *options: str, **environment: str) -> tuple[int, str]:
@@ -236,3 +256,142 @@ def test_tasks_find_the_environment_where_a_site_exports_nothing(template):
     launcher.write_text(LAUNCHER.replace('echo "', 'echo "$SLURM_EXPORT_ENV ', 1))
     assert template.start(SLURM_EXPORT_ENV="NONE")[0] == 0
     assert template.launches.read_text().startswith("ALL srun ")
+
+
+@pytest.fixture
+def chain(template) -> Template:
+    template.script = "chain.slurm"
+    return template
+
+
+def test_a_chain_submits_its_next_job_first_and_withdraws_it_when_done(chain):
+    chain.bench.write_plan(rounds=2)
+    status, output = chain.start(
+        "--set", "run.seed=4", SLURM_JOB_NUM_NODES="2", SLURM_NTASKS_PER_NODE="3",
+        SLURM_JOB_PARTITION="long", DECDPO_NEXT_ARGS="--qos=low --mem=0",
+    )  # fmt: skip
+    assert status == 0 and "job 8 goes on after this one" in output
+    assert chain.submitted.read_text() == (
+        "--parsable --dependency=afterany:7 --time=1:00:00 --nodes=2 --ntasks-per-node=3 "
+        f"--partition=long --qos=low --mem=0 {REPOSITORY}/jobs/chain.slurm {chain.bench.plan} "
+        f"{chain.bench.run} --set run.seed=4\n"
+    )
+    assert chain.cancelled.read_text() == "8\n" and chain.requeued() == 0
+
+
+@pytest.mark.parametrize("status, goes_on", [(75, True), (1, False), (2, False)])
+def test_a_chain_goes_on_after_a_loss_and_not_after_a_failure(chain, status, goes_on):
+    chain.bench.write_plan(rounds=5, fail=[2, status, 1])
+    ended, output = chain.start()
+    assert ended == status and chain.cancelled.exists() != goes_on, output
+    assert ("job 8 goes on\n" in output) == goes_on
+
+
+def test_a_chain_whose_next_job_is_refused_says_how_to_go_on(chain):
+    chain.bench.write_plan(rounds=5, fail=[2, 75, 1])
+    status, output = chain.start(REFUSE="1")
+    assert status == 75 and "could not be submitted" in output
+    assert "no job follows. Submit it again to resume" in output and not chain.cancelled.exists()
+
+
+def test_starts_that_were_killed_with_their_job_are_counted(template):
+    """A node that fails leaves the script no time to write down what became of it."""
+    template.bench.write_plan(rounds=9, seconds=60)
+    begun = Path(f"{template.bench.run}.begun")
+    for attempt in range(3):
+        process = template.popen(SLURM_RESTART_COUNT=str(attempt), DECDPO_MAX_LOST="1")
+        if attempt == 2:
+            break
+        while not begun.exists() or len(template.bench.starts()) < attempt + 1:
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=10)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2 and "was lost in 2 starts in a row without progress" in output
+    assert len(template.bench.starts()) == 2
+    lines = Path(f"{template.bench.run}.starts").read_text().splitlines()
+    statuses = [line.split()[3] for line in lines]
+    assert statuses == ["killed", "killed"]
+
+
+@pytest.mark.parametrize("environment, started", [
+    ({"SLURM_RESTART_COUNT": "4"}, False), ({"DECDPO_CHAINED": "1"}, False), ({}, True),
+])  # fmt: skip
+def test_the_number_of_starts_is_limited_but_not_by_hand(template, environment, started):
+    template.bench.write_plan(rounds=2)
+    starts = Path(f"{template.bench.run}.starts")
+    starts.parent.mkdir(parents=True)
+    starts.write_text("2026-01-01T00:00:00 7 0 85 1 2\n" * 5)
+    status, output = template.start(DECDPO_MAX_STARTS="5", **environment)
+    assert (status == 0) == started
+    assert ("was started 5 times" in output) != started
+
+
+def test_ranks_learn_when_the_job_ends_and_what_they_get(template):
+    template.bench.write_plan(rounds=1)
+    path = template.bench.folder / "bin" / "srun"
+    path.write_text(LAUNCHER.replace("echo", 'echo "end $SLURM_JOB_END_TIME"; echo', 1))
+    _, output = template.start(ENDS="2026-11-27T00:05:00", TZ="UTC", SLURM_CPUS_PER_TASK="2")
+    assert "end 1795737900" in output
+    assert "threads: 2 a rank, 1 ranks, ? CPUs a node" in output
+    assert "binding: as srun does here" in output and "GPUs: 0 a node" in output
+    _, output = template.start(SLURM_JOB_END_TIME="5", DECDPO_LAUNCH="mpirun")
+    assert "binding: none, by mpirun" in output
+    _, output = template.start()
+    assert "end \n" in output  # SLURM does not know either
+
+
+BOX = """#!/bin/bash
+echo "$*" >>"$BOXES"
+while [ "$1" != decdpo ]; do shift; done
+shift
+exec "$INSIDE" "$@"
+"""
+
+
+def test_a_container_gets_the_folders_and_the_mpi_of_the_host(template):
+    """The image is run by a stand-in; what it is given is what apptainer would be."""
+    folder, template.script = template.bench.folder, "container.slurm"
+    template.bench.write_plan(rounds=2)
+    image = folder / "image.sif"
+    image.touch()
+    box = folder / "bin" / "apptainer"
+    box.write_text(BOX)
+    box.chmod(0o755)
+    inside = {
+        "BOXES": str(folder / "boxes"), "INSIDE": str(folder / "venv/bin/decdpo"),
+        "DECDPO_IMAGE": "image.sif", "DECDPO_HOST_MPI": "/opt/mpi", "DECDPO_BIND": "/scratch",
+        "PMIX_SERVER_TMPDIR": "/spool/pmix",
+    }  # fmt: skip
+    status, output = template.start(**inside)
+    assert status == 0 and template.bench.newest_round() == 2, output
+    (given,) = (folder / "boxes").read_text().splitlines()
+    assert given.startswith(
+        f"exec --bind {folder},/scratch,/opt/mpi,/spool/pmix "
+        f"--env LD_LIBRARY_PATH=/opt/mpi/lib {image} decdpo train "
+    )
+    status, output = template.start(**inside, SLURM_GPUS_ON_NODE="2")
+    assert status == 0 and " --nv --env" in (folder / "boxes").read_text().splitlines()[1], output
+
+
+@pytest.mark.parametrize("environment, message", [
+    ({"DECDPO_IMAGE": "none.sif"}, "DECDPO_IMAGE=none.sif is no image"),
+    ({"DECDPO_BOX": "podmen"}, "podmen is not on PATH"),
+])  # fmt: skip
+def test_a_container_that_cannot_be_is_named(template, environment, message):
+    template.script = "container.slurm"
+    template.bench.write_plan(rounds=2)
+    box = template.bench.folder / "bin" / "apptainer"
+    box.write_text(BOX)
+    box.chmod(0o755)
+    status, output = template.start(**environment)
+    assert status == 2 and message in output
+
+
+def test_surviving_is_asked_of_mpirun_and_of_the_run(template):
+    template.script = "survive.slurm"
+    template.bench.write_plan(rounds=1)
+    assert template.start("--set", "run.seed=1", DECDPO_ON_LOSS="adopt")[0] == 0
+    (launch,) = template.launches.read_text().splitlines()
+    assert launch.startswith("mpirun -n 1 --bind-to none") and " --with-ft ulfm bash -c" in launch
+    assert launch.endswith("--set faults.on_loss=adopt --set run.seed=1")

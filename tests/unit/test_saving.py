@@ -134,6 +134,17 @@ def test_a_file_called_save_asks_for_one_checkpoint_and_is_answered(shell: Shell
     assert shell.digests("asked") == shell.digests("plain")
 
 
+def test_every_start_records_its_job_and_how_often_it_was_put_back(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("train", "run.toml", "--out", "run")
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    shell("resume", "run", "--set", "run.rounds=7")
+    first, second = json.loads((shell.folder / "run/run.json").read_text())["starts"]
+    assert "job" not in first and (second["job"], second["restart"]) == ("41", "3")
+
+
 def test_a_request_that_cannot_be_removed_is_answered_once(shell: Shell) -> None:
     (shell.folder / "run/save").mkdir(parents=True)
     shell("train", "run.toml", "--out", "run")
