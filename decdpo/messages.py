@@ -54,6 +54,10 @@ class Inbox(Protocol):
         """Wait until every message has arrived in full."""
         ...
 
+    def settled(self) -> "Inbox":
+        """Wait as ``settle`` does, and return the same inbox, whose bodies may be read."""
+        ...
+
     def displace(self, x: Tensor, scale: float = 1.0) -> None:
         """Add the displacement in place: x <- x + scale sum_j w_ij (m_j - m_i).
 

@@ -23,6 +23,7 @@ from decdpo.evaluation import (
     squared_gaps,
     squared_lengths,
 )
+from decdpo.interference import Interference, relative
 from decdpo.params.flat import FlatParams
 from decdpo.policies.causal_lm import CausalLM
 from decdpo.policies.lm.packed import PackedLM
@@ -60,6 +61,7 @@ class Metrics:
     measures : what is measured, in words, said when the run begins; empty where it is everything.
     diverged_above : multiple of the start's loss above which a run diverges, see ``divergence.py``;
     0 to go on whatever the loss. dashboard : whether records become TensorBoard events as well.
+    interference : of adapters that are mixed factor by factor.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class Metrics:
         diverged_above: float = 0.0,
         measures: str = "",
         dashboard: bool = False,
+        interference: Interference | None = None,
     ) -> None:
         self.every = every
+        self._interference = interference
         self._measures = measures
         self.rho = rho
         self.heldout = heldout
@@ -241,6 +245,7 @@ class Metrics:
             _of_first(run, np.array(self._traffic(run, done), dtype=np.float64)),
             _of_first(run, spent),
             _of_first(run, worked),
+            self._missed(run),
         )
         train, heldout, average = (
             Stats(total, agents[0].stats.names).means() for total in sums[:3]
@@ -259,6 +264,7 @@ class Metrics:
         record["gradient_norm"] = norm
         record["consensus_distance"] = float(sums[3][0]) / world.num_agents
         record["rho"] = self.rho
+        record |= relative(sums[8])
         if heldout:
             record["heldout/loss"] = heldout["loss"]
             record["heldout/accuracy"] = heldout["rewards/accuracies"]
@@ -281,6 +287,13 @@ class Metrics:
         record["system"]["parts"] = spread([place["parts"] for place in places.values()])
         record["system"]["peak_memory_bytes"] = max(place["memory"] for place in places.values())
         return record
+
+    def _missed(self, run: Run) -> dict[int, np.ndarray]:
+        """Return what mixing has missed of every local agent, (3,) or nothing."""
+        ids = [agent.id for agent in run.agents]
+        if self._interference is None:
+            return dict.fromkeys(ids, np.zeros(3))
+        return self._interference.take(ids)
 
     def _timed(self, run: Run, measuring: float) -> dict[str, float]:
         """Return this process's seconds in each part of the rounds since the last record.

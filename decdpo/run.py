@@ -29,6 +29,7 @@ from torch import Tensor
 
 from decdpo.algorithms.base import Algorithm
 from decdpo.comm.world import Exchange, Trace, World
+from decdpo.messages import Inbox
 from decdpo.params.flat import FlatParams
 from decdpo.policies.objective import Batch, Objective
 from decdpo.policies.stats import Stats
@@ -148,7 +149,10 @@ class MeasuredState:
 
 @dataclass
 class Run:
-    """Everything the loop needs; ``decdpo.build`` makes it."""
+    """Everything the loop needs; ``decdpo.build`` makes it.
+
+    watch : is shown round, agent and what it receives before that is mixed; returns the inbox.
+    """
 
     world: World
     exchange: Exchange | None
@@ -165,4 +169,5 @@ class Run:
     store: Store
     next_round: int = 0
     trace: Trace | None = None
+    watch: Callable[[int, int, Inbox], Inbox] | None = None
     parts: Parts = field(default_factory=Parts)

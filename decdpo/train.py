@@ -150,7 +150,10 @@ def finish(run: Run, t: int) -> None:
     if run.exchange is not None:
         run.world.commit(t, run.exchange.collect(t))
         for agent in run.agents:
-            run.algorithm.mix(agent.state, run.exchange.inbox(agent.id, t))
+            inbox = run.exchange.inbox(agent.id, t)
+            if run.watch is not None:
+                inbox = run.watch(t, agent.id, inbox)
+            run.algorithm.mix(agent.state, inbox)
 
 
 def check_gradients(agents: list[Agent], batches: list[Batch], extremes: list[Tensor]) -> None:

@@ -25,6 +25,10 @@ class Needs:
     instead : the kind of an algorithm that does without the weights and the steps needed here.
     momentum : the key of its own momentum, which excludes any of the optimizer; "" if it has none.
     sends_bytes : whether a message is a code of uint8; else it has the type of the parameters.
+    sends_model : whether a message ends with the shared parameters, which neighbours average by
+        weights that sum to one.
+    against_products : why adapters cannot be mixed as products of their factors (``products``); ""
+        if they can.
     on_loss : what the survivors do when an agent is lost: go on with the state they have ("keeps"),
         go on from their models with a fresh state ("restarts"), or end the run ("refuses").
     """
@@ -37,6 +41,8 @@ class Needs:
     instead: str = ""
     momentum: str = ""
     sends_bytes: bool = False
+    sends_model: bool = False
+    against_products: str = ""
     on_loss: Literal["keeps", "restarts", "refuses"]
 
     @property

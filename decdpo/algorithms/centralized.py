@@ -38,7 +38,11 @@ class Centralized:
     objective.
     """
 
-    needs: ClassVar[Needs] = Needs(meets="server", on_loss="refuses")
+    needs: ClassVar[Needs] = Needs(
+        meets="server",
+        against_products="its server adds up gradients by A and B",
+        on_loss="refuses",
+    )
 
     optimizer: Optimizer
     num_shared: int | None = None

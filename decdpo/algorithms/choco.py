@@ -74,6 +74,8 @@ class Choco:
         fixed_weights=True,
         every_message=True,
         sends_bytes=True,
+        against_products="its codec adds up differences of A and B, whose coordinates turn with "
+        "every cut",
         instead="dsgd",
         on_loss="restarts",
     )

@@ -48,7 +48,7 @@ class Dsgd:
     average it.
     """
 
-    needs: ClassVar[Needs] = Needs(on_loss="keeps")
+    needs: ClassVar[Needs] = Needs(sends_model=True, on_loss="keeps")
 
     optimizer: Optimizer
     num_shared: int

@@ -63,6 +63,9 @@ class ExactDiffusion:
         every_message=True,
         equal_steps=True,
         instead="gradient_tracking",
+        sends_model=True,
+        against_products="it corrects A and B by earlier ones, whose coordinates turn with every "
+        "cut",
         on_loss="restarts",
     )
 

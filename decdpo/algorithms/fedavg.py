@@ -34,7 +34,9 @@ class FedAvg(Dsgd):
     The loss of an agent is refused: the participants are drawn from all n agents.
     """
 
-    needs: ClassVar[Needs] = Needs(meets="server", on_loss="refuses")
+    needs: ClassVar[Needs] = Needs(
+        meets="server", against_products="its server adds up A and B", on_loss="refuses"
+    )
 
     def mix(self, state: DsgdState, inbox: Inbox) -> None:
         """x_i <- the server's model: a copy, so that all agents hold the same bits."""

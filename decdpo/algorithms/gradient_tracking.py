@@ -66,7 +66,12 @@ class GradientTracking:
     any more.
     """
 
-    needs: ClassVar[Needs] = Needs(every_message=True, on_loss="restarts")
+    needs: ClassVar[Needs] = Needs(
+        every_message=True,
+        sends_model=True,
+        against_products="it tracks gradients by A and B, whose coordinates turn with every cut",
+        on_loss="restarts",
+    )
 
     optimizer: Optimizer
     num_shared: int

@@ -19,7 +19,9 @@ class Local(Dsgd):
     of the result.
     """
 
-    needs: ClassVar[Needs] = Needs(meets="nobody", on_loss="refuses")
+    needs: ClassVar[Needs] = Needs(
+        meets="nobody", against_products="its agents mix nothing", on_loss="refuses"
+    )
 
     def message_size(self, num_shared: int) -> int:
         """Return 0: nothing travels."""

@@ -59,7 +59,9 @@ class OuterMomentum:
     The loss of an agent is refused: the outer momentum holds the changes of the lost agent as well.
     """
 
-    needs: ClassVar[Needs] = Needs(meets="server", on_loss="refuses")
+    needs: ClassVar[Needs] = Needs(
+        meets="server", against_products="its server adds up A and B", on_loss="refuses"
+    )
 
     optimizer: Optimizer
     num_shared: int

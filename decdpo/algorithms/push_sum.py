@@ -55,7 +55,12 @@ class PushSum:
     z_i stays a weighted mean of the others.
     """
 
-    needs: ClassVar[Needs] = Needs(weights="column", every_message=True, on_loss="keeps")
+    needs: ClassVar[Needs] = Needs(
+        weights="column",
+        every_message=True,
+        against_products="it divides A and B by their weight, and the product so by its square",
+        on_loss="keeps",
+    )
 
     optimizer: Optimizer
     num_shared: int

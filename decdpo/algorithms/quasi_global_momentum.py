@@ -56,7 +56,12 @@ class QuasiGlobalMomentum:
     Raises ``ValueError`` for an optimizer with momentum of its own.
     """
 
-    needs: ClassVar[Needs] = Needs(momentum="beta", on_loss="refuses")
+    needs: ClassVar[Needs] = Needs(
+        momentum="beta",
+        sends_model=True,
+        against_products="its momentum is of A and B, whose coordinates turn with every cut",
+        on_loss="refuses",
+    )
 
     optimizer: SGD
     num_shared: int

@@ -65,6 +65,16 @@ class Running:
         state.running.copy_(mixed(state.running, inbox))
 
 
+def model_in_message(algorithm: Algorithm, num_shared: int) -> slice | None:
+    """Return where in a message the shared parameters lie, None if it does not hold them."""
+    end = algorithm.message_size(num_shared)
+    while hasattr(algorithm, "inner"):
+        if isinstance(algorithm, Running):
+            end -= TAIL
+        algorithm = algorithm.inner
+    return slice(end - num_shared, end) if algorithm.needs.sends_model else None
+
+
 def mixed(running: Tensor, inbox: Inbox) -> Tensor:
     """Return the statistic ``running`` (1,) after ``inbox``, whose messages have arrived."""
     if not inbox.messages:

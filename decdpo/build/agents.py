@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from decdpo.algorithms.base import Algorithm
+from decdpo.algorithms.products import ProductMixing
 from decdpo.algorithms.recall import Recalling
 from decdpo.algorithms.running import Running
 from decdpo.build.learning import make_algorithm, make_loss, make_optimizer
@@ -20,6 +21,7 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import FEATURES_FILE, load_features
 from decdpo.errors import ConfigError
 from decdpo.losses.names import LOSSES
+from decdpo.params.factors import Factors
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.base import Policy
 from decdpo.policies.lm.pace import Pace
@@ -146,10 +148,24 @@ def make_personal(section: schema.Personal, seed: int) -> "PersonalOptions | Non
     return PersonalOptions(**vars(section), seed=seed)
 
 
-def make_run_algorithm(config: Config, layout: Layout) -> Algorithm[Any]:
-    """Return the algorithm, with what the loss or late messages add to an agent's state."""
+def factors_of(policy: Policy) -> tuple[Factors, ...]:
+    """Return where the factors of adapters lie in the shared vector, if both of them travel."""
+    return tuple(getattr(policy, "factors", ()))
+
+
+def make_run_algorithm(
+    config: Config, layout: Layout, policy: Policy | None = None
+) -> Algorithm[Any]:
+    """Return the algorithm, with what the loss or late messages add to an agent's state.
+
+    policy : of the layout; without it only sizes are right.
+    """
     optimizer = make_optimizer(config.optim)
     algorithm = make_algorithm(config.algorithm, optimizer, layout, config.run.seed)
+    section = config.policy
+    if isinstance(section, schema.CausalLM) and section.lora.mix == "svd" and policy is not None:
+        start = policy.initial()[: layout.num_shared]
+        algorithm = ProductMixing(algorithm, layout.num_shared, factors_of(policy), start)
     if LOSSES[config.loss.kind].has_state:
         algorithm = Running(algorithm)
     age = scheduled_age(config.staleness)
@@ -190,7 +206,7 @@ def make_ensemble(
             # A policy may have shown its own, finer works meanwhile.
             pace.step(shard.num_pairs, "encoding shards")
     objective = Objective(policy, make_loss(config.loss))
-    algorithm = make_run_algorithm(config, policy.layout)
+    algorithm = make_run_algorithm(config, policy.layout, policy)
     places = list(encoded)
     models: list[tuple[FlatParams, Any]]
     if training:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from decdpo.algorithms.recall import told_since
-from decdpo.build.agents import Ensemble
+from decdpo.algorithms.running import model_in_message
+from decdpo.build.agents import Ensemble, factors_of
 from decdpo.build.learning import make_learning_rate
 from decdpo.build.meeting import AGES
 from decdpo.comm.delays import age_file
@@ -11,6 +12,7 @@ from decdpo.comm.staleness import AgeLog, StaleExchange
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config, schema
 from decdpo.evaluation import HeldOut
+from decdpo.interference import Interference
 from decdpo.measures import Measures, choose_measures
 from decdpo.metrics import RECORDS, Metrics
 from decdpo.progress import Progress
@@ -71,6 +73,12 @@ def make_run(
             keep_until(age_file(out / AGES, agent.id), next_round)
         exchange = AgeLog(exchange, out / AGES)
     heldout, every, words = make_heldout(config, world, agents)
+    rounds = config.run.rounds
+    layout = agents[0].params.layout
+    model = model_in_message(ensemble.algorithm, layout.num_shared)
+    factors, watch = factors_of(ensemble.objective.policy), None
+    if factors and model is not None:
+        watch = Interference(factors, model, lambda done: done % every == 0 or done == rounds)
     monitor = Metrics(
         out / RECORDS,
         heldout,
@@ -84,6 +92,7 @@ def make_run(
         is_root=world.is_root,
         diverged_above=config.run.diverged_above,
         dashboard=config.log.tensorboard,
+        interference=watch,
     )
     return Run(
         world=world,
@@ -100,4 +109,5 @@ def make_run(
         monitor=monitor,
         store=store,
         next_round=next_round,
+        watch=watch,
     )

@@ -32,6 +32,11 @@ class Received:
         for _ in self.arrivals:
             pass
 
+    def settled(self) -> "Received":
+        """Wait as ``settle`` does, and return the same inbox, whose bodies may be read."""
+        self.settle()
+        return replace(self, arrivals=WHOLE)
+
     def displace(self, x: Tensor, scale: float = 1.0) -> None:
         """Add the displacement in place: x <- x + scale sum_j w_ij (m_j - m_i).
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from decdpo.config import schema
 from decdpo.config.algorithms import AlgorithmSection
-from decdpo.config.lora import check_lora
+from decdpo.config.lora import check_lora, check_products
 from decdpo.config.needs import check_late, check_needs
 from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest, options
@@ -162,6 +162,7 @@ def parse(
     if not reading:
         check_numbers(config)
     check_late(config)
+    check_products(config)
     if config.topology is not None:
         _check_topology(config.topology)
     return config

@@ -45,7 +45,8 @@ class Policy(Protocol):
     concurrent : whether ``forward`` may be called for other
     agents before the ``backward`` of an earlier pass; not where all share one set of weights.
     A class may name quantities of its own to be recorded: ``metrics``, a mapping of name to
-    ``Metric``.
+    ``Metric``; and where the shared vector holds factors of products: ``factors``, see
+    ``params.factors``.
     """
 
     layout: Layout

@@ -167,6 +167,7 @@ class CausalLM:
         self.dtype = DTYPES[dtype]
         self.weights = self._weights(folder, allow_hub, lora, adapter, personal)
         self.layout, self.digest = self.weights.layout, self.weights.digest
+        self.factors = self.weights.factors
         frozen = None
         if isinstance(self.weights, WholeModel):
             if not cache_reference:

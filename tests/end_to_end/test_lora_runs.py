@@ -49,7 +49,7 @@ def lora(shell, folder):
     return shell.write("run.toml", CONFIG.format(shards=shell.folder / "users", model=folder))
 
 
-@pytest.mark.parametrize("mix", [rule for rule in MIX_RULES if rule != "svd"])
+@pytest.mark.parametrize("mix", MIX_RULES)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(shell, lora, mix):
     rule = ["--set", f"policy.lora.mix={mix}"]
     shell("train", "run.toml", "--out", "whole", *rule)
@@ -59,6 +59,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(shell, lora, mix):
     assert shell.metrics("half") == shell.metrics("whole")
     first, *_, last = shell.metrics("whole")
     assert last["loss"] < first["loss"]
+    if mix in ("factors", "svd"):
+        assert 0 < last["lora/floor"] < last["lora/interference"] < 1
+    else:
+        assert "lora/interference" not in last
 
 
 def test_an_adapter_goes_to_peft_and_comes_back(shell, lora, folder):

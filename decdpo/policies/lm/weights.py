@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from decdpo.errors import PolicyError
+from decdpo.params.factors import Factors
 from decdpo.params.flat import FlatParams, Layout, Tag, flatten
 from decdpo.policies.lm import adapter_folder, adapters, hub
 from decdpo.policies.lm.adapters import LoraOptions
@@ -22,12 +23,13 @@ class Weights(Protocol):
     """What is trained of a model.
 
     layout : of the vector. digest : of all that scores depend on and the layout does not hold.
-    reference_digest : of what the reference's scores depend on.
+    reference_digest : of what the reference's scores depend on. factors : see ``AdaptedModel``.
     """
 
     layout: Layout
     digest: str
     reference_digest: str
+    factors: tuple[Factors, ...]
 
     @property
     def taken(self) -> bool:
@@ -60,6 +62,8 @@ class WholeModel:
     The weights are held until the first ``take``, and read again should they be needed later; then
     ``PolicyError`` is raised if they are others.
     """
+
+    factors: tuple[Factors, ...] = ()
 
     def __init__(
         self,
@@ -123,6 +127,7 @@ class AdaptedModel:
     personal : which parts of its own each agent has besides; they go last in the vector.
 
     The reference is where every agent begins: the base model, or the adapter of ``start``.
+    factors : where in the vector the factors of each layer lie, if both travel.
     """
 
     taken = False
@@ -158,7 +163,14 @@ class AdaptedModel:
         if personal is not None:
             said += ":" + json.dumps(personal.words, sort_keys=True)
         self.digest = _joined(self.reference_digest, said, kept, self.layout.digest)
+        self.factors = tuple(self._factors()) if options.mix in ("factors", "svd") else ()
         self._start = flatten(module, self.layout)
+
+    def _factors(self) -> Iterator[Factors]:
+        """Yield where the factors lie that both travel."""
+        for name, layer in adapters.layers(self._module):
+            a, b = (self.layout.place(f"{name}.{part}") for part in (adapters.A, adapters.B))
+            yield Factors(a, b, layer.rank, layer.in_features, layer.out_features)
 
     def start(self) -> Tensor:
         """Return where the adapters begin (P,)."""
