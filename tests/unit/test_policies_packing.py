@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from decdpo.errors import PolicyError
 from decdpo.params.flat import FlatParams, Layout, flatten
+from decdpo.policies.lm import attention
 from decdpo.policies.lm.head import token_logps
 from decdpo.policies.lm.packed import PackedLM
 from decdpo.policies.lm.packing import pack, packed_size
@@ -88,9 +90,29 @@ def gradients(model, logps, weights):
     return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
 
 
+def varlen_on_a_cpu(q, k, v, queries, keys, most_q, most_k, *, scale, window_size, enable_gqa):
+    """Do what the kernel of GPUs does: every query sees the keys up to its place from the end."""
+    assert window_size == (-1, 0) and enable_gqa and q.dim() == 3
+    assert queries.dtype == keys.dtype == torch.int32
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    found = []
+    for a, b, c, d in zip(queries, queries[1:], keys, keys[1:]):
+        assert 0 < b - a <= most_q and b - a <= d - c <= most_k
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) * scale
+        late = torch.ones(b - a, d - c, dtype=torch.bool).triu(d - c - (b - a) + 1)
+        scores = scores.masked_fill(late, -torch.inf)
+        found.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[c:d]))
+    assert b == len(q) and d == len(k)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("way", ["Masked", "MaskedRow", "Varlen"])
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed):
+def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed, way, monkeypatch):
+    from torch.nn.attention import varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_on_a_cpu)
     torch.manual_seed(0)
     config = FAMILIES[family]()
     for name in vars(config):
@@ -107,7 +129,12 @@ def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed):
     if recomputed:
         plain.train()
         plain.activation_checkpointing_enable({"use_reentrant": False})
-    found = PackedLM(plain)(pairs, rows)
+    scorer = PackedLM(plain, attend=getattr(attention, way).of)
+    if (way, family) == ("Varlen", "soft caps"):
+        with pytest.raises(PolicyError, match="attention scores are capped"):
+            scorer(pairs, rows)
+        return
+    found = scorer(pairs, rows)
     assert found.detach().numpy() == pytest.approx(expected.detach().numpy(), rel=1e-6)
     error = gradients(plain, found, weights) - slope
     assert float(error.norm() / slope.norm()) < 1e-5

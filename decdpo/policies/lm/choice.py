@@ -1,10 +1,13 @@
 """Which way a model's answers are scored: the fast one, wherever it agrees with the plain one."""
 
+from itertools import product
+
 import numpy as np
 import torch
 from torch import nn
 
 from decdpo.errors import PolicyError
+from decdpo.policies.lm.attention import ways
 from decdpo.policies.lm.foreign import foreign
 from decdpo.policies.lm.packed import PackedLM
 from decdpo.policies.lm.plain import PlainLM
@@ -33,11 +36,12 @@ def choose_scorer(
     if plain:
         return slow, ()
     tokens, rows = probe(vocabulary, max_length), np.arange(2)
+    refused: list[str] = []
     with torch.no_grad():
         expected = slow(tokens, rows)
         # Few models want ids of tokens; the states of tokens make a cheaper backward pass.
-        for embeds in (True, False):
-            fast = PackedLM(module, tokens_at_once, embeds)
+        for attend, embeds in product(ways(first.device, first.dtype), (True, False)):
+            fast = PackedLM(module, tokens_at_once, embeds, attend)
             try:
                 with foreign("it takes no packed rows", ""):
                     gap = float(((fast(tokens, rows) - expected).abs() / expected.abs()).max())
@@ -47,8 +51,9 @@ def choose_scorer(
             if gap <= AGREEMENT[first.dtype]:
                 return fast, ()
             fast.release()
+            refused.append(why)
     name = type(module).__name__
-    return slow, (f"{name} encodes the prompt anew for every answer, which is slow: {why}",)
+    return slow, (f"{name} encodes the prompt anew for every answer, which is slow: {refused[-1]}",)
 
 
 def probe(vocabulary: int, max_length: int) -> TokenizedPairs:

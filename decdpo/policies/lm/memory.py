@@ -53,7 +53,7 @@ def activation_bytes(
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         module.base_model(
-            input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False, segments=()
+            input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False, segments=None
         )
     whole = sum(base.numel() * base.element_size() for base in seen.values())
     if not checkpointing:

@@ -1,5 +1,6 @@
 """The fast way through a causal language model: packed rows, and a head for scored tokens alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,20 @@ class PackedLM:
         row: then the bits of an answer do not depend on its batch.
     embeds : hand the model the states of its tokens instead of their ids, which spares memory and
         time in the backward pass; some models want the ids.
+    attend : how the tokens of a row attend, see ``attention``.
 
     What a model does to its logits after the head is known for a factor (Cohere's
     ``logit_scale``, Granite's ``logits_scaling``) and a soft cap (Gemma 2); for whatever else a
     model may do, compare with the plain way before use.
     """
 
-    def __init__(self, module: Any, tokens_at_once: int = 0, embeds: bool = True) -> None:
+    def __init__(
+        self,
+        module: Any,
+        tokens_at_once: int = 0,
+        embeds: bool = True,
+        attend: attention.Way = attention.Masked.of,
+    ) -> None:
         attention.register()
         configs = [part.config for part in module.modules() if hasattr(part, "config")]
         self._before = [(config, config._attn_implementation) for config in configs]
@@ -42,6 +50,7 @@ class PackedLM:
         self._vocabulary = Vocabulary(module, embeds)
         self._embeds = embeds
         self._tokens_at_once = tokens_at_once
+        self._attend = attend
         config = module.config
         self._softcap = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None)
@@ -54,7 +63,7 @@ class PackedLM:
 
     def of(self, module: Any) -> "PackedLM":
         """Return what scores with another module in the same way."""
-        return PackedLM(module, self._tokens_at_once, self._embeds)
+        return PackedLM(module, self._tokens_at_once, self._embeds, self._attend)
 
     def parts(self, tokens: TokenizedPairs, rows: np.ndarray) -> list[np.ndarray]:
         """Split the pairs ``rows`` (B,), in order, by the tokens that a packed row may have."""
@@ -78,15 +87,14 @@ class PackedLM:
         weight: Tensor = head.weight
         device = weight.device
         of_head, of_embedding = self._vocabulary.gradients()
-        fed = self._vocabulary.fed(row.ids.to(device), of_embedding)
-        masks = [(slice(s.begin, s.end), s.mask(weight.dtype, device)) for s in row.segments]
+        fed = self._vocabulary.fed(row.ids, of_embedding)
         name = type(self.module).__name__
         with foreign(f"the model {name} cannot score an answer", CANNOT_SCORE):
             hidden = self.module.base_model(
                 **fed,
                 position_ids=row.positions[None].to(device),
                 use_cache=False,
-                segments=masks,
+                segments=self._attend(row, weight.dtype, device),
             ).last_hidden_state[0]
         states = hidden[row.sources.to(device)]
         own, rewards, added = self._personal, None, None
@@ -109,6 +117,14 @@ class PackedLM:
             gradient=of_head,
             added=added,
         )
-        answers = torch.stack([answer.sum() for answer in logps.split(row.lengths)])
-        answers = answers.view(len(rows), 2).t()
+        answers = _sums(logps, row.lengths).view(len(rows), 2).t()
         return answers if rewards is None else torch.cat((answers, rewards.view(len(rows), 2).t()))
+
+
+def _sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return (N,) the sums of N consecutive parts of ``values`` (A,)."""
+    if values.device.type == "cpu":
+        return torch.stack([part.sum() for part in values.split(list(lengths))])
+    # A GPU would take longer to begin so many sums than to make them.
+    part = torch.repeat_interleave(torch.tensor(lengths)).to(values.device)
+    return values.new_zeros(len(lengths)).index_add(0, part, values)

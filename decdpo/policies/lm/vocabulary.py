@@ -74,12 +74,16 @@ class Vocabulary:
         self._scratch: Tensor | None = None
 
     def fed(self, ids: Tensor, gradient: VocabularyGradient | None) -> dict[str, Tensor]:
-        """Return what the model is given of the tokens ``ids`` (T,), as keyword arguments."""
+        """Return what the model is given of the tokens ``ids`` (T,), as keyword arguments.
+
+        ids : on the CPU, where their distinct ones are found without waiting for a GPU.
+        """
+        device = self.embedding.weight.device
         if not self._plain:
-            return {"input_ids": ids[None]}
-        table = self.embedding
-        states = table(ids) if gradient is None else _embed(table, ids, gradient)
-        return {"inputs_embeds": states[None]}
+            return {"input_ids": ids[None].to(device)}
+        if gradient is None:
+            return {"inputs_embeds": self.embedding(ids.to(device))[None]}
+        return {"inputs_embeds": _embed(self.embedding, ids, gradient)[None]}
 
     def gradients(self) -> tuple[VocabularyGradient | None, VocabularyGradient | None]:
         """Return where the head's and the embedding's gradient go; None is autograd's own way."""
@@ -105,28 +109,39 @@ class Vocabulary:
 
 def _embed(embedding: nn.Embedding, ids: Tensor, gradient: VocabularyGradient) -> Tensor:
     """Return the states (T, H) of the tokens ``ids`` (T,)."""
-    states: Tensor = _Rows.apply(embedding.weight, ids, embedding.padding_idx, gradient)
+    device, padding = embedding.weight.device, embedding.padding_idx
+    # As in nn.Embedding, the row of the padding token does not learn.
+    kept = None if padding is None else torch.nonzero(ids != padding)[:, 0]
+    rows, places = torch.unique(ids if kept is None else ids[kept], return_inverse=True)
+    if kept is not None:
+        kept = kept.to(device)
+    states: Tensor = _Rows.apply(
+        embedding.weight, ids.to(device), kept, rows.to(device), places.to(device), gradient
+    )
     return states
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, ids: Tensor, padding: int | None, gradient: VocabularyGradient
+        ctx: Any,
+        weight: Tensor,
+        ids: Tensor,
+        kept: Tensor | None,
+        rows: Tensor,
+        places: Tensor,
+        gradient: VocabularyGradient,
     ) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.padding, ctx.gradient = padding, gradient
+        ctx.save_for_backward(kept, rows, places)
+        ctx.gradient = gradient
         return weight.index_select(0, ids)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[None, ...]:
         (slope,) = slopes
-        (ids,) = ctx.saved_tensors
-        if ctx.padding is not None:
-            # As in nn.Embedding, the row of the padding token does not learn.
-            kept = ids != ctx.padding
-            ids, slope = ids[kept], slope[kept]
-        rows, places = torch.unique(ids, return_inverse=True)
+        kept, rows, places = ctx.saved_tensors
+        if kept is not None:
+            slope = slope[kept]
         total = slope.new_zeros(len(rows), slope.shape[1]).index_add_(0, places, slope)
         ctx.gradient.embedding(rows, total)
-        return None, None, None, None
+        return (None,) * 6
