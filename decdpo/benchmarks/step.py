@@ -12,6 +12,7 @@ programs can then take turns.
     reference      the reference's log-probabilities known beforehand
     bf16           arithmetic in bfloat16, parameters in float32
     checkpointing  activations computed again in the backward pass
+    compile        the model's layers compiled by torch
 """
 
 import copy
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 from decdpo.benchmarks.rows import TwoRows
+from decdpo.comm.device import take_gpu
 from decdpo.data.index import ShardIndex
 from decdpo.data.shard import SourceRows
 from decdpo.losses.dpo import DPO
@@ -79,6 +81,8 @@ class Bench:
     def __init__(self, spec: dict[str, Any]) -> None:
         on = set(spec["with"])
         torch.set_num_threads(spec["threads"])
+        if spec["device"] == "cuda":
+            take_gpu("cuda:0")
         self.policy = CausalLM(
             spec["model"],
             dtype="bfloat16" if "bf16" in on else "float32",
@@ -86,6 +90,7 @@ class Bench:
             max_length=spec["max_length"],
             gradient_checkpointing="checkpointing" in on,
             tokens_at_once=spec["tokens_at_once"] if "packing" in on else 0,
+            compiled="compile" in on,
             rules=TextRules(chat_template=spec.get("chat_template", "")),
         )
         scorer = self.policy.scorer
@@ -131,14 +136,15 @@ class Bench:
         cpu, wall = time.process_time(), time.perf_counter()
         stats = self.objective.gradient(self.params, self.data, rows)
         self.optimizer.step(self.params.data, self.state, self.params.grad, self.lr)
-        if self.policy.device.type == "cuda":
+        gpu = self.policy.device.type == "cuda"
+        if gpu:
             torch.cuda.synchronize()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         work = step_work(self.sizes, self.data.tokens, rows, shared=self.shared)
         return {
             "loss": stats.means()["loss"], "cpu": cpu, "wall": wall, "pairs": len(rows),
             "logical": work.logical, "physical": work.physical, "flops": work.flops,
-            "peak": peak_memory(),
+            "peak": torch.cuda.max_memory_allocated() if gpu else peak_memory(),
         }  # fmt: skip
 
 
@@ -165,9 +171,11 @@ def profile(bench: Bench, number: int) -> list[dict[str, Any]]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    with record(activities=[ProfilerActivity.CPU]) as found:
+    gpu = bench.policy.device.type == "cuda"
+    with record(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as found:
         bench.step(number)
-    events = [(e.key, e.self_cpu_time_total * 1e-6, e.count) for e in found.key_averages()]
+    name = "self_device_time_total" if gpu else "self_cpu_time_total"
+    events = [(e.key, getattr(e, name) * 1e-6, e.count) for e in found.key_averages()]
     total = sum(seconds for _, seconds, _ in events) or 1.0
     events.sort(key=lambda event: -event[1])
     return [
@@ -186,13 +194,12 @@ def turns(steps: int) -> Iterator[int]:
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Take the steps of a specification; returns its record."""
     bench = Bench(spec)
-    total = spec["steps"] + WARM_UP
+    total = spec["steps"] + (0 if spec.get("turns") else WARM_UP)
     steps = []
     for number in turns(total) if spec.get("turns") else range(total):
         steps.append(bench.step(number))
         if spec.get("turns"):
             print(json.dumps(steps[-1]), flush=True)
-    memory = peak_memory()
     counted = steps[WARM_UP:] or steps
     peak = measured_peak(bench.policy.device, bench.policy.dtype)
     cpu, wall = (sum(step[key] for step in counted) for key in ("cpu", "wall"))
@@ -210,7 +217,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         "flops": sum(step["flops"] for step in counted) / len(counted),
         "mfu": sum(step["flops"] for step in counted) / seconds / peak,
         "peak_flops": peak,
-        "peak_memory_bytes": memory,
+        "peak_memory_bytes": max(step["peak"] for step in steps),
         "notes": list(bench.policy.notes),
         "profile": profile(bench, total) if spec.get("profile") else None,
     }

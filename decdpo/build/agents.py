@@ -98,6 +98,7 @@ def make_policy(
             gradient_checkpointing=section.activation_checkpointing,
             cache_reference=section.cache_reference,
             tokens_at_once=section.tokens_at_once,
+            compiled=section.compile,
             allow_hub=section.allow_hub,
             rules=TextRules(section.chat_template, section.eos, section.line_break),
             pace=pace,

@@ -54,6 +54,8 @@ def take_gpu(device: str) -> None:
     # Read when CUDA is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # torch would then also write NaN into all new memory, as a check, in thousands of operations.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     # MPI looks for GPU memory on the current device.
     torch.cuda.set_device(device)
 

@@ -12,6 +12,8 @@ from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.report.step_table import step_table
 
 INGREDIENTS = ("head", "prefix", "packing", "reference", "bf16", "checkpointing")
+MORE = ("compile",)
+"""Ingredients that are switched on only if they are asked for."""
 ABOUT = "time a step of a language model, and its memory, with each ingredient switched on in turn"
 
 
@@ -36,7 +38,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--with", dest="ways", default=",".join(INGREDIENTS), metavar="I,I,...",
-        help="ingredients to switch on one after another, of %(default)s; 'none' is plain alone",
+        help="ingredients to switch on one after another, of %(default)s and compile; 'none' is "
+        "plain alone",
     )  # fmt: skip
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)"
@@ -77,8 +80,8 @@ def ways_of(text: str) -> list[list[str]]:
     if names == ["none"]:
         return [[]]
     for name in names:
-        if name not in INGREDIENTS:
-            raise ConfigError(f"--with: {name!r} is none of {', '.join(INGREDIENTS)}")
+        if name not in INGREDIENTS + MORE:
+            raise ConfigError(f"--with: {name!r} is none of {', '.join(INGREDIENTS + MORE)}")
     if "packing" in names and "prefix" not in names[: names.index("packing")]:
         raise ConfigError(
             "--with: packing needs prefix before it", "pairs are packed as one segment each"

@@ -175,6 +175,9 @@ class CausalLM:
         low=0,
     )
     activation_checkpointing: bool = option(False, "recompute activations to save memory")
+    compile: bool = option(
+        False, "let torch compile the model's layers: a start takes a minute more, a step less"
+    )
     allow_hub: bool = option(False, "let transformers download the model from its hub")
     lora: Lora = option(Lora(), "adapters of the frozen model, in the section [policy.lora]")
     personal: Personal = option(

@@ -26,6 +26,7 @@ from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
 from decdpo.policies.lm import hub
 from decdpo.policies.lm.adapters import LoraOptions
 from decdpo.policies.lm.choice import choose_scorer, probe
+from decdpo.policies.lm.compiled import compile_layers, compile_scorer
 from decdpo.policies.lm.pace import Pace
 from decdpo.policies.lm.personal import PersonalOptions, personal_of
 from decdpo.policies.lm.plain import PlainLM
@@ -100,6 +101,7 @@ class CausalLM:
         memory does not grow with the batch. 0 is one pair a part: then the bits of a pair do not
         depend on its batch.
     plain : score every answer by itself, prompt and all, the way that needs nothing of the model.
+    compiled : let torch compile the model's layers, see ``lm.compiled``.
     rules : how pairs become text, and where answers end. pace : shows how far encoding is.
     lora : train adapters of the frozen model. adapter : the PEFT folder where they begin.
     personal : parts beside the adapters that are each agent's own, see ``lm.personal``.
@@ -132,6 +134,7 @@ class CausalLM:
         allow_hub: bool = False,
         tokens_at_once: int = 0,
         plain: bool = False,
+        compiled: bool = False,
         rules: TextRules = TextRules(),
         pace: Pace | None = None,
         lora: LoraOptions | None = None,
@@ -193,6 +196,11 @@ class CausalLM:
                 f"{folder} cannot have personal parts: {', '.join(why) or 'plain was asked for'}",
                 "choose a model whose pairs can be scored in one row, or remove [policy.personal]",
             )
+        if compiled:
+            self._pace.begin("compiling the model")
+            compile_scorer(self.scorer, probe(self._vocabulary, self.max_length))
+            if frozen is not None:
+                compile_layers(frozen)
         self.reference = self._reference(cache_reference, frozen)
 
     def _weights(

@@ -128,9 +128,11 @@ def test_both_are_given_the_same_tokens(make_model, shards, tmp_path):
 
 
 def test_a_contestant_takes_a_step_for_each_line(make_model, shards, tmp_path):
-    spec = specification(make_model(), shards, ["head", "prefix", "reference"], turns=True)
+    ways = ["head", "prefix", "reference"]
+    spec = specification(make_model(), shards, ways, turns=True, steps=3)
     command = ["-m", "decdpo.benchmarks.step", json.dumps(spec), tmp_path / "record.json"]
     ours = bench_trl.Contestant([bench_trl.sys.executable, *command], 1)
+    ours.answer("ready")
     steps = [ours.step() for _ in range(3)]
     ours.end()
     assert [step["pairs"] for step in steps] == [2, 2, 2]
@@ -143,8 +145,8 @@ def test_ratios_are_of_step_and_memory():
     cell = {
         "data": "hh", "case": "fp32", "batch": 2, "ratio_step": 4.0, "ratio_memory": 0.5,
         "largest_difference_of_losses": 1e-6,
-        "trl": {"cpu_seconds": 8.0, "peak_memory_bytes": 4e9, "losses": [0.69]},
-        "ours": {"cpu_seconds": 2.0, "peak_memory_bytes": 2e9},
+        "trl": {"seconds": 8.0, "peak_memory_bytes": 4e9, "losses": [0.69]},
+        "ours": {"seconds": 2.0, "peak_memory_bytes": 2e9},
     }  # fmt: skip
     lora = {**cell, "case": "LoRA fp32", "ours": "absent"}
     lines = bench_trl.table([cell, lora]).splitlines()

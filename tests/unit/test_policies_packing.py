@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo.errors import PolicyError
+from decdpo.errors import EnvironmentFault, PolicyError
 from decdpo.params.flat import FlatParams, Layout, flatten
 from decdpo.policies.lm import attention
+from decdpo.policies.lm.compiled import compile_scorer
 from decdpo.policies.lm.head import token_logps
 from decdpo.policies.lm.packed import PackedLM
 from decdpo.policies.lm.packing import pack, packed_size
@@ -40,6 +41,13 @@ FAMILIES = {
     ),  # fmt: skip
     "biased head": lambda: transformers.PhiConfig(**SIZES),
 }
+
+
+def recompute(model):
+    """Let a model recompute its activations; transformers renamed the method in version 5."""
+    new = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing_enable" if new else "gradient_checkpointing_enable"
+    getattr(model, name)({"use_reentrant": False})
 
 
 def tokens(count, seed=0, least=1):
@@ -90,10 +98,10 @@ def gradients(model, logps, weights):
     return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
 
 
-def varlen_on_a_cpu(q, k, v, queries, keys, most_q, most_k, *, scale, window_size, enable_gqa):
+def varlen_on_a_cpu(q, k, v, queries, keys, longest, scale):
     """Do what the kernel of GPUs does: every query sees the keys up to its place from the end."""
-    assert window_size == (-1, 0) and enable_gqa and q.dim() == 3
-    assert queries.dtype == keys.dtype == torch.int32
+    assert q.dim() == 3 and queries.dtype == keys.dtype == torch.int32
+    most_q, most_k = longest
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     found = []
     for a, b, c, d in zip(queries, queries[1:], keys, keys[1:]):
@@ -110,9 +118,7 @@ def varlen_on_a_cpu(q, k, v, queries, keys, most_q, most_k, *, scale, window_siz
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed, way, monkeypatch):
-    from torch.nn.attention import varlen
-
-    monkeypatch.setattr(varlen, "varlen_attn", varlen_on_a_cpu)
+    monkeypatch.setattr(attention, "varlen", varlen_on_a_cpu)
     torch.manual_seed(0)
     config = FAMILIES[family]()
     for name in vars(config):
@@ -128,7 +134,7 @@ def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed, way, m
     slope = gradients(plain, expected, weights)
     if recomputed:
         plain.train()
-        plain.activation_checkpointing_enable({"use_reentrant": False})
+        recompute(plain)
     scorer = PackedLM(plain, attend=getattr(attention, way).of)
     if (way, family) == ("Varlen", "soft caps"):
         with pytest.raises(PolicyError, match="attention scores are capped"):
@@ -280,3 +286,46 @@ def test_the_gradient_of_a_half_precision_head_is_summed_in_float32():
         errors.append(float((slopes.double() - exact.grad).norm() / exact.grad.norm()))
     # Summing 512 chunks loses nothing against one product of all.
     assert errors[0] < 2 * errors[1] + 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own ways
+def test_compiled_layers_score_alike_and_are_compiled_once_for_all_lengths():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    config = FAMILIES["grouped heads"]()
+    plain = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for p in plain.parameters():
+        p.data.normal_(0, 0.3 if p.dim() > 1 else 0.1)
+    pairs = tokens(6)
+    scorer = PackedLM(plain.eval(), 10**6)
+    weights = torch.linspace(-1, 1, 6).view(2, 3)
+    found = []
+    for number in range(2):
+        each = []
+        for rows in ([3, 0, 4], [1, 2, 5], [0, 1, 2]):
+            logps = scorer(pairs, np.array(rows))
+            each += [logps.detach(), gradients(plain, logps, weights)]
+        found.append(each)
+        if not number:
+            # Code for processors would take a minute to make; what is compiled is the same.
+            compile_scorer(scorer, pairs, "eager")
+            for _ in range(2):
+                (scorer(pairs, np.arange(3)) * weights).sum().backward()
+            before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert before and torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+    for expected, compiled in zip(*found):
+        assert float((expected - compiled).norm() / expected.norm()) < 1e-5
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch):
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]()).eval()
+    scorer = PackedLM(model, 10**6)
+
+    def broken(*_, **__):
+        raise RuntimeError("no compiler is there")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **_: setattr(
+        layer, "_compiled_call_impl", broken
+    ))  # fmt: skip
+    with pytest.raises(EnvironmentFault, match="cannot compile the model here: .*no compiler is"):
+        compile_scorer(scorer, tokens(2))

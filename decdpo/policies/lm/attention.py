@@ -11,9 +11,7 @@ has made of the row:
                in half precision
 """
 
-import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,7 +87,7 @@ def ways(device: torch.device, dtype: torch.dtype) -> list[Way]:
     if device.type == "cpu":
         return [Masked.of]
     half = dtype in (torch.bfloat16, torch.float16)
-    return [Varlen.of, MaskedRow.of] if half and Varlen.is_there() else [MaskedRow.of]
+    return [Varlen.of, MaskedRow.of] if half else [MaskedRow.of]
 
 
 class Masked:
@@ -106,6 +104,7 @@ class Masked:
         """Make the masks of a row."""
         return cls([(slice(s.begin, s.end), s.mask(dtype, device)) for s in row.segments])
 
+    @torch.compiler.disable  # A row of another number of segments would be compiled anew.
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, softcap: float | None
     ) -> Tensor:
@@ -154,15 +153,6 @@ class Varlen:
         self._queries, self._keys, self._gather = queries, keys, gather
         self._longest = longest
 
-    @staticmethod
-    def is_there() -> bool:
-        """Say whether this torch has the kernel."""
-        try:
-            import torch.nn.attention.varlen  # noqa: F401
-        except ImportError:
-            return False
-        return True
-
     @classmethod
     def of(cls, row: PackedPairs, dtype: torch.dtype, device: torch.device) -> "Varlen":
         """Find the sequences of a row."""
@@ -192,24 +182,31 @@ class Varlen:
 
         Raises ``NotImplementedError`` for capped scores, which the kernel does not know.
         """
-        from torch.nn.attention.varlen import varlen_attn
-
         if softcap is not None:
             raise NotImplementedError("attention scores are capped")
-        kernel: Any = varlen_attn
         k, v = (x[0].transpose(0, 1)[self._gather] for x in (k, v))
-        out: Tensor = kernel(
-            q[0].transpose(0, 1).contiguous(), k, v, self._queries, self._keys, *self._longest,
-            scale=scaling, window_size=(-1, 0), **_grouped(kernel),
-        )  # fmt: skip
-        return out[None]
+        q = q[0].transpose(0, 1).contiguous()
+        return varlen(q, k, v, self._queries, self._keys, self._longest, scaling)[None]
 
 
-@lru_cache
-def _grouped(kernel: Callable[..., Any]) -> dict[str, bool]:
-    """Return what allows one key for several heads, where a kernel's version asks for it."""
-    known = "enable_gqa" in inspect.signature(kernel).parameters
-    return {"enable_gqa": True} if known else {}
+def varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    longest: tuple[int, int],
+    scaling: float | None,
+) -> Tensor:
+    """Return (T, heads, D): causal attention within sequences, aligned at their ends.
+
+    q : (T, heads, D). k, v : (K, groups, D). queries, keys, longest : see ``Varlen``.
+    """
+    # What torch.nn.attention.varlen_attn calls, whose wrapping takes a millisecond a layer.
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, queries, keys, *longest, 0.0, True, False, scale=scaling
+    )[0]
+    return out
 
 
 def _repeated(q: Tensor, x: Tensor) -> Tensor:
