@@ -2,6 +2,7 @@
 
 import os
 import socket
+from typing import Any
 
 import torch
 
@@ -55,7 +56,8 @@ def take_gpu(device: str) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # torch would then also write NaN into all new memory, as a check, in thousands of operations.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False
     # MPI looks for GPU memory on the current device.
     torch.cuda.set_device(device)
 
