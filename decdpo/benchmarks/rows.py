@@ -29,6 +29,10 @@ class TwoRows:
         """Return the pairs ``rows`` (B,) as one part."""
         return [rows]
 
+    def scored(self, tokens: TokenizedPairs, rows: np.ndarray) -> Tensor:
+        """Return what a call does: such a model has no head beside the usual one."""
+        return self(tokens, rows)
+
     def __call__(self, tokens: TokenizedPairs, rows: np.ndarray) -> Tensor:
         """Return (2, B) float32 log-probabilities (nats) of chosen and rejected answers."""
         pairs = [tokens.parts(int(row)) for row in rows]
