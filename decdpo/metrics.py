@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from decdpo.account import Account, could, round_work
 from decdpo.dashboard import FOLDER, Dashboard
 from decdpo.divergence import Divergence
 from decdpo.evaluation import (
@@ -25,9 +26,7 @@ from decdpo.evaluation import (
 )
 from decdpo.interference import Interference, relative
 from decdpo.params.flat import FlatParams
-from decdpo.policies.causal_lm import CausalLM
-from decdpo.policies.lm.packed import PackedLM
-from decdpo.policies.lm.work import Sizes, Work, known_peak, peak_memory, step_work
+from decdpo.policies.lm.work import Work, peak_memory
 from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
 from decdpo.records import Writer, keep_until, read_records
@@ -98,6 +97,7 @@ class Metrics:
         self._computed = 0.0
         self._measured = 0.0
         self._work = Work()
+        self.account = Account()
         self._clock = perf_counter()
         if is_root:
             # The record of round 0 is written anew by whoever begins there.
@@ -140,7 +140,9 @@ class Metrics:
         """
         done = round + 1
         self._computed += seconds
-        self._work += _trained(run, round)
+        work = round_work(run, round)
+        self._work += work
+        self.account.add(run, work)
         last = done == run.num_rounds
         if done % self.every == 0 or last:
             began = perf_counter()
@@ -332,11 +334,9 @@ class Metrics:
         that it computed (0 where that is unknown), seconds.
         """
         work, self._work = self._work, Work()
-        policy = run.objective.policy if work.flops else None
-        peak = known_peak(policy.device, policy.dtype) if isinstance(policy, CausalLM) else None
-        could = 0.0 if peak is None else peak * self._computed
+        possible = could(run, work, self._computed)
         measured, self._measured = self._measured, 0.0
-        return np.array((work.pairs, work.logical, work.physical, work.flops, could, measured))
+        return np.array((work.pairs, work.logical, work.physical, work.flops, possible, measured))
 
     def _waited(self, run: Run) -> dict[int, float]:
         """Return the seconds this process waited for each remote agent since the last record."""
@@ -369,22 +369,6 @@ class Metrics:
         if total.size > 6:
             record["ages"] = [int(count) for count in total[6:]]
         return record
-
-
-def _trained(run: Run, round: int) -> Work:
-    """Return the work of this process's local steps of ``round``."""
-    # An agent that takes no part in a round has the statistics of no pairs.
-    busy = [agent for agent in run.agents if agent.stats.count]
-    policy = run.objective.policy if busy else None
-    if not isinstance(policy, CausalLM):
-        return Work(sum(agent.stats.count for agent in busy))
-    sizes, shared = Sizes.of(policy.scorer.module), isinstance(policy.scorer, PackedLM)
-    total = Work()
-    for agent in busy:
-        for h in range(run.local_steps):
-            rows = agent.sampler.rows(round * run.local_steps + h, run.batch_size)
-            total += step_work(sizes, agent.data.tokens, rows, shared=shared)
-    return total
 
 
 def _pace(total: np.ndarray, seconds: float) -> dict[str, Any]:

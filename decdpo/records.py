@@ -11,6 +11,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     checksum.
     """
     return [line.record for line in _lines(path)]
+
+
+def last_round(path: Path) -> int:
+    """Return the round of the last record that can be read, 0 without one."""
+    last = 0
+    with suppress(DataError):
+        for line in _lines(path):
+            last = line.mark.round
+    return last
 
 
 def keep_until(path: Path, last_round: int, mark: Mark | None = None) -> None:

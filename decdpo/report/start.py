@@ -42,14 +42,23 @@ def block(facts: Facts) -> list[str]:
 def warnings(facts: Facts) -> list[str]:
     """Return what is doubtful: shared cores, unused GPUs, emulated bfloat16, messages."""
     found = []
-    hosts: dict[str, list[Facts]] = {}
-    for process in facts["processes"]:
-        hosts.setdefault(process["host"], []).append(process)
-    for host, group in hosts.items():
+    for host, group in _by_host(facts).items():
         found += _shared_cores(host, group)
         found += _unused_gpus(host, group, facts)
         found += _slow_bfloat16(host, group, facts)
     return [*found, *facts.get("doubts", [])]
+
+
+def shared_cores(facts: Facts) -> list[str]:
+    """Return of each host on which ranks share cores that they do."""
+    return [line for host, group in _by_host(facts).items() for line in _shared_cores(host, group)]
+
+
+def _by_host(facts: Facts) -> dict[str, list[Facts]]:
+    hosts: dict[str, list[Facts]] = {}
+    for process in facts["processes"]:
+        hosts.setdefault(process["host"], []).append(process)
+    return hosts
 
 
 def _shared_cores(host: str, group: Sequence[Facts]) -> list[str]:

@@ -30,7 +30,10 @@ from decdpo.trace import ChromeTrace
 
 @dataclass
 class Experiment:
-    """A configuration with its objects, on this process; the loop's ``Run`` is made from it."""
+    """A configuration with its objects, on this process; the loop's ``Run`` is made from it.
+
+    redone : rounds that an earlier start had recorded after the checkpoint; the root knows.
+    """
 
     config: Config
     out: Path
@@ -43,6 +46,7 @@ class Experiment:
     store: CheckpointStore
     trace: ChromeTrace | None = None
     progress: str = "auto"
+    redone: int = 0
 
     @property
     def schedule(self) -> Schedule:

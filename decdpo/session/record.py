@@ -142,6 +142,13 @@ def record_start(out: Path, facts: Mapping[str, Any]) -> None:
         path.write_text(json.dumps({**facts, "starts": starts}, indent=1) + "\n", encoding="utf-8")
 
 
+def record_end(out: Path, end: Mapping[str, Any]) -> None:
+    """Add to ``run.json`` what the newest start has come to."""
+    _, content = read_record(out)
+    with replacing(out / "run.json", mode=0o644) as path:
+        path.write_text(json.dumps({**content, "end": end}, indent=1) + "\n", encoding="utf-8")
+
+
 def _start(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of one start when the run is started again: little, for long chains."""
     keys = ("command", "folder", "started", "first_round", "processes", "versions", *JOB)

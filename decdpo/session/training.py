@@ -4,7 +4,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from decdpo.errors import DecdpoError
 from decdpo.evaluation import require_gradient
 from decdpo.files import naming, replacing
 from decdpo.metrics import RECORDS, Metrics
-from decdpo.records import Mark, keep_until
+from decdpo.records import Mark, keep_until, last_round
 from decdpo.report.curves import plot_run, read_metrics
-from decdpo.report.start import block, warnings
+from decdpo.report.end_table import end_table
+from decdpo.report.start import block, shared_cores, warnings
 from decdpo.report.summary import summarize
 from decdpo.session.endings import watching
 from decdpo.session.experiment import Experiment
 from decdpo.session.job import Job
-from decdpo.session.record import batch_job, record_start, versions
+from decdpo.session.record import batch_job, record_end, record_start, versions
 from decdpo.session.saving import Checkpoints, job_end
 from decdpo.session.start import start_facts
 from decdpo.train import Ending, train
@@ -47,13 +48,15 @@ def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
     if world.is_root:
         with replacing(out / "config.toml", mode=0o644) as path:
             path.write_text(config.to_toml(), encoding="utf-8")
-    nbytes = _write_facts(job, experiment, next_round)["checkpoint"]["bytes"]
+    start = _write_facts(job, experiment, next_round)
     with naming("the run cannot go on", out, SAVED):
-        return _train(job, experiment, next_round, nbytes)
+        return _train(job, experiment, next_round, start)
 
 
-def _train(job: Job, experiment: Experiment, next_round: int, nbytes: int) -> Ending:
-    """Run the loop, and leave the run's page behind. Collective. nbytes : of a checkpoint."""
+def _train(
+    job: Job, experiment: Experiment, next_round: int, start: Mapping[str, Any]
+) -> Ending:
+    """Run the loop, and leave the run's page behind. Collective. start : of ``start_facts``."""
     config, world, out = experiment.config, experiment.world, experiment.out
     store = Checkpoints(
         experiment.store,
@@ -62,7 +65,7 @@ def _train(job: Job, experiment: Experiment, next_round: int, nbytes: int) -> En
         out,
         config.run.rounds,
         end=job_end(os.environ),
-        nbytes=nbytes,
+        nbytes=start["checkpoint"]["bytes"],
         say=job.say,
     )
     run = build.make_run(
@@ -81,21 +84,36 @@ def _train(job: Job, experiment: Experiment, next_round: int, nbytes: int) -> En
     with watching(job, world, out, experiment.store):
         try:
             ending = train(run)
+            end = run.monitor.account.close(run, experiment.redone)
         except Diverged:
             # Its page shows how.
             _leave_page(job, experiment)
             raise
         finally:
             run.monitor.close()
-    _leave_page(job, experiment)
+    _leave_page(job, experiment, _say_end(job, experiment, end, shared_cores(start)))
     return ending
 
 
-def _leave_page(job: Job, experiment: Experiment) -> None:
+def _say_end(
+    job: Job, experiment: Experiment, end: Mapping[str, Any], cores: Sequence[str]
+) -> list[str]:
+    """Say where the time went, keep it in run.json, and return the lines; none without a round."""
+    if not end["rounds"]:
+        return []
+    table = end_table(end, cores)
+    job.say("\n  ".join(table))
+    if job.is_root:
+        with naming("cannot write the end of the run", experiment.out, SAVED):
+            record_end(experiment.out, {**end, "table": table})
+    return table
+
+
+def _leave_page(job: Job, experiment: Experiment, end: Sequence[str] = ()) -> None:
     if experiment.world.is_root:
         with naming("cannot write the page of the run", experiment.out, SAVED):
             agents = experiment.world.num_agents
-            write_page(experiment.out, experiment.config, agents, job.say)
+            write_page(experiment.out, experiment.config, agents, job.say, end)
 
 
 def restore_records(job: Job, experiment: Experiment, done: int) -> None:
@@ -112,13 +130,19 @@ def restore_records(job: Job, experiment: Experiment, done: int) -> None:
             return
         if mark is not None and mark.round and not path.exists():
             job.say(f"{path} is missing: the records begin anew after round {done}")
+        experiment.redone = max(last_round(path) - done, 0) if path.exists() else 0
         keep_until(path, done, mark)
 
     job.together(restore)
 
 
-def write_page(out: Path, config: Config, agents: int, say: Callable[[str], None]) -> None:
-    """Write ``summary.txt`` and ``curves.png`` from the metrics of the run folder ``out``."""
+def write_page(
+    out: Path, config: Config, agents: int, say: Callable[[str], None], end: Sequence[str] = ()
+) -> None:
+    """Write ``summary.txt`` and ``curves.png`` from the metrics of the run folder ``out``.
+
+    end : the lines of ``report.end_table``, which stand last in ``summary.txt``.
+    """
     records = read_metrics(out / "metrics.jsonl")
     algorithm = config.algorithm.kind
     graph = f" on {config.graph}" if config.graph else ""
@@ -128,7 +152,8 @@ def write_page(out: Path, config: Config, agents: int, say: Callable[[str], None
         "data": config.data.shards,
         "rounds": f"{records[-1]['round'] if records else 0} of {config.run.rounds}",
     }
-    (out / "summary.txt").write_text(summarize(records, facts, title), encoding="utf-8")
+    text = summarize(records, facts, title) + "".join(f"{line}\n" for line in ("", *end) if end)
+    (out / "summary.txt").write_text(text, encoding="utf-8")
     try:
         plot_run(records, out / "curves.png", title)
     except DecdpoError as fault:
