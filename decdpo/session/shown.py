@@ -29,6 +29,9 @@ MOST_DIGESTED = 256 << 20
 MOST_LISTED = 64
 """Agents whose digests are listed."""
 
+CHANGES = ("lost", "adopted", "joined")
+"""Keys of an event in run.json that list agents."""
+
 LOOKED_AT = 64
 """Rounds of a graph that changes of which the links are drawn."""
 
@@ -41,7 +44,8 @@ def shown(name: str, facts: RunFacts, config: Config) -> Shown:
     out = facts.folder
     _, record = read_record(out)
     toml = config.to_toml()
-    links, no_links = _links(config, facts)
+    agents = max(len(r["heldout/accuracy_by_agent"]) for r in facts.records)
+    links, no_links = _links(config, facts, agents)
     prediction, no_prediction = _prediction(config, facts)
     digest, agent_digests, saved = _digest(out, str(record.get("id", "")))
     return Shown(
@@ -61,18 +65,36 @@ def shown(name: str, facts: RunFacts, config: Config) -> Shown:
         digest=digest,
         agent_digests=agent_digests,
         saved=saved,
-        agent_names=_names(config, facts.agents),
+        agent_names=_names(config, agents),
     )
 
 
 def _events(record: Mapping[str, Any]) -> list[Event]:
-    """Return the restarts that run.json lists."""
+    """Return the restarts and the changes of the agents that run.json lists, by round."""
     found = []
     for start in list(record.get("starts") or [])[1:]:
         hosts = ", ".join(map(str, start.get("hosts", ())))
         processes = start.get("processes", "?")
         where = f"on {processes} process{'' if processes == 1 else 'es'} ({hosts})"
         found.append(Event(int(start["first_round"]), "restart", f"{start['started']}, {where}"))
+    for event in record.get("events") or []:
+        found += _changes(event)
+    return sorted(found, key=lambda event: event.round)
+
+
+def _changes(event: Mapping[str, Any]) -> list[Event]:
+    """Return what an event of run.json is: agents lost, adopted, or come anew."""
+    found = []
+    for kind in CHANGES:
+        agents = tuple(int(agent) for agent in event.get(kind) or ())
+        if agents:
+            said = [f"agent{'s' * (len(agents) > 1)} {', '.join(map(str, agents))}"]
+            for key, text in (("left", "{:,} go on"), ("recovery_ms", "after {:.1f} ms"),
+                              ("gap", "spectral gap {:.3g}"), ("when", "{}")):  # fmt: skip
+                if event.get(key) is not None:
+                    said.append(text.format(event[key]))
+            gone = agents if kind == "lost" else ()
+            found.append(Event(int(event["round"]), kind, ", ".join(said), gone))
     return found
 
 
@@ -85,7 +107,7 @@ def _names(config: Config, agents: int) -> Sequence[str]:
     return names if len(names) == agents else ()
 
 
-def _links(config: Config, facts: RunFacts) -> tuple[Links | None, str]:
+def _links(config: Config, facts: RunFacts, agents: int) -> tuple[Links | None, str]:
     """Return who sends to whom, or why there is nothing to draw."""
     if config.topology is None:
         kind = config.algorithm.kind
@@ -93,7 +115,7 @@ def _links(config: Config, facts: RunFacts) -> tuple[Links | None, str]:
             return None, f"{kind}: nothing is sent"
         return None, f"{kind}: all messages go to agent 0, the server, and back"
     try:
-        schedule = build.make_topology(config, [1] * facts.agents)
+        schedule = build.make_topology(config, [1] * agents)
     except DecdpoError as fault:
         return None, f"the graph is not drawn: {fault.what}"
     last = facts.records[-1]
@@ -101,8 +123,8 @@ def _links(config: Config, facts: RunFacts) -> tuple[Links | None, str]:
     varies = config.topology.graph in TIME_VARYING
     rounds = max(min(done, LOOKED_AT), 1) if varies else 1
     size = last["bytes"] / last["messages"] if last["messages"] else 0.0
-    pairs = _pairs(schedule, facts.agents, rounds)
-    return Links(config.topology.graph, facts.agents, pairs, size, done), ""
+    pairs = _pairs(schedule, agents, rounds)
+    return Links(config.topology.graph, agents, pairs, size, done), ""
 
 
 def _pairs(schedule: Schedule, agents: int, rounds: int) -> dict[tuple[int, int], float]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -12,10 +13,14 @@ import pytest
 from browser import Browser, find_browser
 
 from decdpo.cli import main
+from decdpo.commands.report import read_run
 from decdpo.data.synthetic import Choices, synthesize
 from decdpo.report.compare import RunFacts
+from decdpo.report.page.charts import numbers
 from decdpo.report.page.html import page
 from decdpo.report.page.model import Event, Links, Shown
+from decdpo.session.record import read_config
+from decdpo.session.shown import shown
 from decdpo.theory.consensus import predict
 from decdpo.timing import PARTS
 
@@ -128,6 +133,30 @@ def test_runs_without_marks_and_parts_have_a_page_as_well():
     text = page([run], "now")
     assert "do not say where the time went" in text and "rewards were not recorded" in text
     assert ">interference</h3>" in text and "<td>lost</td>" in text
+
+
+def test_lost_agents_are_marked_and_the_others_keep_their_curves(runs, tmp_path):
+    folder = tmp_path / "lossy"
+    shutil.copytree(runs / "one", folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in lines:
+        del record["system"]["crc"]
+        record["heldout/accuracy_by_agent"] = [0.1, 0.2, 0.3, 0.4]
+    for record in lines[4:]:
+        del record["heldout/accuracy_by_agent"][1]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    content = json.loads((folder / "run.json").read_text())
+    lost = {"round": 4, "lost": [1], "left": 3, "recovery_ms": 12.34, "gap": 0.25, "when": "noon"}
+    content["events"] = [lost, {"round": 5, "adopted": [1, 2], "lost": []}]
+    (folder / "run.json").write_text(json.dumps(content))
+    run = shown("lossy", read_run(folder), read_config(folder, []))
+    assert [(e.round, e.kind) for e in run.events] == [(4, "lost"), (5, "adopted")]
+    assert run.events[0].text == "agent 1, 3 go on, after 12.3 ms, spectral gap 0.25, noon"
+    drawn = numbers(run, [])
+    assert drawn["agents"][1] == [0.2] * 4 + [None] * 3 and drawn["agents"][3] == [0.4] * 7
+    assert drawn["events"][0][:2] == [4, "L"]
+    text = page([run], "now")
+    assert "lost after round 4" in text and "agent n0 gone" in text
 
 
 def test_an_unknown_kind_of_page_is_refused(runs, capsys):

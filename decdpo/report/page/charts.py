@@ -80,6 +80,13 @@ AGREEMENT = (
         note="of the agents' models to their average; the theory's curves are what the spectral "
         "gap leaves of pushes like the first round's",
     ),
+    Chart(
+        "interference", "Interference of factors mixed apart", "relative to the mixed product",
+        (("lora/interference", "missed by mixing factors"), ("lora/floor", "by any of that rank")),
+        log=True,
+        note="what mixing the factors of adapters apart misses of the mixed product, in a round, "
+        "and the least that any adapter of the same rank would miss",
+    ),
 )  # fmt: skip
 
 SPEED = (
@@ -172,9 +179,11 @@ def _pace(records: Sequence[Mapping[str, Any]], kept: Sequence[int]) -> Iterator
 
 def _agents(run: Shown, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the held-out accuracy of the agents: their quantiles, and the curve of each of few."""
-    found = [[_number(v) for v in r["heldout/accuracy_by_agent"]] for r in records]
-    width = max(map(len, found))
-    table = np.array([row + [None] * (width - len(row)) for row in found], dtype=float)
+    width = run.agents
+    table = np.full((len(records), width), np.nan)
+    for row, record in zip(table, records, strict=True):
+        found = np.array(record["heldout/accuracy_by_agent"], dtype=float)
+        row[run.left(record)] = found
     if not np.isfinite(table).any():
         return {}
     some = np.isfinite(table).any(axis=1)

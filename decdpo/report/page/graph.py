@@ -151,11 +151,14 @@ def _agent(
 ) -> str:
     name = run.agent_names[agent] if agent < len(run.agent_names) else ""
     title = f"agent {agent} {name}".strip() + f": others waited {seconds:,.3g} s for it"
+    lost = next((e.round for e in run.events if agent in e.agents), None)
+    gone = "" if lost is None else " gone"
+    title += "" if lost is None else f", lost after round {lost}"
     label = ""
     if radius >= 7:
         label = f'<text x="{x:.1f}" y="{y:.1f}" font-size="{radius:.1f}">{agent}</text>'
     return (
-        f'<g class="agent n{_level(seconds, most)}"><title>{escape(title)}</title>'
+        f'<g class="agent n{_level(seconds, most)}{gone}"><title>{escape(title)}</title>'
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>{label}</g>'
     )
 

@@ -136,7 +136,7 @@ def _agents(runs: Sequence[Shown], data: Sequence[dict[str, object]]) -> str:
     if not any("spread" in run for run in data):
         return ""
     small = ""
-    if all(run.facts.agents <= MOST_SINGLE for run in runs):
+    if all(run.agents <= MOST_SINGLE for run in runs):
         small = (
             '<h3>Held-out accuracy by agent</h3><div id="multiples"></div>'
             '<p class="note">All have the same axes, <span id="axes">of one scale</span>; numbers '

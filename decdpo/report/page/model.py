@@ -9,11 +9,15 @@ from decdpo.report.compare import RunFacts
 
 @dataclass(frozen=True)
 class Event:
-    """What befell a run after ``round`` rounds. kind : "restart", "lost", "adopted", ..."""
+    """What befell a run after ``round`` rounds. kind : "restart", "lost", "adopted", ...
+
+    agents : those that were lost, of a loss.
+    """
 
     round: int
     kind: str
     text: str
+    agents: tuple[int, ...] = ()
 
     @property
     def sign(self) -> str:
@@ -65,6 +69,18 @@ class Shown:
     agent_digests: Sequence[str] = ()
     saved: int | None = None
     agent_names: Sequence[str] = field(default=())
+
+    @property
+    def agents(self) -> int:
+        """The agents that took part when there were most of them."""
+        return max(len(record["heldout/accuracy_by_agent"]) for record in self.records)
+
+    def left(self, record: Mapping[str, Any]) -> list[int]:
+        """Return the agents that a record has a value of, in its order."""
+        count = len(record["heldout/accuracy_by_agent"])
+        lost = {i for e in self.events if e.round <= record["round"] for i in e.agents}
+        left = [i for i in range(self.agents) if i not in lost]
+        return left if len(left) == count else list(range(count))
 
     @property
     def records(self) -> Sequence[dict[str, Any]]:

@@ -111,9 +111,17 @@ def times(runs: Sequence[Shown]) -> str:
         found.append(
             f'<div class="card"><h3>{chip(k, run.name)}</h3><div class="bar">{bar}</div>'
             + table(head, rows, "figures narrow")
+            + "".join(f'<p class="note">{escape(line)}</p>' for line in _closing(run))
             + "</div>"
         )
     return f'<div class="grid">{"".join(found)}</div>'
+
+
+def _closing(run: Shown) -> list[str]:
+    """Return what the newest start said at its end of its rates, and the advice."""
+    lines = list(run.record.get("end", {}).get("table", ()))
+    rates = next((k for k, line in enumerate(lines) if line.startswith("other")), len(lines)) + 1
+    return [f"newest start: {lines[0]}", *lines[rates:]] if rates <= len(lines) else []
 
 
 def events(runs: Sequence[Shown]) -> str:
