@@ -110,6 +110,14 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             ),
         ),
         Command(
+            "submit",
+            "fill a job template in, check it against the plan, submit it",
+            (
+                "decdpo submit train run.toml --nodes 2 --time 4:00:00 --dry-run",
+                "decdpo submit chain run.toml --out runs/long --account project --partition gpu",
+            ),
+        ),
+        Command(
             "train",
             "train the agents of one experiment",
             (
@@ -141,6 +149,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "status",
             "say how runs stand: round, pace, time left, last checkpoint",
             ("decdpo status runs/ring", "decdpo status runs/* --json"),
+        ),
+        Command(
+            "bundle",
+            "pack what a support desk needs to know of a run",
+            ("decdpo bundle runs/ring", "decdpo bundle runs/ring --log decdpo-4711.out"),
         ),
         Command(
             "report",

@@ -15,7 +15,9 @@ measured    the models of an experiment that is not trained, one after another. 
             the pairs of shards with a reference before any run.
 start       what is known of a run before its first round. ``resuming`` says what a continued run
             does otherwise than before.
-plan        what a run will need, before there is one.
+plan        what a run will need, before there is one. ``jobscript`` fills a job template in and
+            compares what it asks for with that.
+bundle      what a support desk needs to know of a run.
 status      what the files of a run folder say of the run, at any moment.
 endings     what stops a run, what is finished first, and what is said of it. ``status`` says how a
             run stands, whoever trains it.
