@@ -70,5 +70,9 @@ class StallError(DecdpoError):
     exit_code = 75
 
 
+class PeerLost(StallError):
+    """A process that is lost: what it should have sent will not come."""
+
+
 STOPPED_EARLY = 85
 """Exit status of a run that stopped before its last round and can be resumed."""

@@ -99,6 +99,8 @@ class Metrics:
         self._work = Work()
         self.account = Account()
         self._clock = perf_counter()
+        self._path = path
+        self._events: list[Mapping[str, Any]] = []
         if is_root:
             # The record of round 0 is written anew by whoever begins there.
             keep_until(path, start_round or -1)
@@ -170,6 +172,21 @@ class Metrics:
             means = Stats(train, run.agents[0].stats.names).means()
             self._note(done, means, lengths, run.world.num_agents)
         return not self._look(done, last)
+
+    def changed(self, event: Mapping[str, Any], run: Run) -> None:
+        """Take note that agents were lost or have come; ``event`` is part of the next record.
+
+        If this process is now the one that writes, it goes on with the file.
+        """
+        self._events.append(event)
+        self._sent = None
+        self.rho = run.schedule.rho
+        if run.world.is_root and self._file is None:
+            keep_until(self._path, self.last.get("round", -1))
+            self._file = Writer(self._path)
+            if self.last and self._file.mark.round < self.last["round"]:
+                self._file.write(self.last)
+            self.progress.speak()
 
     def working(self, what: str) -> Any:
         """Return a context in which ``what`` is done, which is said if it takes long."""
@@ -288,6 +305,8 @@ class Metrics:
         record["system"] |= _pace(sums[7], record["system"]["elapsed_seconds"])
         record["system"]["parts"] = spread([place["parts"] for place in places.values()])
         record["system"]["peak_memory_bytes"] = max(place["memory"] for place in places.values())
+        if self._events:
+            record["system"]["events"], self._events = self._events, []
         return record
 
     def _missed(self, run: Run) -> dict[int, np.ndarray]:
@@ -309,7 +328,10 @@ class Metrics:
     def _traffic(self, run: Run, done: int) -> tuple[int, int]:
         """Return the messages and bytes that the local agents have sent in ``done`` rounds."""
         if self._sent is None:
-            self._sent = Sent(run.exchange, run.schedule, run.world.local_agents)
+            agents = run.world.local_agents
+            if run.world.is_root and run.recovery is not None:
+                agents = (*agents, *run.recovery.absent(run))
+            self._sent = Sent(run.exchange, run.schedule, agents)
         return self._sent.until(done)
 
     def _spent(self, run: Run) -> np.ndarray:

@@ -91,6 +91,7 @@ class Progress:
         stream: TextIO | None = None,
     ) -> None:
         self._stream = stream or sys.stderr
+        self._mode = mode
         self._enabled = enabled and mode != "none"
         self._terminal = terminal_of(self._stream) if self._enabled else None
         drawable = self._terminal is not None and os.environ.get("TERM") != "dumb"
@@ -123,6 +124,10 @@ class Progress:
             self._draw(_fitting(texts, done / self._last, self._width()))
         else:
             self._print(texts[0])
+
+    def speak(self) -> None:
+        """Let this process speak from now on, in the place of one that is lost: lines, no bar."""
+        self._enabled = self._mode != "none"
 
     def working(self, what: str) -> Any:
         """Return a context in which ``what`` is done, which is said if it takes long."""

@@ -19,7 +19,7 @@ A process that only measures or exports (``session.measured``) holds x once for 
 and the mean.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -73,6 +73,10 @@ class Monitor(Protocol):
 
         last : whether the run would end here. Raises if it has gone wrong for good.
         """
+        ...
+
+    def changed(self, event: Mapping[str, Any], run: "Run") -> None:
+        """Take note that agents were lost or have come; ``event`` is part of the next record."""
         ...
 
     def working(self, what: str) -> AbstractContextManager[object]:
@@ -147,6 +151,30 @@ class MeasuredState:
     running: Tensor | None
 
 
+class Recovery(Protocol):
+    """Accounts for agents that are lost; every process does the same."""
+
+    def between(self, run: "Run", t: int) -> None:
+        """Let round ``t`` begin among those that are left. Collective."""
+        ...
+
+    def redo(self, run: "Run", t: int) -> None:
+        """Give round ``t``, which has begun, its new rows, for it to be collected again."""
+        ...
+
+    def absent(self, run: "Run") -> tuple[int, ...]:
+        """Return the agents that took part and do not any more, ascending."""
+        ...
+
+    def mixes(self, run: "Run") -> bool:
+        """Say whether the round in which agents were lost is mixed."""
+        ...
+
+    def after(self, run: "Run", t: int) -> None:
+        """Rebuild what the losses of round ``t`` have broken, once it is mixed. Collective."""
+        ...
+
+
 @dataclass
 class Run:
     """Everything the loop needs; ``decdpo.build`` makes it.
@@ -171,3 +199,4 @@ class Run:
     trace: Trace | None = None
     watch: Callable[[int, int, Inbox], Inbox] | None = None
     parts: Parts = field(default_factory=Parts)
+    recovery: Recovery | None = None

@@ -35,6 +35,8 @@ def train(run: Run) -> Ending:
     with span(run, "measure", run.next_round):
         run.monitor.begin(run)
     for t in range(run.next_round, run.num_rounds):
+        if run.recovery is not None:
+            run.recovery.between(run, t)
         mixing = run.schedule.mixing(t)
         if run.overlap:
             start(run, t, mixing)
@@ -146,14 +148,25 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
 
 
 def finish(run: Run, t: int) -> None:
-    """Collect round ``t``, agree on it, and fold what the neighbours sent into every state."""
-    if run.exchange is not None:
-        run.world.commit(t, run.exchange.collect(t))
+    """Collect round ``t``, agree on it, and fold what the neighbours sent into every state.
+
+    If agents are lost, the round is collected again among those that are left, as often as need be.
+    """
+    if run.exchange is None:
+        return
+    recovery, before = run.recovery, run.world.members
+    while (now := run.world.commit(t, run.exchange.collect(t))) is not before:
+        assert recovery is not None
+        recovery.redo(run, t)
+        before = now
+    if recovery is None or recovery.mixes(run):
         for agent in run.agents:
             inbox = run.exchange.inbox(agent.id, t)
             if run.watch is not None:
                 inbox = run.watch(t, agent.id, inbox)
             run.algorithm.mix(agent.state, inbox)
+    if recovery is not None:
+        recovery.after(run, t)
 
 
 def check_gradients(agents: list[Agent], batches: list[Batch], extremes: list[Tensor]) -> None:

@@ -86,3 +86,11 @@ class Algorithm(Protocol[S]):
     def mix(self, state: S, inbox: Inbox) -> None:
         """Fold what the neighbours sent into the state, in place."""
         ...
+
+    def restart(self, state: S, rounds: int, mean: Tensor | None) -> None:
+        """Begin the conserved sums anew, after ``rounds`` rounds, when agents are lost or come.
+
+        Called on all agents that are left, only where ``needs.on_loss`` is "restarts". mean : (M,)
+        of their models, where ``needs.fixed_weights``; None elsewhere.
+        """
+        ...

@@ -70,3 +70,6 @@ class Centralized:
         (message,) = inbox.messages
         state.grad[: self.num_shared].copy_(message.body)
         self.optimizer.step(state.x, state.optim, state.grad, state.lr)
+
+    def restart(self, state: CentralizedState, rounds: int, mean: Tensor | None) -> None:
+        """Do nothing: a loss is refused."""

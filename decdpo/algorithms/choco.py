@@ -18,6 +18,13 @@ would hold yesterday's. All agents begin at one model x_0, which they know of ea
 xhat_i = x_0 and s_i = 0; the source has xhat_i = 0. With ``overlap = true`` the message (2) leaves
 before the local steps (1), as DSGD's does; (3) to (5) stay.
 
+When agents are lost, s_i was summed under weights that hold no more, and new neighbours do not know
+each other's public copies. The round of the loss is not mixed: its codes are dropped, its local
+steps stand. Then all that are left (a set L) agree on one public copy again, as at the start: the
+mean of their models, which is near each of them,
+
+    xhat_i <- 1/|L| sum_L x_j,    s_i <- 0,    i in L.                                   (6)
+
 sum_i x_i moves by the gradients alone, however lossy the code is, if W is doubly stochastic (the
 source also wants it symmetric). With the identity and gamma = 1 this is DSGD. A codec with
 contraction constant delta needs a gamma that shrinks with delta: differences must not be mixed
@@ -120,3 +127,10 @@ class Choco:
             codec.add(message.body, state.pull, round, message.weight)
         state.x[: self.num_shared].add_(state.pull, alpha=self.gamma)
         state.round += 1
+
+    def restart(self, state: ChocoState, rounds: int, mean: Tensor | None) -> None:
+        """xhat_i <- the mean of all models that are left, s_i <- 0, eq. (6)."""
+        assert mean is not None
+        state.public.copy_(mean)
+        state.pull.zero_()
+        state.round = rounds

@@ -72,3 +72,6 @@ class Dsgd:
     def mix(self, state: DsgdState, inbox: Inbox) -> None:
         """x_i <- x_i + sum_j w_ij (m_j - m_i)."""
         inbox.displace(state.x[: self.num_shared])
+
+    def restart(self, state: DsgdState, rounds: int, mean: Tensor | None) -> None:
+        """Do nothing: nothing is conserved but the mean of the models."""

@@ -14,6 +14,12 @@ the sum of all displacements so far. At a fixed point nothing is displaced, all 
 d_i = eta g_i, hence sum_i g_i = 0 as sum_i d_i = 0: the optimum of the mean objective, with a
 constant step and however unlike the agents are. We keep d, which costs the same memory as psi.
 
+When agents are lost, those that are left (a set L) have sum_L d_i = -sum of the lost d_i, and would
+go to a point with sum_L g_i = sum_L d_i / eta. After the round of the loss is mixed they begin
+again from where they are, as from x_0,
+
+    d_i <- 0,       i in L.                                                              (5)
+
 W must be symmetric, for the proofs need it, and agents that do not share the step size or rescale
 their gradients by their own history (Adam) or norm (clipping) would share another fixed point.
 Momentum v leaves it, as d_i = eta v_i then has v_i = g_i / (1 - momentum), and weight decay makes
@@ -95,3 +101,7 @@ class ExactDiffusion:
         state.drift.sub_(shared)
         inbox.displace(shared, 0.5)
         state.drift.add_(shared)
+
+    def restart(self, state: ExactDiffusionState, rounds: int, mean: Tensor | None) -> None:
+        """d_i <- 0, eq. (5)."""
+        state.drift.zero_()

@@ -16,6 +16,14 @@ adapts before it combines,
 (2) with (1) is DIGing; (2) with (3) is DSGT, whose own tracker y' has y = W y' and which reads
 x_t+1 = W (x_t - eta y'_t), y'_t = W y'_t-1 + g_t - g_t-1.
 
+When agents are lost the sum over those that are left, a set L, is not that of their gradients any
+more: they have given y to the lost ones and got others' in return. After the round of the loss is
+mixed, each one tracks its own gradient again,
+
+    y_i <- g_i,     i in L,                                                              (4)
+
+so that sum_L y_i = sum_L g_i, which (1) and (3) keep with the new weights.
+
 Either way sum_i y_i = sum_i g_i, by doubly stochastic W, which may change from round to round and
 need not be symmetric. One gradient per round: E = 1. The optimizer is given y_i in place of the
 gradient: momentum follows it and clipping shortens it, and neither moves the fixed point, where all
@@ -104,3 +112,7 @@ class GradientTracking:
         direction = state.grad.clone()
         direction[: self.num_shared] = state.y
         self.optimizer.step(state.x, state.optim, direction, state.lr)
+
+    def restart(self, state: TrackingState, rounds: int, mean: Tensor | None) -> None:
+        """y_i <- g_i, eq. (4)."""
+        state.y.copy_(state.grad[: self.num_shared])

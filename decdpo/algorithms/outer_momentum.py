@@ -93,3 +93,6 @@ class OuterMomentum:
         torch.sub(state.anchor, message.body, out=shared)
         self.outer.step(state.anchor, state.outer, shared, self.outer_lr)
         shared.copy_(state.anchor)
+
+    def restart(self, state: OuterState, rounds: int, mean: Tensor | None) -> None:
+        """Do nothing: all agents hold the same anchor and momentum."""

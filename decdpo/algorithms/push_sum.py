@@ -89,3 +89,6 @@ class PushSum:
         inbox.combine(mass)
         state.weight = float(mass[self.num_shared])
         torch.div(mass[: self.num_shared], state.weight, out=state.x[: self.num_shared])
+
+    def restart(self, state: PushSumState, rounds: int, mean: Tensor | None) -> None:
+        """Do nothing: n_i and w_i lose the same share."""

@@ -98,3 +98,6 @@ class QuasiGlobalMomentum:
             state.momentum.mul_(self.mu).add_(change, alpha=(1 - self.mu) / state.path)
         state.before.copy_(state.x)
         state.path = 0.0
+
+    def restart(self, state: QuasiGlobalState, rounds: int, mean: Tensor | None) -> None:
+        """Do nothing: a loss is refused."""

@@ -59,6 +59,10 @@ class Recalling:
         self.inner.mix(state, inbox)
         state.rounds_told += 1
 
+    def restart(self, state: Any, rounds: int, mean: Tensor | None) -> None:
+        """Restart as ``inner`` does."""
+        self.inner.restart(state, rounds, mean)
+
 
 def told_since(state: Any) -> dict[int, Tensor]:
     """Return the kept messages (M,) of a state by round, ascending."""

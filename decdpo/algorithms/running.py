@@ -64,6 +64,10 @@ class Running:
         self.inner.mix(state, inbox.without_last(TAIL))
         state.running.copy_(mixed(state.running, inbox))
 
+    def restart(self, state: Any, rounds: int, mean: Tensor | None) -> None:
+        """Restart as ``inner`` does."""
+        self.inner.restart(state, rounds, mean)
+
 
 def model_in_message(algorithm: Algorithm, num_shared: int) -> slice | None:
     """Return where in a message the shared parameters lie, None if it does not hold them."""

@@ -195,7 +195,8 @@ def make_ensemble(
 
     Opens no other agent's shard. Raises a ``DecdpoError`` naming what does not fit.
     """
-    schedule = make_topology(config, [e.num_train for e in index.agents[: world.num_agents]])
+    everybody = index.agents[: num_agents(config, index)]
+    schedule = make_topology(config, [entry.num_train for entry in everybody])
     shards = {i: index.open(i) for i in world.local_agents}
     _check_columns(config, shards)
     with Pace(say, sum(shard.num_pairs for shard in shards.values())) as pace:

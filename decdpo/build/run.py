@@ -17,6 +17,7 @@ from decdpo.measures import Measures, choose_measures
 from decdpo.metrics import RECORDS, Metrics
 from decdpo.progress import Progress
 from decdpo.records import keep_until
+from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run, Store
 
 
@@ -58,12 +59,15 @@ def make_run(
     out: Path,
     next_round: int,
     progress: str = "auto",
+    recovery: Recovery | None = None,
 ) -> Run:
     """Put the pieces of a run together; it continues after ``next_round`` rounds. Collective.
 
-    progress : how the run shows how far it is, of ``progress.MODES``.
+    progress : how the run shows how far it is, of ``progress.MODES``. recovery : accounts for lost
+    agents; None where none is lost, or may be.
     """
-    schedule, agents = ensemble.schedule, ensemble.agents
+    schedule = ensemble.schedule if recovery is None else recovery.schedule()
+    agents = ensemble.agents
     steps = config.algorithm.local_steps
     if isinstance(exchange, StaleExchange):
         rows = {a.id: schedule.mixing(next_round).row(a.id) for a in agents}
@@ -110,4 +114,5 @@ def make_run(
         store=store,
         next_round=next_round,
         watch=watch,
+        recovery=recovery,
     )

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,9 +121,14 @@ class Manifest:
         except Malformed as fault:
             raise Damaged(f"{path} is damaged: {fault}") from None
         held = sorted(agent for part in manifest.parts for agent in part.agents)
-        if len(held) != manifest.agents or held != list(range(len(held))):
+        if len(held) != manifest.agents or held != sorted(set(held)):
             raise Damaged(f"{path} is damaged: its parts do not hold every agent once")
         return manifest
+
+    @property
+    def held(self) -> list[int]:
+        """The agents that the parts hold, ascending; those lost before are not among them."""
+        return sorted(agent for part in self.parts for agent in part.agents)
 
 
 def _seal(content: Mapping[str, Any]) -> bytes:
@@ -208,6 +214,14 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.round != round_of(folder):
         raise Damaged(f"{folder} holds the checkpoint of round {manifest.round}")
     return manifest
+
+
+def newest_agents(folder: Path) -> list[int] | None:
+    """Return the agents of the newest checkpoint in ``folder`` that can be read, None for none."""
+    for path in reversed(committed(folder).values()):
+        with suppress(Damaged):
+            return read_manifest(path).held
+    return None
 
 
 def prepare(folder: Path) -> None:

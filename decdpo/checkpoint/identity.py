@@ -1,7 +1,7 @@
 """What must be the same for a run to be resumed from a checkpoint, and what may differ."""
 
 import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from decdpo.errors import CheckpointError, ConfigError
 class Identity:
     """The identity of a run as it is now, to be compared with the one that a checkpoint saved.
 
-    values : in words or digests by key. agents : how many. For the others see ``CheckpointStore``.
+    values : in words or digests by key. agents : their ids, ascending. For the others see
+    ``CheckpointStore``.
     """
 
     values: Mapping[str, str]
-    agents: int
+    agents: Sequence[int]
     lately: Collection[str]
     reasons: Mapping[str, Callable[[str, int], str]]
     read_only: bool
@@ -29,10 +30,10 @@ class Identity:
         allow : keys that may differ. Raises ``ConfigError`` for an unknown one.
         """
         saved, now = manifest.identity, self.values
-        if manifest.agents != self.agents:
+        if manifest.held != list(self.agents):
             raise CheckpointError(
                 f"{folder} is of another run\n"
-                f"  agents: saved {manifest.agents}, now {self.agents}",
+                f"  agents: saved {_named(manifest.held)}, now {_named(self.agents)}",
                 "take as many agents as were saved",
             )
         new = {key for key in self.lately if key in now and key not in saved}
@@ -69,3 +70,10 @@ class Identity:
         if key not in self.reasons or key not in manifest.identity:
             return ""
         return f" ({self.reasons[key](manifest.identity[key], manifest.round)})"
+
+
+def _named(agents: Sequence[int]) -> str:
+    """Return how many agents there are, and which where they are not 0 ... n-1."""
+    if list(agents) == list(range(len(agents))):
+        return str(len(agents))
+    return f"{len(agents)} (" + ", ".join(map(str, agents)) + ")"

@@ -90,10 +90,10 @@ class CheckpointStore:
         self._world = world
         self._config = config
         self._versions = dict(versions or {})
-        self._warn: Callable[[str], None] = warn if world.is_root else lambda line: None
+        self._warn: Callable[[str], None] = lambda line: warn(line) if world.is_root else None
         self._identity = Identity(
             values=dict(identity),
-            agents=world.num_agents,
+            agents=world.members.agents,
             lately=set(lately),
             reasons=dict(reasons or {}),
             read_only=read_only,
@@ -103,10 +103,6 @@ class CheckpointStore:
         self._retention = Retention(self.folder, keep, keep_every, self._foreign, self._warn)
         self._snapshot = Snapshot()
         world.require_same("what a checkpoint is of", json.dumps(dict(identity), sort_keys=True))
-        # Every process has at least one agent; its first one stands for the process.
-        self._head = world.local_agents[0]
-        heads = world.collect({agent: self._head for agent in world.local_agents})
-        self._heads = sorted(set(heads.values()))
         fault = None
         if world.is_root and not read_only:
             try:
@@ -117,8 +113,8 @@ class CheckpointStore:
         channel = None if read_only else world.side_channel()
         self._writer = Writer(
             self.folder,
-            part=self._heads.index(self._head),
-            is_root=world.is_root,
+            part=lambda: self._heads.index(self._head),
+            is_root=lambda: world.is_root,
             agree=self._tell if channel is None else channel.outcomes,
             background=channel is not None,
             prune=self._retention.prune,
@@ -305,6 +301,17 @@ class CheckpointStore:
         self.run = manifest.run
         return True
 
+    @property
+    def _head(self) -> int:
+        """The agent that stands for this process: every process has at least one."""
+        return self._world.local_agents[0]
+
+    @property
+    def _heads(self) -> list[int]:
+        """The agent that stands for each process, in the order of processes."""
+        members = self._world.members
+        return [members.agents_of(rank)[0] for rank in members.ranks]
+
     def _foreign(self, manifest: Manifest) -> bool:
         return bool(self.run) and manifest.run != self.run
 
@@ -334,7 +341,9 @@ class CheckpointStore:
     def _tell(self, outcome: str) -> list[str]:
         """Return the texts of all processes, on the calling thread. Collective."""
         local = self._world.local_agents
-        texts = self._world.collect({a: outcome if a == self._head else None for a in local})
+        head = self._head
+        texts = self._world.collect({a: outcome if a == head else None for a in local})
+        # Processes that were lost meanwhile have said nothing.
         return [texts[head] for head in self._heads]
 
     @staticmethod

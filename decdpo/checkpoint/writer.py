@@ -19,6 +19,7 @@ from decdpo.checkpoint.format import (
     Part,
     commit,
     part_name,
+    read_manifest,
     remove,
     round_name,
 )
@@ -46,8 +47,8 @@ class Writer:
     Parameters
     ----------
     folder : where the checkpoints lie.
-    part : the number of this process's part.
-    is_root : whether this process commits and prunes.
+    part : returns the number of this process's part.
+    is_root : says whether this process commits and prunes.
     agree : returns the short texts of all processes in any common order. Collective.
     background : whether to write in a thread, or before ``start`` returns.
     prune : is called on the root after a commit.
@@ -61,8 +62,8 @@ class Writer:
         self,
         folder: Path,
         *,
-        part: int,
-        is_root: bool,
+        part: Callable[[], int],
+        is_root: Callable[[], bool],
         agree: Callable[[str], list[str]],
         background: bool,
         prune: Callable[[Manifest], None],
@@ -141,19 +142,23 @@ class Writer:
         name = round_name(job.manifest.round)
         temporary, final = self._folder / (WRITING + name), self._folder / name
         written = [json.loads(text) for text in self._agree(self._write_part(temporary, job))]
-        verdict = "{}"
-        if self._is_root:
-            verdict = self._finish(temporary, final, job.manifest, written)
-        for outcome in [*written, *map(json.loads, self._agree(verdict))]:
+        told: list[str] = []
+        while not any(told):
+            # Once more if the root was lost before it could say how it went: then there is another.
+            root = self._is_root()
+            told = self._agree(
+                self._finish(temporary, final, job.manifest, written) if root else ""
+            )
+        for outcome in [*written, *map(json.loads, filter(None, told))]:
             if "fault" in outcome:
                 raise unpack(outcome["fault"])
         self.seconds.append(time.perf_counter() - began)
-        if self._is_root:
+        if self._is_root():
             self._prune(job.manifest)
 
     def _write_part(self, temporary: Path, job: Job) -> str:
         """Write this process's part and return its outcome as JSON."""
-        path = temporary / part_name(self._part)
+        path = temporary / part_name(self._part())
         header: dict[str, str | int] = {
             "round": job.manifest.round,
             "config": job.manifest.config,
@@ -177,6 +182,8 @@ class Writer:
         outcome = "{}"
         if not any("fault" in part for part in written):
             try:
+                if not temporary.exists() and read_manifest(final).serial == manifest.serial:
+                    return outcome  # a root that is lost has committed it
                 _commit(temporary, final, manifest, written)
                 return outcome
             except Exception as fault:
@@ -192,6 +199,7 @@ def _commit(temporary: Path, final: Path, manifest: Manifest, written: Sequence[
     parts = sorted(written, key=lambda part: part["file"])
     complete = dataclasses.replace(
         manifest,
+        agents=sum(len(range(*span)) for part in parts for span in part["agents"]),
         parts=tuple(
             Part(
                 part["file"],
@@ -203,6 +211,9 @@ def _commit(temporary: Path, final: Path, manifest: Manifest, written: Sequence[
         ),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+    for path in set(temporary.iterdir()) - {temporary / part["file"] for part in parts}:
+        # Of a process that was lost before it had written its part.
+        path.unlink()
     write_durably(temporary / MANIFEST, complete.to_bytes())
     sync(temporary)
     commit(temporary, final)

@@ -87,10 +87,9 @@ class RankExchange:
         self._progress = progress
         self._whole = whole
         self._round = -1
-        self._outboxes = {
-            agent: Outbox(agent, links, memory, waits, rule.depth)
-            for agent in place.members.agents_of(place.rank)
-        }
+        self._make_outbox = lambda agent: Outbox(agent, links, memory, waits, rule.depth)
+        local = place.members.agents_of(place.rank)
+        self._outboxes = {agent: self._make_outbox(agent) for agent in local}
         self._plans: dict[int, _Plan] = {}
         if progress is not None:
             memory.join(progress)
@@ -149,7 +148,8 @@ class RankExchange:
         if not self._whole:
             return True
         complete = self._rule.complete(round)
-        self._rest()
+        if complete:
+            self._rest()
         return complete
 
     def missing(self, round: int) -> tuple[int, ...]:
@@ -160,13 +160,18 @@ class RankExchange:
         """Give the round that has started other ``rows``, by local agent, among ``members``.
 
         The messages stay the same; they are sent on the edges that are new. What lost agents should
-        have sent or taken is given up.
+        have sent or taken is given up. Between two rounds there are no ``rows``. Agents that have
+        come to this process begin to send with the next round.
         """
         self._rule.rewire(members)
         for rank in set(self._place.members.ranks) - set(members.ranks):
             for outbox in self._outboxes.values():
                 outbox.forget(rank)
         self._place = self._place._replace(members=members)
+        for agent in members.agents_of(self._place.rank):
+            if agent not in self._outboxes:
+                self._outboxes[agent] = self._make_outbox(agent)
+        self._plans.clear()
         for agent, row in rows.items():
             plan = self._plans[agent] = self._make_plan(row)
             self._expect(agent, plan)

@@ -1,7 +1,7 @@
 """All agents in this process: the simulator, and the yardstick of every other world."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,17 +122,24 @@ class LocalExchange:
 class LocalWorld:
     """One process that hosts all agents.
 
-    num_agents : n >= 1; ``EnvironmentFault`` otherwise.
+    num_agents : n >= 1; ``EnvironmentFault`` otherwise. agents : their ids, ascending; None is
+    0 ... n-1.
     """
 
     is_root = True
 
-    def __init__(self, num_agents: int) -> None:
-        self.members = Membership.blocks(num_agents, 1)
-        self.local_agents = self.members.agents
+    def __init__(self, num_agents: int, agents: Sequence[int] | None = None) -> None:
+        self.members = (
+            Membership.blocks(num_agents, 1) if agents is None else Membership.spread(agents, 1)
+        )
         self.purpose = ""
         self._stop = False
         self._save = False
+
+    @property
+    def local_agents(self) -> tuple[int, ...]:
+        """The agents of this process, ascending: all of them."""
+        return self.members.agents
 
     @property
     def num_agents(self) -> int:

@@ -1,6 +1,6 @@
 """Which agents take part, and which process is home to each of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,15 +38,37 @@ class Membership:
                 f"{num_ranks} processes for {num_agents} agents: some would host none",
                 f"start at most {num_agents} processes, or raise the number of agents",
             )
-        small, extra = divmod(num_agents, num_ranks)
+        return cls.spread(range(num_agents), num_ranks)
+
+    @classmethod
+    def spread(cls, agents: Sequence[int], num_ranks: int) -> "Membership":
+        """Return ``agents``, ascending, in one block per rank; see ``blocks``."""
+        if num_ranks > len(agents):
+            raise EnvironmentFault(
+                f"{num_ranks} processes for {len(agents)} agents that are left: some would host "
+                "none",
+                f"start at most {len(agents)} processes",
+            )
+        small, extra = divmod(len(agents), num_ranks)
         sizes = [small + (rank < extra) for rank in range(num_ranks)]
         ranks = (rank for rank, size in enumerate(sizes) for _ in range(size))
-        return cls.of(dict(enumerate(ranks)))
+        return cls.of(dict(zip(agents, ranks)))
 
     @classmethod
     def of(cls, home: Mapping[int, int]) -> "Membership":
         """Return the first membership of a job, of the agents in ``home``."""
         return cls(0, tuple(sorted(home)), dict(home))
+
+    def without(self, ranks: Iterable[int]) -> "Membership":
+        """Return the next membership: that of the agents which are not on these ``ranks``."""
+        gone = frozenset(ranks)
+        home = {agent: rank for agent, rank in self.home.items() if rank not in gone}
+        return Membership(self.epoch + 1, tuple(sorted(home)), home)
+
+    def adding(self, home: Mapping[int, int]) -> "Membership":
+        """Return the next membership: with the agents of ``home`` as well."""
+        merged = {**self.home, **home}
+        return Membership(self.epoch + 1, tuple(sorted(merged)), merged)
 
     def rank_of(self, agent: int) -> int:
         """Return the rank that hosts ``agent``."""

@@ -10,7 +10,7 @@ from typing import Protocol
 from decdpo.comm.links.base import Claim, Edge, Links, Memory
 from decdpo.comm.membership import Membership
 from decdpo.comm.waiting import Waits
-from decdpo.errors import StallError
+from decdpo.errors import PeerLost, StallError
 
 
 class Edges:
@@ -119,10 +119,14 @@ class Synchronous:
         """Give back the slots of the last round.
 
         A message that nobody has read to its end is waited for: its slot cannot be used before.
+        That of a lost agent does not come, and its slot is not used again.
         """
         for source, claim in self._claims.items():
-            if not claim.arrived(self._last):
-                self._await(source, claim)
+            try:
+                if not claim.arrived(self._last):
+                    self._await(source, claim)
+            except PeerLost:
+                continue
             self._memory.release(claim)
         self._claims.clear()
 
@@ -148,8 +152,7 @@ class Synchronous:
 
     def missing(self, round: int) -> tuple[int, ...]:
         """Return the agents whose messages of ``round`` have not arrived."""
-        claims = self._claims.items()
-        return tuple(sorted(source for source, c in claims if not c.arrived(self._last)))
+        return tuple(sorted(source for source, c in self._claims.items() if not self._here(c)))
 
     def rewire(self, members: Membership) -> None:
         """Give up the messages of agents that are lost or have moved."""
@@ -158,7 +161,7 @@ class Synchronous:
 
     def quiet(self) -> bool:
         """Say whether every message has arrived."""
-        return all(claim.arrived(self._last) for claim in self._claims.values())
+        return all(self._here(claim) for claim in self._claims.values())
 
     def settled(self, round: int) -> bool:
         """Say yes: what still comes is cancelled, and its sender has done with it."""
@@ -168,6 +171,12 @@ class Synchronous:
         """Cancel what is still expected."""
         self._edges.close()
         self._claims.clear()
+
+    def _here(self, claim: Claim) -> bool:
+        try:
+            return claim.arrived(self._last)
+        except PeerLost:
+            return False
 
     def _await(self, source: int, claim: Claim) -> None:
         self._waits.until(

@@ -146,10 +146,16 @@ class World(Protocol):
     come; set it at will.
     """
 
-    members: Membership
-    local_agents: tuple[int, ...]
-    is_root: bool
     purpose: str
+
+    @property
+    def members(self) -> Membership: ...
+
+    @property
+    def local_agents(self) -> tuple[int, ...]: ...
+
+    @property
+    def is_root(self) -> bool: ...
 
     @property
     def num_agents(self) -> int:
@@ -181,7 +187,9 @@ class World(Protocol):
         """Agree on ``round``: return the members whose messages of it are mixed. Collective.
 
         complete : whether every message of this process has come. Costs no communication where no
-        agent may be lost; there ``StallError`` is raised if the round is not complete.
+        agent may be lost; there ``StallError`` is raised if the round is not complete. Otherwise
+        other members than before are returned if it is not complete everywhere: give the exchange
+        new rows among them, and collect it again.
         """
         ...
 

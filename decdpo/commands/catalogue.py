@@ -138,6 +138,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "After training": (
         Command(
+            "replay",
+            "make a run that lost processes again in one, and compare the bits",
+            ("decdpo replay runs/ring", "decdpo replay runs/ring --round 400 --json"),
+        ),
+        Command(
             "evaluate",
             "measure loss, accuracy and margins on held-out pairs",
             (

@@ -13,7 +13,7 @@ from typing import Any
 from decdpo.config import schema
 from decdpo.config.algorithms import AlgorithmSection
 from decdpo.config.lora import check_lora, check_products
-from decdpo.config.needs import check_late, check_needs
+from decdpo.config.needs import check_faults, check_late, check_needs
 from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest, options
 from decdpo.config.personal import check_personal, check_rewards
@@ -52,6 +52,7 @@ class Config:
     log: schema.Log
     device: schema.Device
     comm: schema.Comm
+    faults: schema.Faults
 
     def to_toml(self, *, annotate: bool = False) -> str:
         """Return the effective configuration as TOML, with every key's meaning if ``annotate``."""
@@ -163,6 +164,7 @@ def parse(
         check_numbers(config)
     check_late(config)
     check_products(config)
+    check_faults(config)
     if config.topology is not None:
         _check_topology(config.topology)
     return config

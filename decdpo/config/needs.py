@@ -139,6 +139,29 @@ def check_late(config: "Config") -> None:
         )
 
 
+def check_faults(config: "Config") -> None:
+    """Raise ``ConfigError`` if the others cannot go on where one is lost, but shall."""
+    if config.faults.on_loss == "abort":
+        return
+    asked, kind = f"faults.on_loss = {config.faults.on_loss!r}", config.algorithm.kind
+    from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
+
+    if needs_of(kind).on_loss == "refuses":
+        suited = [name for name in ALGORITHMS if needs_of(name).on_loss != "refuses"]
+        raise ConfigError(
+            f"{asked} does not suit algorithm.kind = {kind!r}: without a lost agent its result "
+            "would be another one (the class of the algorithm says why)",
+            'set faults.on_loss = "abort", or choose algorithm.kind = '
+            + " or ".join(map(repr, suited)),
+        )
+    if config.comm.transport == "window":
+        raise ConfigError(
+            f"{asked} does not suit comm.transport = 'window': whether the other side of shared "
+            "memory is alive cannot be seen in it",
+            "remove comm.transport: messages are sent",
+        )
+
+
 def _instead(needs: "Needs") -> str:
     """Name the algorithm that does without what this one needs, as the end of a remedy."""
     return f", or use algorithm.kind = {needs.instead!r}" if needs.instead else ""

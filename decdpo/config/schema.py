@@ -372,6 +372,17 @@ class Comm:
 
 
 @dataclass(frozen=True)
+class Faults:
+    """What happens when a process is lost."""
+
+    on_loss: str = option(
+        "abort",
+        "end with status 75, to be resumed; go on without its agents; or take them over, too",
+        choices=("abort", "survive", "adopt"),
+    )
+
+
+@dataclass(frozen=True)
 class Loss:
     """What is minimized; the other keys are those that the loss itself declares."""
 
@@ -415,5 +426,6 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "log": Log,
     "device": Device,
     "comm": Comm,
+    "faults": Faults,
 }
 """Every section of the TOML file; a dict holds one dataclass per ``kind``, the default first."""

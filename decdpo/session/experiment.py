@@ -9,8 +9,10 @@ from typing import Any
 
 from decdpo import build
 from decdpo.algorithms.base import Algorithm
+from decdpo.checkpoint.format import newest_agents
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.device import check_devices
+from decdpo.comm.history import HISTORY, History
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
 from decdpo.config.schema import CausalLM
@@ -47,6 +49,12 @@ class Experiment:
     trace: ChromeTrace | None = None
     progress: str = "auto"
     redone: int = 0
+
+    @property
+    def history(self) -> History:
+        """Which agents took part when, as the checkpoint that was loaded says."""
+        everybody = range(build.num_agents(self.config, self.index))
+        return History.from_json(everybody, self.store.extra.get(HISTORY))
 
     @property
     def schedule(self) -> Schedule:
@@ -104,7 +112,12 @@ def prepare(
     """
     job.set_timeout(config.comm.timeout)
     index = job.together(lambda: build.open_index(config))
-    world = job.world(build.num_agents(config, index), config.comm)
+    agents = saved_agents(job, out) if id is None else None
+    world = job.world(
+        range(build.num_agents(config, index)) if agents is None else agents,
+        config.comm,
+        survive=training and config.faults.on_loss != "abort",
+    )
     device = job.together(lambda: job.device(config.device, isinstance(config.policy, CausalLM)))
     check_devices(world, device, share_gpu=config.device.share_gpu)
     # Shards differ in size, and a language model's reference scores every pair of its own.
@@ -125,6 +138,16 @@ def prepare(
     return Experiment(
         config, out, index, world, device, ensemble, names, exchange, store, timeline, progress
     )
+
+
+def saved_agents(job: Job, out: Path) -> list[int] | None:
+    """Return the agents that the newest checkpoint in ``out`` holds, None without one. Collective.
+
+    Those that were lost before it was saved are not among them.
+    """
+    found = job.together(lambda: newest_agents(out / "checkpoints") if job.is_root else None)
+    agents: list[int] | None = job.boot.collect({job.rank: found})[0]
+    return agents
 
 
 def look_at(job: Job, world: World, ensemble: build.Ensemble, *, training: bool) -> None:

@@ -36,7 +36,7 @@ POLICY = "policy_digest"
 LEARNT = ("agents", "model", POLICY, "model_config", "tokenizer", "data")
 """What a checkpoint is read with, however it was trained and is measured."""
 
-FREE_SECTIONS = {"agents", "checkpoint", "log", "device", "comm"}
+FREE_SECTIONS = {"agents", "checkpoint", "log", "device", "comm", "faults"}
 
 
 def identify(
@@ -56,10 +56,12 @@ def identify(
     Raises ``ConfigError`` on every process if they are not of the same run.
     """
     policy, first = ensemble.objective.policy, ensemble.agents[0]
-    entries = index.agents[: world.num_agents]
+    # Of all agents, also of those that are lost by now.
+    count = build.num_agents(config, index)
+    entries = index.agents[:count]
     start = sha256(first.params.data.float().cpu().numpy().data).hexdigest()
     names = {
-        "agents": str(world.num_agents),
+        "agents": str(count),
         "model": f"{policy.layout.digest[:16]} at {start[:16]}",
         POLICY: policy.digest[:16],
         "data": sha256("".join(entry.digest for entry in entries).encode()).hexdigest()[:16],

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -56,6 +56,7 @@ class Job:
         self.saved: Callable[[], str] = str
         self.tell: Callable[[], None] = lambda: None
         self.timeout = math.inf
+        self._survives = False
         if self._mpi:
             from decdpo.comm.mpi import boot
 
@@ -66,7 +67,11 @@ class Job:
             self.boot = self._open(1, {})
         # The boot world has one agent on every process.
         (self.rank,) = self.boot.local_agents
-        self.is_root = self.boot.is_root
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this process speaks for the job."""
+        return self._speaks.is_root
 
     def _open(self, num_agents: int, options: dict[str, Any]) -> World:
         if self._mpi:
@@ -76,24 +81,45 @@ class Job:
         else:
             from decdpo.comm.local import LocalWorld
 
-            world = LocalWorld(num_agents)
+            world = LocalWorld(num_agents, options.get("agents"))
         self._worlds.append(world)
+        self._speaks = world
         return world
 
-    def world(self, num_agents: int, comm: Any) -> World:
-        """Place ``num_agents`` agents on the processes, as the section ``[comm]`` says. Collective.
+    def world(self, agents: Sequence[int], comm: Any, *, survive: bool = False) -> World:
+        """Place ``agents`` on the processes, as the section ``[comm]`` says. Collective.
 
-        Raises ``EnvironmentFault`` if there are more processes than agents.
+        survive : whether the others go on when a process is lost. One process alone takes no notice
+        of that.
+
+        Raises ``EnvironmentFault`` if there are more processes than agents, or the others could not
+        go on.
         """
-        # Every process sees this fault before it waits for another one.
-        self.together(lambda: Membership.blocks(num_agents, self.size))
+        survive = survive and self.size > 1
+
+        def check() -> None:
+            Membership.spread(agents, self.size)
+            if survive:
+                from decdpo.comm.mpi.survival import require_ulfm
+
+                require_ulfm()
+
+        # Every process sees these faults before it waits for another one.
+        self.together(check)
         options = {
             "timeout": comm.timeout,
             "transport": comm.transport,
             "progress": comm.progress,
             "chunk_bytes": comm.chunk_mib << 20,
         }
-        return self._open(num_agents, options if self._mpi else {})
+        options |= {"survive": survive}
+        self._survives = survive
+        return self._open(len(agents), {"agents": agents, **(options if self._mpi else {})})
+
+    @property
+    def may_lose(self) -> bool:
+        """Whether the others go on when a process of this job is lost."""
+        return self._survives
 
     def device(self, section: Any, gpu_of_use: bool = True) -> str:
         """Set the number of threads and return this process's device, as ``[device]`` says.
@@ -175,16 +201,26 @@ class Job:
 
     def end(self, code: int) -> NoReturn:
         """End every process of the job at once with the exit status ``code``."""
+        if self._survives:
+            world: Any = self._worlds[-1]
+            world.quit(code)
         if self._mpi:
             from decdpo.comm.mpi import boot
 
             boot.abort(code)
         os._exit(code)
 
-    def close(self) -> None:
-        """Free the worlds, the last first. Collective."""
+    def close(self, code: int = 0) -> None:
+        """Free the worlds, the last first. Collective.
+
+        Where processes may be lost this is the end of the process, with the exit status ``code``.
+        """
         while self._worlds:
             self._worlds.pop().close()
+            if self._survives:
+                from decdpo.comm.mpi import boot
+
+                boot.leave(code)
 
 
 def launch(
@@ -212,11 +248,13 @@ def launch(
             raise
         job.settle(SETTLE)
         fault.saved, fault.silent = job.saved(), not job.is_root
-        job.close()
+        if job.may_lose:
+            _end_all(job, f"decdpo: error: {fault}" if job.is_root else "", fault.exit_code)
+        job.close(fault.exit_code)
         if fault is caught:
             raise
         raise fault from caught
-    job.close()
+    job.close(code)
     return code
 
 

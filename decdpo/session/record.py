@@ -138,8 +138,19 @@ def record_start(out: Path, facts: Mapping[str, Any]) -> None:
     # Earlier versions kept the newest start alone.
     alone = [_start(content)] if record.agents else []
     starts = [*(alone if record.starts is None else record.starts), _start(facts)]
+    events = {"events": content["events"]} if "events" in content else {}
+    _write(out, {**facts, **events, "starts": starts})
+
+
+def record_event(out: Path, event: Mapping[str, Any]) -> None:
+    """Add to ``run.json`` that agents were lost, or have come."""
+    _, content = read_record(out)
+    _write(out, {**content, "events": [*content.get("events", []), event]})
+
+
+def _write(out: Path, content: Mapping[str, Any]) -> None:
     with replacing(out / "run.json", mode=0o644) as path:
-        path.write_text(json.dumps({**facts, "starts": starts}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def record_end(out: Path, end: Mapping[str, Any]) -> None:

@@ -121,7 +121,8 @@ class Checkpoints:
         self._asked = False
         self._answers: int | None = None
         self._clock: Clock | None = None
-        if section.by_time and world.is_root:
+        # The root may be lost, and then another process looks at its clock.
+        if section.by_time:
             self._clock = Clock(
                 3600.0 * section.mtbf_hours, lambda: write_seconds(store, nbytes), end
             )
@@ -136,12 +137,11 @@ class Checkpoints:
 
     def save(self, done: int, agents: list[Agent]) -> None:
         """Save the state after ``done`` rounds; the writing goes on in the background."""
-        if self._world.is_root:
-            self._asked = False
-            if self._clock is not None:
-                self._clock.save_begins()
-            if self._file.exists():
-                self._answers = done
+        self._asked = False
+        if self._clock is not None:
+            self._clock.save_begins()
+        if self._world.is_root and self._file.exists():
+            self._answers = done
         self.store.save(done, {agent.id: agent.state for agent in agents}, self.extra())
 
     def poll(self) -> None:

@@ -6,10 +6,12 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from decdpo import build
+from decdpo.comm.history import HISTORY
 from decdpo.config import Config
 from decdpo.dashboard import require_tensorboard
 from decdpo.divergence import Diverged
@@ -18,6 +20,7 @@ from decdpo.evaluation import require_gradient
 from decdpo.files import naming, replacing
 from decdpo.metrics import RECORDS, Metrics
 from decdpo.records import Mark, keep_until, last_round
+from decdpo.recovery import Recovery
 from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.end_table import end_table
 from decdpo.report.start import block, shared_cores, warnings
@@ -25,7 +28,7 @@ from decdpo.report.summary import summarize
 from decdpo.session.endings import watching
 from decdpo.session.experiment import Experiment
 from decdpo.session.job import Job
-from decdpo.session.record import batch_job, record_end, record_start, versions
+from decdpo.session.record import batch_job, record_end, record_event, record_start, versions
 from decdpo.session.saving import Checkpoints, job_end
 from decdpo.session.start import start_facts
 from decdpo.train import Ending, train
@@ -58,6 +61,7 @@ def _train(
 ) -> Ending:
     """Run the loop, and leave the run's page behind. Collective. start : of ``start_facts``."""
     config, world, out = experiment.config, experiment.world, experiment.out
+    recovery = make_recovery(job, experiment)
     store = Checkpoints(
         experiment.store,
         world,
@@ -77,10 +81,11 @@ def _train(
         out,
         next_round,
         experiment.progress,
+        recovery,
     )
     run.trace = experiment.trace
     assert isinstance(run.monitor, Metrics)
-    store.extra = run.monitor.mark
+    store.extra = partial(_beside, run.monitor, recovery)
     with watching(job, world, out, experiment.store):
         try:
             ending = train(run)
@@ -107,6 +112,27 @@ def _say_end(
         with naming("cannot write the end of the run", experiment.out, SAVED):
             record_end(experiment.out, {**end, "table": table})
     return table
+
+
+def make_recovery(job: Job, experiment: Experiment) -> Recovery | None:
+    """Return what accounts for lost agents; None if none is lost, and none may be."""
+    history = experiment.history
+    if not job.may_lose and experiment.world.members.agents == history.everybody:
+        return None
+    out = experiment.out
+
+    def note(event: dict[str, Any], writes: bool) -> None:
+        if writes:
+            record_event(out, event)
+
+    return Recovery(experiment.schedule, history, note=note, say=job.say)
+
+
+def _beside(monitor: Metrics, recovery: Recovery | None) -> dict[str, Any]:
+    """Return what is saved beside the states: how far the records go, and who took part when."""
+    if recovery is None or not recovery.history.changes:
+        return monitor.mark()
+    return {**monitor.mark(), HISTORY: recovery.history.to_json()}
 
 
 def _leave_page(job: Job, experiment: Experiment, end: Sequence[str] = ()) -> None:

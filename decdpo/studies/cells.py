@@ -266,7 +266,7 @@ class Training(Work):
         config = self.config
         index = memory.open(config.data.shards)
         count = build.num_agents(config, index)
-        world = job.world(count, config.comm)
+        world = job.world(range(count), config.comm)
         device = job.device(config.device, config.policy.kind == "causal_lm")
         ensemble = build.make_ensemble(config, world, index, device, memory.encode)
         layout = ensemble.objective.policy.layout

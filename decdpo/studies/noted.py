@@ -49,6 +49,10 @@ class Noted(Algorithm[Any]):
         """Mix as the algorithm does."""
         self._algorithm.mix(state, inbox)
 
+    def restart(self, state: Any, rounds: int, mean: Tensor | None) -> None:
+        """Restart as the algorithm does."""
+        self._algorithm.restart(state, rounds, mean)
+
 
 def clipped_gradient_sq(run: Run, squares: Sequence[float]) -> float:
     """Return the mean of ``squares`` over the last rounds of a run of all its agents.

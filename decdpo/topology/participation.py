@@ -47,6 +47,16 @@ class Participation:
         )
         self._recent: dict[int, Averaging] = {}
 
+    def among(self, agents: Sequence[int]) -> "Participation":
+        """Return the same for ``agents`` alone, which are called 0 ... m-1 there.
+
+        As many take part as before, or all of them if fewer are left.
+        """
+        weights = None if self._weights is None else self._weights[list(agents)].tolist()
+        return Participation(
+            len(agents), min(self.participants, len(agents)), self.seed, weights
+        )
+
     @property
     def rho(self) -> None:
         """None: no graph decides how fast agents agree."""

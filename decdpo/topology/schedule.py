@@ -92,12 +92,13 @@ class Topology(Schedule, Protocol):
 
 
 class Static:
-    """The same matrix in every round."""
+    """The same matrix in every round. rule : that made its weights, see ``weights.RULES``."""
 
     period = 1
 
-    def __init__(self, matrix: MixingMatrix | CompleteMatrix) -> None:
+    def __init__(self, matrix: MixingMatrix | CompleteMatrix, rule: str = "") -> None:
         self.matrix = matrix
+        self.rule = rule
         self.num_agents = matrix.num_agents
         self.doubly_stochastic = matrix.doubly_stochastic
         self.digest = matrix.digest
@@ -266,7 +267,9 @@ def make_schedule(
     weights = chosen_rule(graph, weights, file, push_sum)
     if graph == "complete" and weights != "file":
         own = 1 / num_agents
-        return Static(CompleteMatrix(num_agents, (1 + own) / 2 if weights == "lazy" else own))
+        return Static(
+            CompleteMatrix(num_agents, (1 + own) / 2 if weights == "lazy" else own), weights
+        )
     links = make_graph(
         graph, num_agents, seed=seed, degree=degree, probability=probability, file=file
     )
@@ -274,7 +277,7 @@ def make_schedule(
         assert file is not None
         given = read_weights(file, num_agents)
         return Static(from_weights(given, links, str(file), push_sum=push_sum))
-    return Static(RULES[weights](links))
+    return Static(RULES[weights](links), weights)
 
 
 def chosen_rule(

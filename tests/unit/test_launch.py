@@ -81,7 +81,7 @@ class End(BaseException):
 class FakeJob:
     """One process of four."""
 
-    size, timeout = 4, 8.0
+    size, timeout, may_lose = 4, 8.0, False
 
     def __init__(self, rank: int) -> None:
         self.rank, self.is_root = rank, rank == 0
@@ -103,7 +103,7 @@ class FakeJob:
         """End all."""
         raise End
 
-    def close(self) -> None:
+    def close(self, code: int) -> None:
         """Free nothing."""
 
 

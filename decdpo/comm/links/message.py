@@ -6,11 +6,13 @@ fills them in order: round t, then the next round in which the source sends to t
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
 from decdpo.comm.links.slots import Format, Slot
+from decdpo.errors import PeerLost
 
 Allocate = Callable[[int], Tensor]
 """Makes (nbytes,) uint8 for a slot, which begins at a multiple of 64 bytes."""
@@ -113,9 +115,11 @@ class ReceiveSlot(Slot):
     def close(self) -> None:
         """Cancel what is still posted and free the requests."""
         for request in self._requests[self._arrived :]:
-            if not request.Test():
-                request.Cancel()
-                request.Wait()
+            # What a lost process should have sent has come to its end already.
+            with suppress(PeerLost):
+                if not request.Test():
+                    request.Cancel()
+                    request.Wait()
         for request in self._requests:
             request.Free()
         self._requests = []

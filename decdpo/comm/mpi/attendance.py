@@ -68,19 +68,21 @@ class Attendance:
 
     def _name(self, ranks: list[int]) -> str:
         """Name processes and the agents that live there."""
-        names = [self._name_one(rank) for rank in ranks[:MOST_NAMED]]
+        names = [name_process(rank, self._members) for rank in ranks[:MOST_NAMED]]
         if len(ranks) > MOST_NAMED:
             names.append(f"{len(ranks) - MOST_NAMED} more")
         return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
 
-    def _name_one(self, rank: int) -> str:
-        agents = self._members.agents_of(rank)
-        if agents in ((rank,), ()):
-            return f"process {rank}"  # which is its agent's number, too, if it has a real one
-        if len(agents) == 1:
-            return f"process {rank} (agent {agents[0]})"
-        first, last = agents[0], agents[-1]
-        if last - first + 1 == len(agents):
-            return f"process {rank} (agents {first} to {last})"
-        few = ", ".join(map(str, agents[:MOST_NAMED]))
-        return f"process {rank} (agents {few}{', ...' * (len(agents) > MOST_NAMED)})"
+
+def name_process(rank: int, members: Membership) -> str:
+    """Name a process and the agents that live there."""
+    agents = members.agents_of(rank)
+    if agents in ((rank,), ()):
+        return f"process {rank}"  # which is its agent's number, too, if it has a real one
+    if len(agents) == 1:
+        return f"process {rank} (agent {agents[0]})"
+    first, last = agents[0], agents[-1]
+    if last - first + 1 == len(agents):
+        return f"process {rank} (agents {first} to {last})"
+    few = ", ".join(map(str, agents[:MOST_NAMED]))
+    return f"process {rank} (agents {few}{', ...' * (len(agents) > MOST_NAMED)})"

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import signal
 import sys
 from types import ModuleType, TracebackType
 from typing import NoReturn
@@ -17,6 +18,8 @@ from decdpo.comm.mpi.launch import (
 from decdpo.errors import EnvironmentFault
 
 _PR_SET_TIMERSLACK = 29
+FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
+"""Set by Open MPI's ``mpirun --with-ft ulfm``."""
 
 
 def library() -> ModuleType:
@@ -81,9 +84,28 @@ def abort(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    if tolerates_faults():
+        # The others would wait for ever: only a process that is killed is known to be lost.
+        os.kill(os.getpid(), signal.SIGKILL)
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Abort(code)
     os._exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process alone with the exit status ``code``, without MPI's own end.
+
+    Where processes may be lost that one may wait for ever.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def tolerates_faults() -> bool:
+    """Say whether the launcher goes on when a process is lost: ``mpirun --with-ft ulfm``."""
+    return os.environ.get(FAULT_TOLERANT, "").lower() in ("1", "true")
 
 
 def _sharpen_sleeps() -> None:

@@ -15,6 +15,7 @@ from decdpo.comm.membership import Membership
 from decdpo.comm.mpi.attendance import Attendance
 from decdpo.comm.waiting import Deadline
 from decdpo.comm.world import Arrays, in_order
+from decdpo.errors import PeerLost
 
 SMALL = 1 << 16
 """Up to so many values in all, every rank gets every agent's array and sums by itself."""
@@ -108,7 +109,14 @@ class Collectives:
         return found
 
     def _wait(self, request: Any) -> None:
-        self._deadline.until(request.Test, self._stalled, REMEDY)
+        try:
+            self._deadline.until(request.Test, self._stalled, REMEDY)
+        except RuntimeError as fault:
+            # Errors of MPI are of this kind; with fault tolerance it says so when a rank is lost.
+            raise PeerLost(
+                f"a process was lost in a step that all take: {fault}",
+                "look at what it printed last, and start again or resume",
+            ) from fault
 
 
 class ThreadChannel:

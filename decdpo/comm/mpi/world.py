@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from decdpo.comm.mpi import cuda_aware
 from decdpo.comm.mpi.attendance import Attendance
 from decdpo.comm.mpi.boot import library, start
 from decdpo.comm.mpi.collectives import Collectives, ThreadChannel
+from decdpo.comm.mpi.gathering import SurvivorCollectives
 from decdpo.comm.mpi.node import Node
 from decdpo.comm.mpi.saving import SaveAgreement
 from decdpo.comm.mpi.stop import StopAgreement
+from decdpo.comm.mpi.survival import Survival, SurvivorSaves, require_ulfm
 from decdpo.comm.progress import Progress
 from decdpo.comm.rules import Edges, Rule, Synchronous
 from decdpo.comm.transport import Choice
@@ -49,6 +51,8 @@ def connect(
     chunk_bytes: int = CHUNK_BYTES,
     ranks_per_node: int = 0,
     home: Mapping[int, int] | None = None,
+    agents: Sequence[int] | None = None,
+    survive: bool = False,
 ) -> "MpiWorld":
     """Place ``num_agents`` agents on the processes of this job. Collective.
 
@@ -57,18 +61,30 @@ def connect(
     takes the window where there is room for it. progress : "thread" drives messages while this
     process computes. chunk_bytes : about how much travels as one message. ranks_per_node : treat
     every so many consecutive ranks of a node as a node of their own; 0 for what the machine is.
-    home : the rank of each agent; None places contiguous blocks.
+    home : the rank of each agent; None places contiguous blocks. agents : ids of those that take
+    part, ascending; None is 0 ... num_agents - 1. survive : whether the others go on when a process
+    is lost.
 
-    Raises ``EnvironmentFault`` if there are more processes than agents, ``ValueError`` for another
-    word than these, or a ``home`` that leaves an agent or a rank out.
+    Raises ``EnvironmentFault`` if there are more processes than agents, or the others cannot go on
+    with this MPI; ``ValueError`` for another word than these, or a ``home`` that leaves an agent or
+    a rank out.
     """
     if transport not in ("auto", "p2p", "window") or progress not in ("thread", "none"):
         raise ValueError(f"transport {transport!r}, progress {progress!r}")
     ranks = start()
-    members = Membership.blocks(num_agents, ranks) if home is None else Membership.of(home)
-    if members.agents != tuple(range(num_agents)) or members.ranks != tuple(range(ranks)):
+    if home is not None:
+        members = Membership.of(home)
+    elif agents is not None:
+        members = Membership.spread(agents, ranks)
+    else:
+        members = Membership.blocks(num_agents, ranks)
+    wanted = tuple(range(num_agents)) if agents is None else tuple(agents)
+    if members.agents != wanted or members.ranks != tuple(range(ranks)):
         raise ValueError(f"home {home} does not place {num_agents} agents on {ranks} ranks")
-    return MpiWorld(members, timeout, transport, progress, chunk_bytes, ranks_per_node)
+    if survive:
+        require_ulfm()
+        transport = "p2p"
+    return MpiWorld(members, timeout, transport, progress, chunk_bytes, ranks_per_node, survive)
 
 
 class MpiWorld:
@@ -82,23 +98,31 @@ class MpiWorld:
         progress: str,
         chunk_bytes: int,
         ranks_per_node: int,
+        survive: bool = False,
     ) -> None:
         self._mpi = library()
-        self.members = members
+        self._members = members
         self.purpose = "a common step"
         self._comm = self._duplicate(self._mpi.COMM_WORLD)
         self.rank: int = self._comm.Get_rank()
-        self.is_root = self.rank == 0
-        self.local_agents = members.agents_of(self.rank)
         self._timeout = timeout
         self._transport = transport
         self._chunk_bytes = chunk_bytes
         self._attendance = Attendance(self._comm, members)
-        apart = [self._duplicate(self._comm) for _ in range(2)]
-        self._stop = StopAgreement(apart[0], timeout, self._attendance, self._poll)
-        self._saves = SaveAgreement(apart[1], timeout, self._attendance, self._poll)
+        self._survival: Survival | None = None
+        self._stop: StopAgreement | Survival
+        self._saves: SaveAgreement | SurvivorSaves
+        self._collectives: Collectives | SurvivorCollectives
         self._deadline = Deadline(timeout, self._poll)
-        self._collectives = Collectives(self._comm, self._deadline, self._stalled)
+        if survive:
+            self._survival = Survival(self._mpi, self._duplicate, members, timeout)
+            self._stop, self._saves = self._survival, self._survival.saves
+            self._collectives = self._survival.collectives
+        else:
+            apart = [self._duplicate(self._comm) for _ in range(2)]
+            self._stop = StopAgreement(apart[0], timeout, self._attendance, self._poll)
+            self._saves = SaveAgreement(apart[1], timeout, self._attendance, self._poll)
+            self._collectives = Collectives(self._comm, self._deadline, self._stalled)
         self._node = Node(self._mpi, self._comm, members, ranks_per_node)
         self._exchanges: list[RankExchange] = []
         self._channels: list[Any] = []
@@ -120,9 +144,39 @@ class MpiWorld:
         return before
 
     @property
+    def members(self) -> Membership:
+        """The agents that take part, and where they are."""
+        return self._members if self._survival is None else self._survival.members
+
+    @property
+    def local_agents(self) -> tuple[int, ...]:
+        """The agents of this process, ascending."""
+        return self.members.agents_of(self.rank)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == (0 if self._survival is None else self._survival.first)
+
+    @property
     def num_agents(self) -> int:
         """How many agents take part."""
         return len(self.members.agents)
+
+    @property
+    def may_lose(self) -> bool:
+        """Whether the others go on when a process is lost."""
+        return self._survival is not None
+
+    def quit(self, code: int) -> NoReturn:
+        """End all living processes with an exit status, where MPI's own way does not."""
+        assert self._survival is not None
+        self._survival.quit(code)
+
+    def adopt(self, home: Mapping[int, int]) -> None:
+        """Let the lost agents of ``home`` take part again, on these ranks; the same on all."""
+        assert self._survival is not None
+        self._survival.members = self._survival.members.adding(home)
 
     def exchange(
         self,
@@ -192,7 +246,10 @@ class MpiWorld:
             window = self._node.window(format, self._transport, self.require)
             self._collectives.barrier()
         comm = self._duplicate(self._comm)
-        far = MessageLinks(comm, format, memory.allocate)
+        survival = self._survival
+        far = MessageLinks(
+            comm if survival is None else survival.guarded(comm), format, memory.allocate
+        )
         links: Links = far
         if window is not None:
             links = WindowLinks(window, format, self._node.ranks, far)
@@ -217,6 +274,7 @@ class MpiWorld:
         place = Place(self.rank, self.members, near, barrier, on_close)
         if deadline is None:
             place = place._replace(on_round=self._stop.enter)
+        whole = whole or survival is not None
         exchange = RankExchange(format, links, memory, rule, waits, place, progress, whole=whole)
         choice = Choice(
             self._comm.Get_size(), len(self._node.ranks), window is not None, self._transport,
@@ -228,7 +286,12 @@ class MpiWorld:
         return exchange
 
     def commit(self, round: int, complete: bool) -> Membership:
-        """Return the members; raise ``StallError`` if ``round`` is not complete here."""
+        """Return the members, others than before if ``round`` must be collected again. Collective.
+
+        Where nobody may be lost, raises ``StallError`` if ``round`` is not complete here.
+        """
+        if self._survival is not None:
+            return self._survival.commit(complete)
         if not complete:
             raise incomplete(round)
         return self.members
@@ -285,7 +348,7 @@ class MpiWorld:
 
     def side_channel(self) -> ThreadChannel | None:
         """Return a channel for one background thread, None without thread support. Collective."""
-        if not self._threads:
+        if not self._threads or self._survival is not None:
             return None
         comm = self._duplicate(self._comm)
         self._channels.append(comm)
@@ -298,6 +361,9 @@ class MpiWorld:
             exchange.close()
         self._saves.close(self._collectives.texts)
         self._stop.close(self._collectives.barrier)
+        if self._survival is not None and self._survival.lost:
+            # What is common to all can only be freed by all.
+            return
         if self._progress is not None:
             self._progress.close()
             self._probed.Free()
@@ -308,7 +374,8 @@ class MpiWorld:
         """Do what must go on while this process waits."""
         self._stop.poll()
         self._saves.poll()
-        self._attendance.poll()
+        if self._survival is None:
+            self._attendance.poll()
 
     def _stalled(self, waited: float) -> str:
         return self._attendance.stalled(self.purpose, waited)
@@ -334,7 +401,8 @@ class MpiWorld:
         self._collectives.barrier()
         if window is not None:
             window.close()
-        comm.Free()
+        if self._survival is None or not self._survival.lost:
+            comm.Free()
 
 
 def _short(text: str) -> str:

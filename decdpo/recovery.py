@@ -1,0 +1,172 @@
+"""What those that are left do when agents are lost: the same on every process.
+
+A loss is known to all at once: by the agreement on a round, or by another step that all take. If a
+round has begun, its local steps stand and its messages have left; the agents that are left get new
+rows among themselves, send on the edges that are new, and mix the round once all agree that every
+message of it is here. Otherwise the next round begins among them. Algorithms with conserved sums
+rebuild them after that round is mixed (``Needs.on_loss``). What happened is the run's history, from
+which ``decdpo replay`` makes the same bits in one process.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from decdpo.comm.history import Change, History
+from decdpo.evaluation import average_model
+from decdpo.run import Run, Schedule
+from decdpo.topology.living import left_of
+from decdpo.topology.row import Mixing
+
+
+class Historic:
+    """The schedule of a run that has lost agents: in every round, of those that took part in it."""
+
+    def __init__(self, base: Schedule, history: History) -> None:
+        self.base = base
+        self.digest = base.digest
+        self._history = history
+        self._left: dict[tuple[int, ...], Any] = {}
+
+    def mixing(self, round: int) -> Mixing:
+        """Return the mixing weights of ``round``."""
+        return self.of(self._history.members(round)).mixing(round)
+
+    @property
+    def rho(self) -> float | None:
+        """Factor by which a round contracts disagreement now."""
+        return self.of(self._history.now).rho
+
+    def of(self, agents: tuple[int, ...]) -> Any:
+        """Return the schedule of ``agents``."""
+        if agents == self._history.everybody:
+            return self.base
+        found = self._left.get(agents)
+        if found is None:
+            found = self._left[agents] = left_of(self.base, agents)
+        return found
+
+
+class Recovery:
+    """Accounts for lost agents in a run.
+
+    base : the schedule of all agents. history : of the run so far; grows. note : is called on every
+    process with each event, and whether this process writes for all. say : prints a line.
+    """
+
+    def __init__(
+        self,
+        base: Schedule,
+        history: History,
+        *,
+        note: Callable[[dict[str, Any], bool], object],
+        say: Callable[[str], object],
+    ) -> None:
+        self.history = history
+        self._base = base
+        self._note = note
+        self._say = say
+        self._lost: list[int] = []
+        self._processes: set[int] = set()
+        self._ranks: tuple[int, ...] | None = None
+        self._began = 0.0
+
+    def schedule(self) -> Schedule:
+        """Return the schedule of the run as it has come about."""
+        return Historic(self._base, self.history) if self.history.changes else self._base
+
+    def between(self, run: Run, t: int) -> None:
+        """Let round ``t`` begin among those that are left. Collective."""
+        self._began = perf_counter()
+        if self._account(run, t, midway=False):
+            if run.exchange is not None:
+                run.exchange.rewire(run.world.members, {})
+            self._finish(run, t)
+
+    def redo(self, run: Run, t: int) -> None:
+        """Give the round that has begun its new rows, for it to be collected again."""
+        if not self._lost:
+            self._began = perf_counter()
+        self._account(run, t, midway=True)
+        mixing = run.schedule.mixing(t)
+        assert run.exchange is not None
+        run.exchange.rewire(run.world.members, {a.id: mixing.row(a.id) for a in run.agents})
+
+    def absent(self, run: Run) -> tuple[int, ...]:
+        """Return the agents that took part and do not any more, ascending."""
+        return tuple(sorted(set(self.history.everybody) - set(run.world.members.agents)))
+
+    def mixes(self, run: Run) -> bool:
+        """Say whether the round in which agents were lost is mixed.
+
+        Not where the weights must stay the same: sums under the old ones mean nothing now.
+        """
+        return not (self._lost and run.algorithm.needs.fixed_weights)
+
+    def after(self, run: Run, t: int) -> None:
+        """Rebuild conserved sums if agents were lost in round ``t``, which is mixed. Collective."""
+        if self._lost:
+            self._finish(run, t + 1)
+
+    def _account(self, run: Run, t: int, *, midway: bool) -> bool:
+        """Take note of who is lost; say whether anybody is."""
+        members = run.world.members
+        lost = tuple(sorted(set(self.history.now) - set(members.agents)))
+        if not lost:
+            return False
+        self.history.changes.append(Change(t, midway, lost))
+        self._lost += lost
+        run.schedule = self.schedule()
+        run.agents[:] = [a for a in run.agents if a.id in members.home]
+        return True
+
+    def _finish(self, run: Run, rounds: int) -> None:
+        """Let the algorithm restart where it must, and say what has happened. Collective."""
+        if run.algorithm.needs.on_loss == "restarts":
+            restart(run, rounds)
+        event = self._event(run, perf_counter() - self._began)
+        self._lost.clear()
+        self._note(event, run.world.is_root)
+        run.monitor.changed(event, run)
+        if run.world.is_root:
+            self._say(words(event))
+
+    def _event(self, run: Run, seconds: float) -> dict[str, Any]:
+        change = self.history.changes[-1]
+        schedule = run.schedule
+        notes = schedule.of(self.history.now).notes if isinstance(schedule, Historic) else ()
+        rho = schedule.rho
+        return {
+            "round": change.round + 1,
+            "midway": change.midway,
+            "lost": sorted(self._lost),
+            "left": len(self.history.now),
+            "when": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "recovery_ms": round(1e3 * seconds, 3),
+            "gap": None if rho is None else 1.0 - rho,
+            "notes": list(notes),
+        }
+
+
+def restart(run: Run, rounds: int) -> None:
+    """Let every local agent begin its conserved sums anew after ``rounds`` rounds. Collective."""
+    mean: Tensor | None = None
+    if run.algorithm.needs.fixed_weights:
+        mean = average_model(run.world, run.agents).shared
+    for agent in run.agents:
+        run.algorithm.restart(agent.state, rounds, mean)
+
+
+def words(event: Mapping[str, Any]) -> str:
+    """Return one line that says what an event is."""
+    lost = ", ".join(map(str, event["lost"]))
+    gap = "" if event["gap"] is None else f", spectral gap {event['gap']:.3g}"
+    notes = "".join(f"; the graph: {note}" for note in event["notes"])
+    when = "in" if event["midway"] else "before"
+    return (
+        f"lost {when} round {event['round']}: agent{'s' * (len(event['lost']) > 1)} {lost}; "
+        f"{event['left']} go on after {event['recovery_ms']:.1f} ms{gap}{notes}"
+    )

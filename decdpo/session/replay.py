@@ -1,0 +1,129 @@
+"""A run made again in one process from its configuration and its history, to be compared."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from decdpo import build
+from decdpo.checkpoint.format import Manifest, read_manifest
+from decdpo.checkpoint.inspect import digests, locate
+from decdpo.checkpoint.state import Snapshot, digest
+from decdpo.comm.history import HISTORY, History
+from decdpo.comm.replayed import ReplayedWorld
+from decdpo.config import Config, schema
+from decdpo.metrics import Metrics
+from decdpo.recovery import Recovery
+from decdpo.run import Agent, Run
+from decdpo.session.job import Job
+from decdpo.session.record import run_id
+from decdpo.train import train
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came of it.
+
+    round : rounds done. history : who was lost and when. agents : those that are left, each with
+    whether its whole state has the same digest.
+    """
+
+    round: int
+    history: History
+    agents: Mapping[int, bool]
+
+    @property
+    def exact(self) -> bool:
+        """Whether all are the same."""
+        return all(self.agents.values())
+
+
+class Unrecorded:
+    """A monitor that measures nothing."""
+
+    def begin(self, run: Run) -> None:
+        """Do nothing."""
+
+    def observe(self, round: int, run: Run, seconds: float) -> None:
+        """Do nothing."""
+
+    def sound(self, round: int, run: Run, *, last: bool) -> bool:
+        """Say yes."""
+        return True
+
+    def changed(self, event: Mapping[str, Any], run: Run) -> None:
+        """Do nothing."""
+
+    def working(self, what: str) -> nullcontext[None]:
+        """Return an empty context."""
+        return nullcontext()
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Unsaved:
+    """A store that keeps nothing."""
+
+    def due(self, done: int) -> bool:
+        """Say no."""
+        return False
+
+    def save(self, done: int, agents: list[Agent]) -> None:
+        """Do nothing."""
+
+    def poll(self) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+def replay(
+    job: Job, config: Config, out: Path, say: Callable[[str], None], round: int | None = None
+) -> Replayed:
+    """Train again up to the newest checkpoint of the run in ``out``, or that of ``round``.
+
+    job : of one process. say : prints a line for each loss.
+
+    Raises ``CheckpointError`` if there is no such checkpoint.
+    """
+    folder = locate(out, round, run_id(out))
+    manifest = read_manifest(folder)
+    index = build.open_index(config)
+    history = recorded(manifest, build.num_agents(config, index))
+    world = ReplayedWorld(history)
+    device = job.device(config.device, isinstance(config.policy, schema.CausalLM))
+    if isinstance(config.staleness, schema.Arrival):
+        late = schema.Replay(run=str(out), max_age=config.staleness.max_age)
+        config = replace(config, staleness=late)
+    ensemble = build.make_ensemble(config, world, index, device)
+    layout = ensemble.objective.policy.layout
+    exchange = build.make_exchange(config, world, ensemble.algorithm, layout, device)
+    past = History(history.everybody)
+    recovery = Recovery(ensemble.schedule, past, note=lambda event, writes: None, say=say)
+    with TemporaryDirectory() as scratch:
+        run = build.make_run(
+            config, world, ensemble, exchange, Unsaved(), Path(scratch), 0, "none", recovery
+        )
+        assert isinstance(run.monitor, Metrics)
+        run.monitor.close()
+        run.monitor, run.num_rounds = Unrecorded(), manifest.round
+        train(run)
+    found = {r.agent: digest(r) for r in Snapshot().take({a.id: a.state for a in run.agents})}
+    saved = {agent: of.state for agent, of in digests(folder)}
+    same = {agent: found.get(agent) == state for agent, state in saved.items()}
+    return Replayed(manifest.round, history, same)
+
+
+def recorded(manifest: Manifest, num_agents: int) -> History:
+    """Return the history of a run up to a checkpoint.
+
+    num_agents : that the run began with.
+    """
+    return History.from_json(range(num_agents), manifest.extra.get(HISTORY))

@@ -1,0 +1,203 @@
+"""Agents are lost while a run trains: what the others do, in one process."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from decdpo.algorithms.choco import Choco
+from decdpo.algorithms.dsgd import Dsgd
+from decdpo.algorithms.exact_diffusion import ExactDiffusion
+from decdpo.algorithms.gradient_tracking import GradientTracking
+from decdpo.algorithms.push_sum import PushSum
+from decdpo.codecs.identity import Identity
+from decdpo.codecs.topk import TopK
+from decdpo.comm.history import Change, History
+from decdpo.comm.replayed import ReplayedWorld
+from decdpo.params.flat import FlatParams, Layout
+from decdpo.params.optim import SGD
+from decdpo.policies.stats import Stats
+from decdpo.recovery import Recovery
+from decdpo.run import Agent, Run
+from decdpo.topology.living import left_of
+from decdpo.topology.schedule import make_schedule, round_weights
+from decdpo.train import train
+
+N, P, ROUNDS, LR = 6, 4, 30, 0.1
+LOSSES = [Change(5, True, (2,)), Change(5, True, (4,)), Change(12, False, (0,))]
+
+
+class Quadratics:
+    """f_i(x) = 1/2 |x - c_i|^2; keeps how many gradients each agent took."""
+
+    def __init__(self):
+        self.c = np.random.default_rng(0).normal(size=(N, P))
+        self.taken = [0] * N
+
+    def gradients(self, batches):
+        for params, agent, _, _ in batches:
+            self.taken[agent] += 1
+            params.grad.copy_(params.data - torch.from_numpy(self.c[agent]))
+            yield Stats.zero()
+
+
+class Recorder:
+    """Keeps all models, (agents, P) after every round, and all events."""
+
+    def __init__(self):
+        self.path, self.events, self.seen = [], [], lambda run: None
+
+    def begin(self, run):
+        pass
+
+    def observe(self, round, run, seconds):
+        self.path.append({a.id: a.params.data.numpy().copy() for a in run.agents})
+        self.seen(run)
+
+    def changed(self, event, run):
+        self.events.append(event)
+
+    def working(self, what):
+        return nullcontext()
+
+
+class NoStore:
+    def due(self, done):
+        return False
+
+    def poll(self):
+        pass
+
+    def flush(self):
+        pass
+
+
+def make_run(algorithm, graph="ring", losses=LOSSES, *, rule="auto", overlap=False, steps=1):
+    problem, history = Quadratics(), History(range(N), losses)
+    world = ReplayedWorld(history)
+    layout = Layout(("x",), ((P,),), P, torch.float64)
+    bytes_ = algorithm.needs.sends_bytes
+    exchange = world.exchange(algorithm.message_size(P), torch.uint8 if bytes_ else torch.float64)
+    grad, agents = torch.zeros(P, dtype=torch.float64), []
+    sampler = SimpleNamespace(rows=lambda step, size: np.array([step]))
+    for i in range(N):
+        state = algorithm.init(torch.zeros(P, dtype=torch.float64))
+        agents.append(Agent(i, FlatParams(layout, state.x, grad), state, i, sampler, Stats.zero()))
+    schedule = make_schedule(graph, rule, N, push_sum=rule == "push")
+    recovery = Recovery(
+        schedule, History(range(N)), note=lambda event, writes: None, say=lambda line: None
+    )
+    return Run(world, exchange, algorithm, problem, schedule, agents, lambda step: LR, steps, 1,
+               overlap, ROUNDS, Recorder(), NoStore(), recovery=recovery)  # fmt: skip
+
+
+def members(t):
+    return History(range(N), LOSSES).members(t)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("graph", ["ring", "star", "one_peer_exponential"])
+def test_dsgd_mixes_the_round_of_a_loss_among_those_that_are_left(graph, overlap):
+    run = make_run(Dsgd(SGD(), P), graph, overlap=overlap, steps=2)
+    train(run)
+    full, problem, X = make_schedule(graph, "auto", N), Quadratics(), np.zeros((N, P))
+    for t in range(ROUNDS):
+        left = members(t)
+        schedule = full if len(left) == N else left_of(full, left)
+        W = round_weights(schedule.mixing(t), N).toarray()
+        sent, stepped = X, X
+        for _ in range(2):
+            stepped = stepped - LR * (stepped - problem.c)
+        X = W @ sent + stepped - sent if overlap else W @ stepped
+        assert sorted(run.monitor.path[t]) == list(left)
+        for agent, x in run.monitor.path[t].items():
+            np.testing.assert_allclose(x, X[agent], atol=1e-12)
+    # Agents lost midway took the steps of their last round; nobody repeated one.
+    assert run.objective.taken == [24, 60, 12, 60, 12, 60]
+    assert [e["lost"] for e in run.monitor.events] == [[2, 4], [0]]
+    assert [e["round"] for e in run.monitor.events] == [6, 13]
+    assert run.monitor.events[0]["gap"] == pytest.approx(1 - left_of(full, members(5)).rho)
+
+
+def least(agents):
+    """The minimum of the mean objective of ``agents``."""
+    return Quadratics().c[list(agents)].mean(axis=0)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_tracking_tracks_the_gradients_of_those_that_are_left(overlap):
+    run = make_run(GradientTracking(SGD(), P), overlap=overlap)
+    checked = []
+
+    def seen(run):
+        y = sum(a.state.y for a in run.agents)
+        g = sum(a.state.grad for a in run.agents)
+        torch.testing.assert_close(y, g, rtol=0, atol=1e-12)
+        checked.append(len(run.agents))
+
+    run.monitor.seen = seen
+    run.num_rounds = 300
+    train(run)
+    assert set(checked) == {6, 4, 3}
+    for x in run.monitor.path[-1].values():
+        np.testing.assert_allclose(x, least(members(99)), atol=1e-8)
+
+
+def test_exact_diffusion_finds_the_optimum_of_those_that_are_left():
+    run = make_run(ExactDiffusion(SGD(), P))
+    run.monitor.seen = lambda run: torch.testing.assert_close(
+        sum(a.state.drift for a in run.agents), torch.zeros(P).double(), rtol=0, atol=1e-12
+    )
+    run.num_rounds = 400
+    train(run)
+    for x in run.monitor.path[-1].values():
+        np.testing.assert_allclose(x, least(members(99)), atol=1e-8)
+
+
+@pytest.mark.parametrize("codec", [Identity(P, torch.float64), TopK(P, torch.float64, 2)])
+def test_choco_agrees_on_one_public_copy_again(codec):
+    run = make_run(Choco(SGD(), P, codec, 0.4))
+    means, publics = [], []
+
+    def seen(run):
+        means.append(sum(a.params.data for a in run.agents) / len(run.agents))
+        publics.append([a.state.public.clone() for a in run.agents])
+
+    run.monitor.seen = seen
+    train(run)
+    for public in publics[5]:
+        torch.testing.assert_close(public, means[5], rtol=0, atol=1e-12)
+    problem = Quadratics()
+    for t in range(6, ROUNDS):
+        if members(t) == members(t - 1):
+            # The mean moves by the gradients alone.
+            step = LR * (means[t - 1].numpy() - problem.c[list(members(t))].mean(axis=0))
+            np.testing.assert_allclose(means[t], means[t - 1].numpy() - step, atol=1e-12)
+    assert {a.state.round for a in run.agents} == {ROUNDS}
+
+
+@pytest.mark.parametrize("rule", ["push", "auto"])
+def test_push_sum_stays_a_weighted_mean(rule):
+    run = make_run(PushSum(SGD(), P), "exponential", rule=rule)
+    run.lr = lambda step: LR if step < 15 else 0.0
+    weights = []
+    run.monitor.seen = lambda run: weights.append(sum(a.state.weight for a in run.agents))
+    run.num_rounds = 300
+    train(run)
+    assert weights[4] == pytest.approx(6) and min(weights) > 0
+    assert np.ptp(weights[12:]) < 1e-9, "no mass is lost where no agent is"
+    ends = np.stack(list(run.monitor.path[-1].values()))
+    np.testing.assert_allclose(ends, np.broadcast_to(ends[0], ends.shape), atol=1e-9)
+    before = np.stack(list(run.monitor.path[14].values()))
+    assert (ends[0] >= before.min(axis=0) - 1e-12).all()
+    assert (ends[0] <= before.max(axis=0) + 1e-12).all()
+
+
+def test_history_travels_as_json():
+    history = History(range(N), LOSSES)
+    again = History.from_json(range(N), history.to_json())
+    assert again.changes == history.changes and again.now == (1, 3, 5)
+    assert history.members(4) == tuple(range(6)) and history.members(5) == (0, 1, 3, 5)
+    assert History.from_json(range(3), None).now == (0, 1, 2)

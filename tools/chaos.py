@@ -1,0 +1,250 @@
+"""Kill ranks of training runs at random, and hold each outcome against what is promised.
+
+    python tools/chaos.py --trials 20 --seed 1 [--on-loss survive|adopt] [--ranks 4-6]
+
+Each trial draws an algorithm, a graph, ranks and kills from its own seed, trains under
+``mpirun --with-ft ulfm``, kills ranks with SIGKILL while the run trains, and then demands that the
+run has ended with status 0, has recorded every loss, and that ``decdpo replay`` finds the bits of
+all that were left. A trial that fails prints its seed: ``--trials 1 --seed N`` makes it again, as
+far as the machine's own timing allows.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from decdpo.comm.mpi.mpirun import environment, find_mpirun
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 120.0
+"""Seconds after which a run counts as hanging."""
+CONFIG = """[run]
+rounds = {rounds}
+[data]
+shards = "{shards}"
+[policy]
+features = "columns"
+[log]
+every = {every}
+[checkpoint]
+every = {save}
+[comm]
+timeout = 15.0
+[faults]
+on_loss = "{on_loss}"
+[algorithm]
+kind = "{algorithm}"
+{options}
+[topology]
+graph = "{graph}"
+"""
+ALGORITHMS = {
+    "dsgd": ["overlap = true", "overlap = false", "local_steps = 2"],
+    "push_sum": [""],
+    "gradient_tracking": ["overlap = true", "overlap = false"],
+    "exact_diffusion": [""],
+    "choco": ['codec = "topk"', 'codec = "int8"'],
+}
+GRAPHS = ("ring", "star", "path", "complete", "torus", "hypercube", "random_matching")
+DIRECTED = ("exponential", "one_peer_exponential")
+
+
+@dataclass
+class Trial:
+    """What one trial does: drawn from ``seed`` alone."""
+
+    seed: int
+    ranks: int
+    algorithm: str
+    options: str
+    graph: str
+    every: int
+    save: int
+    rounds: int
+    kills: list[tuple[float, tuple[int, ...]]]
+    on_loss: str
+
+    @classmethod
+    def draw(cls, seed: int, ranks: tuple[int, int], on_loss: str, at_once: int = 3) -> "Trial":
+        """Draw the trial of a seed; ranks : the fewest and the most."""
+        rng = random.Random(seed)
+        size = rng.randint(*ranks)
+        algorithm = rng.choice(sorted(ALGORITHMS))
+        graphs = list(GRAPHS)
+        if algorithm in ("dsgd", "push_sum", "gradient_tracking"):
+            graphs += DIRECTED
+        if algorithm == "choco":
+            graphs.remove("random_matching")
+        left, kills, at = list(range(size)), [], 0.0
+        for _ in range(rng.randint(1, 3)):
+            few = rng.randint(1, min(at_once, len(left) - 1)) if len(left) > 1 else 0
+            if not few:
+                break
+            gone = tuple(rng.sample(left, few))
+            left = [rank for rank in left if rank not in gone]
+            at += rng.choice((0.0, 0.003, rng.uniform(0.0, 0.8)))
+            kills.append((at, gone))
+        return cls(
+            seed, size, algorithm, rng.choice(ALGORITHMS[algorithm]), rng.choice(graphs),
+            rng.choice((1, 10, 100)), rng.choice((0, 20, 100)), 300, kills, on_loss,
+        )  # fmt: skip
+
+    @property
+    def config(self) -> str:
+        """The configuration, without its shards."""
+        return CONFIG.replace("{shards}", "{{shards}}").format(**vars(self))
+
+    def __str__(self) -> str:
+        gone = " ".join(f"{','.join(map(str, ranks))}@{at:.3f}" for at, ranks in self.kills)
+        what = f"{self.ranks} ranks, {self.algorithm} {self.options} on {self.graph}"
+        return f"seed {self.seed}: {what}, kills {gone}"
+
+
+@dataclass
+class Outcome:
+    """What came of it. fault : what was not as promised, empty if all was."""
+
+    fault: str = ""
+    lost: int = 0
+    recovery_ms: list[float] = field(default_factory=list)
+    said: str = ""
+
+
+class Victims:
+    """A training run whose ranks can be hit. folder : where it runs; out : its run folder."""
+
+    def __init__(self, ranks: int, folder: Path, out: str, words: list[str]) -> None:
+        self.out = folder / out
+        self._log = folder / f"{out}.log"
+        program = [sys.executable, "-m", "decdpo", *words]
+        command = [find_mpirun(), "--with-ft", "ulfm", "--oversubscribe", "--bind-to", "none"]
+        # Every rank leaves its pid, by which it can be hit.
+        hello = f'echo $$ > "{folder}/{out}.pid.$OMPI_COMM_WORLD_RANK"; exec "$@"'
+        self._pids = [folder / f"{out}.pid.{rank}" for rank in range(ranks)]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "-n", str(ranks), "/bin/sh", "-c", hello, "rank", *program],
+                cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, env=environment({"PYTHONPATH": str(ROOT)}),
+            )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def await_round(self, round: int, limit: float = LIMIT) -> None:
+        """Wait until a record of ``round`` or later is there, or the run has ended."""
+        path, until = self.out / "metrics.jsonl", time.monotonic() + limit
+        while self.process.poll() is None and time.monotonic() < until:
+            lines = path.read_text().splitlines() if path.exists() else []
+            if lines and any(f'"round": {n},' in lines[-1] for n in range(round, round + 1000)):
+                return
+            time.sleep(0.01)
+
+    def hit(self, rank: int, number: int = signal.SIGKILL) -> bool:
+        """Send a signal to a rank; say whether it was there."""
+        try:
+            os.kill(int(self._pids[rank].read_text()), number)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def wait(self, limit: float = LIMIT) -> int:
+        """Wait for the end and return the status of mpirun; -1 if it hangs, and then end it."""
+        try:
+            return self.process.wait(limit)
+        except subprocess.TimeoutExpired:
+            for rank in range(len(self._pids)):
+                self.hit(rank)
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            return -1
+
+
+def run_trial(trial: Trial, folder: Path, shards: Path) -> Outcome:
+    """Run one trial in ``folder`` and judge it."""
+    config = folder / "run.toml"
+    config.write_text(trial.config.format(shards=shards))
+    victims = Victims(trial.ranks, folder, "run", ["train", "run.toml", "--out", "run"])
+    victims.await_round(0)
+    began, hit = time.monotonic(), 0
+    for at, ranks in trial.kills:
+        time.sleep(max(0.0, at - (time.monotonic() - began)))
+        if victims.process.poll() is None:
+            hit += sum(victims.hit(rank) for rank in ranks)
+    code = victims.wait()
+    outcome = Outcome(said=victims.said)
+    if code != 0:
+        outcome.fault = "hangs" if code < 0 else f"status {code}"
+        return outcome
+    record = json.loads((folder / "run" / "run.json").read_text())
+    events = record.get("events", [])
+    outcome.lost = sum(len(event["lost"]) for event in events)
+    outcome.recovery_ms = [event["recovery_ms"] for event in events if event["lost"]]
+    replayed = subprocess.run(
+        [sys.executable, "-m", "decdpo", "replay", "run", "--json"],
+        cwd=folder, capture_output=True, text=True, env=environment({"PYTHONPATH": str(ROOT)}),
+    )  # fmt: skip
+    if replayed.returncode:
+        outcome.fault = f"not replayed: {replayed.stdout[-600:]}{replayed.stderr[-600:]}"
+    elif json.loads(replayed.stdout)["round"] != trial.rounds:
+        outcome.fault = f"only {json.loads(replayed.stdout)['round']} rounds are saved"
+    return outcome
+
+
+def make_shards(folder: Path, agents: int = 12) -> Path:
+    """Make small shards of synthetic users."""
+    subprocess.run(
+        [sys.executable, "-m", "decdpo", "synthesize", "choices", "--agents", str(agents),
+         "--pairs", "24", "--out", "users"],
+        cwd=folder, check=True, capture_output=True, env=environment({"PYTHONPATH": str(ROOT)}),
+    )  # fmt: skip
+    return folder / "users"
+
+
+def main() -> int:
+    """Run the trials; return 1 if any was not as promised."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next is +1")
+    parser.add_argument("--ranks", default="4-6", help="the fewest and the most, as 4-8")
+    parser.add_argument("--on-loss", default="survive", choices=("survive", "adopt"))
+    args = parser.parse_args()
+    least, _, most = args.ranks.partition("-")
+    faults, times, lost = [], [], 0
+    with tempfile.TemporaryDirectory(prefix="decdpo-chaos-") as name:
+        shards = make_shards(Path(name))
+        for seed in range(args.seed, args.seed + args.trials):
+            trial = Trial.draw(seed, (int(least), int(most or least)), args.on_loss)
+            folder = Path(name) / str(seed)
+            folder.mkdir()
+            outcome = run_trial(trial, folder, shards)
+            lost += outcome.lost
+            times += outcome.recovery_ms
+            print(f"{trial}: {outcome.fault or 'as promised'}, {outcome.lost} agents lost, "
+                  f"recovery {' '.join(f'{ms:.1f}' for ms in outcome.recovery_ms)} ms", flush=True)
+            if outcome.fault:
+                faults.append(seed)
+                print(outcome.said[-3000:], flush=True)
+    print(f"{args.trials - len(faults)} of {args.trials} trials as promised, {lost} agents lost")
+    if times:
+        ordered = sorted(times)
+        print(f"recovery ms: median {statistics.median(ordered):.1f}, 90% "
+              f"{ordered[int(0.9 * (len(ordered) - 1))]:.1f}, most {ordered[-1]:.1f}")
+    if faults:
+        print("seeds that failed:", *faults)
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
