@@ -31,7 +31,7 @@ from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
 from decdpo.records import Writer, keep_until, read_records
 from decdpo.run import Run
-from decdpo.timing import spread
+from decdpo.timing import pace, spread
 from decdpo.traffic import Sent
 
 COUNTED = (
@@ -302,7 +302,7 @@ class Metrics:
         places = {i: found[1] for i, found in every_agent.items() if found[1]}
         waited = [(i, *wait) for i, place in places.items() for wait in place["waits"]]
         record["system"] = self._system(sums[6], waited)
-        record["system"] |= _pace(sums[7], record["system"]["elapsed_seconds"])
+        record["system"] |= pace(sums[7], record["system"]["elapsed_seconds"])
         record["system"]["parts"] = spread([place["parts"] for place in places.values()])
         record["system"]["peak_memory_bytes"] = max(place["memory"] for place in places.values())
         if self._events:
@@ -391,24 +391,6 @@ class Metrics:
         if total.size > 6:
             record["ages"] = [int(count) for count in total[6:]]
         return record
-
-
-def _pace(total: np.ndarray, seconds: float) -> dict[str, Any]:
-    """Return how fast all processes together were for ``seconds``, measuring included.
-
-    total : the sum of what ``Metrics._worked`` returns. Tokens a second are logical ones: each
-    answer with its prompt. mfu : the share that a step's operations, on the tokens that go through
-    the model, are of what the GPUs could do while they computed; only where that is known.
-    """
-    pairs, logical, _, flops, could, measured = total.tolist()
-    pace: dict[str, Any] = {"measuring_seconds": round(measured, 6)}
-    if pairs and seconds > 0:
-        pace["pairs_per_second"] = round(pairs / seconds, 3)
-        if logical:
-            pace["tokens_per_second"] = round(logical / seconds, 1)
-    if could:
-        pace["mfu"] = round(flops / could, 4)
-    return pace
 
 
 def _of_first(run: Run, values: np.ndarray) -> dict[int, np.ndarray]:

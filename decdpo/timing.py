@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 PARTS = ("compute", "post", "wait", "mix", "measure", "checkpoint")
 """The parts of a round: local steps; messages sent on their way; waiting for those of others;
@@ -40,4 +43,22 @@ def spread(of_process: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
         values = [seconds[part] for seconds in of_process]
         three = (min(values), sum(values) / len(values), max(values))
         found[part] = [round(value, 6) for value in three]
+    return found
+
+
+def pace(total: np.ndarray, seconds: float) -> dict[str, Any]:
+    """Return how fast all processes together were for ``seconds``, measuring included.
+
+    total : the sum of what ``Metrics._worked`` returns. Tokens a second are logical ones: each
+    answer with its prompt. mfu : the share that a step's operations, on the tokens that go through
+    the model, are of what the GPUs could do while they computed; only where that is known.
+    """
+    pairs, logical, _, flops, could, measured = total.tolist()
+    found: dict[str, Any] = {"measuring_seconds": round(measured, 6)}
+    if pairs and seconds > 0:
+        found["pairs_per_second"] = round(pairs / seconds, 3)
+        if logical:
+            found["tokens_per_second"] = round(logical / seconds, 1)
+    if could:
+        found["mfu"] = round(flops / could, 4)
     return found

@@ -308,9 +308,9 @@ class CheckpointStore:
 
     @property
     def _heads(self) -> list[int]:
-        """The agent that stands for each process, in the order of processes."""
+        """The agent that stands for each process, ascending."""
         members = self._world.members
-        return [members.agents_of(rank)[0] for rank in members.ranks]
+        return sorted(members.agents_of(rank)[0] for rank in members.ranks)
 
     def _foreign(self, manifest: Manifest) -> bool:
         return bool(self.run) and manifest.run != self.run

@@ -156,8 +156,7 @@ def _write(out: Path, content: Mapping[str, Any]) -> None:
 def record_end(out: Path, end: Mapping[str, Any]) -> None:
     """Add to ``run.json`` what the newest start has come to."""
     _, content = read_record(out)
-    with replacing(out / "run.json", mode=0o644) as path:
-        path.write_text(json.dumps({**content, "end": end}, indent=1) + "\n", encoding="utf-8")
+    _write(out, {**content, "end": end})
 
 
 def _start(facts: Mapping[str, Any]) -> dict[str, Any]:

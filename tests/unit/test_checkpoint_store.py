@@ -23,6 +23,7 @@ from decdpo.checkpoint.format import MANIFEST, Manifest, committed, round_name
 from decdpo.checkpoint.inspect import digests
 from decdpo.checkpoint.state import Snapshot
 from decdpo.checkpoint.store import CheckpointStore
+from decdpo.comm.membership import Membership
 from decdpo.errors import CheckpointError, ConfigError, EnvironmentFault
 
 IDENTITY = {"layout": "abc", "topology": "ring", "data.0": "d0", "data.1": "d1", "lr": "0.1"}
@@ -50,6 +51,8 @@ class FakeWorld:
     """The part of a world that checkpoints use."""
 
     def __init__(self, placement, index, main, side):
+        home = {agent: rank for rank, agents in enumerate(placement) for agent in agents}
+        self.members = Membership.of(home)
         self.num_agents = sum(map(len, placement))
         self.local_agents = tuple(placement[index])
         self.is_root = index == 0

@@ -151,7 +151,7 @@ class Slow:
 def test_a_round_is_timed_by_its_parts_and_waiting_counts_once(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(train_module, "perf_counter", lambda: clock.now)
-    world = SimpleNamespace(commit=lambda t, complete: None)
+    world = SimpleNamespace(members=None, commit=lambda t, complete: None)
     run = Run(world, Slow(clock), None, None, None, [], None, 1, 1, False, 1, None, None)
     with train_module.span(run, "post", 0):
         run.exchange.start(0, 0, None, None)

@@ -1,7 +1,6 @@
 """A world whose agents live on the ranks of an MPI job."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -11,7 +10,7 @@ import torch
 from decdpo.comm.arrival import ByArrival
 from decdpo.comm.checks import incomplete
 from decdpo.comm.exchange import Place, RankExchange
-from decdpo.comm.faults import pack, unpack
+from decdpo.comm.faults import differing, pack, unpack
 from decdpo.comm.links.base import Links, Memory, Route
 from decdpo.comm.links.direct import DeviceMemory, Stream
 from decdpo.comm.links.host import HostMemory
@@ -34,7 +33,6 @@ from decdpo.comm.rules import Edges, Rule, Synchronous
 from decdpo.comm.transport import Choice
 from decdpo.comm.waiting import Deadline, Waits
 from decdpo.comm.world import Arrays
-from decdpo.errors import ConfigError
 
 TIMEOUT = 600.0
 CHUNK_BYTES = 32 << 20
@@ -317,15 +315,7 @@ class MpiWorld:
     def require_same(self, what: str, value: str) -> None:
         """Raise ``ConfigError`` everywhere, unless all agree, naming the odd one. Collective."""
         values = self._collectives.texts(value)
-        (usual, _), *others = Counter(values).most_common()
-        if others:
-            odd = next(rank for rank, value in enumerate(values) if value != usual)
-            error = ConfigError(
-                f"{what} differs: process {odd} has {_short(values[odd])}, "
-                f"most have {_short(usual)}",
-                "start all processes with the same program, configuration and files",
-            )
-            error.collective = True
+        if (error := differing(what, values)) is not None:
             raise error
 
     def request_stop(self) -> None:
@@ -403,7 +393,3 @@ class MpiWorld:
             window.close()
         if self._survival is None or not self._survival.lost:
             comm.Free()
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "..."
