@@ -29,9 +29,9 @@ from decdpo.params.flat import FlatParams
 from decdpo.policies.lm.work import Work, peak_memory
 from decdpo.policies.stats import Stats
 from decdpo.progress import Progress
-from decdpo.records import Writer, keep_until, read_records
+from decdpo.records import Writer, keep_until, read_records, take_over
 from decdpo.run import Run
-from decdpo.timing import pace, spread
+from decdpo.timing import MOST_WAITS, longest, pace, spread
 from decdpo.traffic import Sent
 
 COUNTED = (
@@ -42,9 +42,6 @@ COUNTED = (
     "wait_seconds",
 )
 """What a record has of the counters of an exchange."""
-
-MOST_WAITS = 32
-"""Longest waits of one process for one agent that a record names."""
 
 JUDGED, ACCURACIES = "rewards/accuracies", "/accuracies"
 """The accuracy of the implicit rewards, and how the names of those a loss adds end."""
@@ -99,7 +96,7 @@ class Metrics:
         self._work = Work()
         self.account = Account()
         self._clock = perf_counter()
-        self._path = path
+        self._path, self._start = path, start_round
         self._events: list[Mapping[str, Any]] = []
         if is_root:
             # The record of round 0 is written anew by whoever begins there.
@@ -182,10 +179,7 @@ class Metrics:
         self._sent = None
         self.rho = run.schedule.rho
         if run.world.is_root and self._file is None:
-            keep_until(self._path, self.last.get("round", -1))
-            self._file = Writer(self._path)
-            if self.last and self._file.mark.round < self.last["round"]:
-                self._file.write(self.last)
+            self._file = take_over(self._path, self._start, self.last)
             self.progress.speak()
 
     def working(self, what: str) -> Any:
@@ -273,7 +267,7 @@ class Metrics:
         accuracy = {i: [s.means().get(n) for n in (JUDGED, *further)] for i, s in own.items()}
         memory = peak_memory()
         # What is of a process comes with its first agent.
-        place = {"waits": _longest(waits), "parts": parts, "memory": memory}
+        place = {"waits": longest(waits), "parts": parts, "memory": memory}
         mine = {a.id: place if a is agents[0] else None for a in agents}
         every_agent = world.collect({i: (accuracy[i], mine[i]) for i in accuracy})
         self._note(done, train, sums[4], world.num_agents)
@@ -396,9 +390,3 @@ class Metrics:
 def _of_first(run: Run, values: np.ndarray) -> dict[int, np.ndarray]:
     """Return what counts once for a process, as of its first agent: zeros for the others."""
     return {a.id: values if a is run.agents[0] else np.zeros_like(values) for a in run.agents}
-
-
-def _longest(waits: Mapping[int, float]) -> list[tuple[int, float]]:
-    """Return the agents waited for longest and the seconds, those of a microsecond or more."""
-    found = [(agent, seconds) for agent, seconds in waits.items() if seconds >= 1e-6]
-    return sorted(found, key=lambda pair: -pair[1])[:MOST_WAITS]

@@ -73,6 +73,19 @@ class Writer:
         self._file.close()
 
 
+def take_over(path: Path, start: int, last: Mapping[str, Any]) -> Writer:
+    """Go on with a file in the place of a process that is lost, which may have torn its last line.
+
+    start : the round before which there is no record of this start. last : the newest record that
+    all processes have made, which that one may not have written; empty for none.
+    """
+    keep_until(path, max(start, last.get("round", 0)))
+    writer = Writer(path)
+    if last and (writer.mark.round < last["round"] or not path.stat().st_size):
+        writer.write(last)
+    return writer
+
+
 def seal(record: Mapping[str, Any], before: int) -> tuple[bytes, int]:
     """Return the line of a record, and its CRC-32 continued from ``before``."""
     text = json.dumps(record).encode()

@@ -10,6 +10,9 @@ PARTS = ("compute", "post", "wait", "mix", "measure", "checkpoint")
 """The parts of a round: local steps; messages sent on their way; waiting for those of others;
 mixing them; measuring; saving, as far as the round waits for it."""
 
+MOST_WAITS = 32
+"""Longest waits of one process for one agent that a record names."""
+
 
 def _none() -> dict[str, float]:
     return dict.fromkeys(PARTS, 0.0)
@@ -62,3 +65,8 @@ def pace(total: np.ndarray, seconds: float) -> dict[str, Any]:
     if could:
         found["mfu"] = round(flops / could, 4)
     return found
+
+def longest(waits: Mapping[int, float]) -> list[tuple[int, float]]:
+    """Return the agents waited for longest and the seconds, those of a microsecond or more."""
+    found = [(agent, seconds) for agent, seconds in waits.items() if seconds >= 1e-6]
+    return sorted(found, key=lambda pair: -pair[1])[:MOST_WAITS]

@@ -71,3 +71,7 @@ class ProductMixing:
             mixed = Products.of(weights, vectors, factors)
             for target, value in zip(factors.of(x), truncated(mixed, factors.rank, frame)):
                 target.copy_(value)
+
+    def restart(self, state: Any, rounds: int, mean: Tensor | None) -> None:
+        """Restart as ``inner`` does."""
+        self.inner.restart(state, rounds, mean)
