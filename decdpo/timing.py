@@ -66,6 +66,7 @@ def pace(total: np.ndarray, seconds: float) -> dict[str, Any]:
         found["mfu"] = round(flops / could, 4)
     return found
 
+
 def longest(waits: Mapping[int, float]) -> list[tuple[int, float]]:
     """Return the agents waited for longest and the seconds, those of a microsecond or more."""
     found = [(agent, seconds) for agent, seconds in waits.items() if seconds >= 1e-6]
