@@ -78,7 +78,7 @@ def blank(matplotlib: Any, width: float, height: float) -> Any:
     return canvas
 
 
-def save(canvas: Any, path: Path, dpi: float = 110) -> None:
+def save(canvas: Any, path: Path, dpi: float = 150) -> None:
     """Write a figure to ``path``, whose suffix says as what; the same numbers give the same SVG.
 
     Raises ``EnvironmentFault`` without room to write.

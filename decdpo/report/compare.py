@@ -26,14 +26,14 @@ NOISY = ("loss", "rewards/chosen", "rewards/margins", "saturated")
 """Those of them that are of one round's batches: the table has their means over the last tenth."""
 
 PANELS = (
-    ("loss", "training loss", False),
-    ("gradient_norm", "gradient norm of the average model", True),
-    ("consensus_distance", "consensus distance", True),
-    ("heldout/average/accuracy", "held-out accuracy, average model", False),
-    ("rewards/chosen", "reward of the chosen answers", False),
-    ("rewards/margins", "reward margin", False),
+    ("loss", "training loss", "loss, nats", False),
+    ("gradient_norm", "gradient norm of the average model", "Euclidean norm", True),
+    ("consensus_distance", "consensus distance", "mean squared distance", True),
+    ("heldout/average/accuracy", "held-out accuracy, average model", "share of pairs", False),
+    ("rewards/chosen", "reward of the chosen answers", "reward (beta x nats)", False),
+    ("rewards/margins", "reward margin", "reward (beta x nats)", False),
 )
-"""Metric, title, and whether its axis is logarithmic."""
+"""Metric, title, what its axis shows, and whether that is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def plot(runs: Sequence[RunFacts], path: Path) -> None:
     Raises ``EnvironmentFault`` without matplotlib or room to write.
     """
     panels = []
-    for key, title, log_y in PANELS:
+    for key, title, label, log_y in PANELS:
         lines = []
         for run, name in zip(runs, names_of(runs), strict=True):
             points = [
@@ -128,7 +128,7 @@ def plot(runs: Sequence[RunFacts], path: Path) -> None:
             if points:
                 lines.append(Line.of(plain(name), points))
         if lines:
-            panels.append(Panel(title, "round", title, tuple(lines), log_y=log_y))
+            panels.append(Panel(title, "round", label, tuple(lines), log_y=log_y))
     if not panels:
         raise DataError("no run has recorded what could be drawn", "leave --plot out")
     draw(Figure(path.stem, tuple(panels)), path.parent)

@@ -15,7 +15,7 @@ _HELDOUT = ", held-out pairs"
 PANELS = (
     (
         "loss",
-        "loss",
+        "loss, nats",
         (
             ("loss", f"{_OWN}, training batches"),
             ("heldout/loss", _OWN + _HELDOUT),
@@ -24,7 +24,7 @@ PANELS = (
     ),
     (
         "held-out accuracy",
-        "accuracy",
+        "share of pairs",
         (
             ("heldout/accuracy", _OWN + _HELDOUT),
             ("heldout/average/accuracy", _AVERAGE + _HELDOUT),
@@ -32,7 +32,7 @@ PANELS = (
     ),
     (
         "gradient norm of the average model",
-        "norm",
+        "Euclidean norm",
         (("gradient_norm", f"{_AVERAGE}, training pairs"),),
     ),
     ("consensus distance", "mean squared distance", (("consensus_distance", _OWN),)),
@@ -91,7 +91,9 @@ def _no_number(values: Mapping[str, Any], keys: Collection[str]) -> str:
 
 @picture
 def plot_run(records: list[dict[str, Any]], out: Path, title: str) -> None:
-    """Draw the four panels of a run into the PNG image ``out``; those without a record are empty.
+    """Draw the four panels of a run into ``out``, a PNG image, and as SVG beside it.
+
+    Panels without a record are empty.
 
     Raises ``EnvironmentFault`` if matplotlib is not installed, or without room to write.
     """
@@ -107,4 +109,4 @@ def plot_run(records: list[dict[str, Any]], out: Path, title: str) -> None:
             if points:
                 found.append(Line.of(legend, points))
         panels.append(Panel(name, "round", label, tuple(found), log_y=log_y))
-    draw(Figure(out.stem, tuple(panels), columns=2, title=plain(title)), out.parent, ("png",))
+    draw(Figure(out.stem, tuple(panels), columns=2, title=plain(title)), out.parent)

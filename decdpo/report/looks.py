@@ -8,17 +8,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 COLOURS = (
-    "#3b6ea5",
-    "#c2572b",
-    "#4f8f4a",
-    "#8a5aa8",
-    "#a8862a",
-    "#3f9c9c",
-    "#b0486e",
-    "#6b6b6b",
-    "#1d2b4f",
-    "#7fa7d6",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#882255",
+    "#000000",
+    "#332288",
+    "#661100",
 )
+"""The palette of Okabe and Ito, and dark ones of Tol's: told apart also by the colour-blind."""
+
 MARKERS = "osD^vPX*<>hpd"
 
 GRAPHS = (

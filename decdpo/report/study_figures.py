@@ -173,7 +173,7 @@ def _panel(matplotlib: Any, ax: Any, panel: Panel, names: dict[str, Look]) -> di
             handles[line.label] = _points(ax, line, look)
             continue
         # Of curves that lie on one another the later ones are thinner, so that all are seen.
-        wide = 3.2 - 2.0 * k / max(len(panel.lines) - 1, 1) if len(panel.lines) > 1 else 1.8
+        wide = 2.6 - 1.4 * k / max(len(panel.lines) - 1, 1) if len(panel.lines) > 1 else 1.6
         moved = ax.transData
         if crowd and line.style == "line":
             points = APART * (k - (len(panel.lines) - 1) / 2) / 72

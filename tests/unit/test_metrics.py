@@ -175,6 +175,7 @@ def test_summary_and_curves(tmp_path):
     pytest.importorskip("matplotlib")
     plot_run(records, tmp_path / "curves.png", "a run")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "curves.svg").read_bytes()
 
 
 def test_the_trace_is_a_chrome_trace_and_is_bounded(tmp_path, monkeypatch):

@@ -4,14 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
+import judge_studies
 import numpy as np
 import pytest
 
+from decdpo.report import compare, curves
 from decdpo.report.canvas import drawing, plain
 from decdpo.report.curves import plot_run
-from decdpo.report.looks import GRAPHS, Look, looks
+from decdpo.report.looks import COLOURS, GRAPHS, Look, looks
 from decdpo.report.study_figures import Figure, Line, Panel, draw, note, paint
 from decdpo.studies.catalogue import builtin
 from decdpo.studies.table import Table
@@ -178,3 +181,88 @@ def test_a_run_is_drawn_with_what_it_has(tmp_path):
     plot_run([], tmp_path / "none.png", "t")
     assert all((tmp_path / n).stat().st_mode & 0o777 == 0o644 for n in ("curves.png", "none.png"))
     assert not list(Path(tmp_path).glob(".*")) and np.isfinite(rows[-1]["loss"])
+
+
+def overlaps(matplotlib, canvas):
+    """Return the texts of a figure that lie on one another, or reach out of it."""
+    places = {}
+    draw_text = matplotlib.text.Text.draw
+
+    def noted(text, renderer, *args, **kwargs):
+        if text.get_visible() and text.get_text().strip():
+            places[id(text)] = (text.get_text(), text.get_window_extent(renderer))
+        return draw_text(text, renderer, *args, **kwargs)
+
+    # The layout is done in the first drawing, and would note where texts were before.
+    canvas.canvas.draw()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matplotlib.text.Text, "draw", noted)
+        canvas.canvas.draw()
+    assert len(places) > 4
+    drawn = list(places.values())
+    found = [
+        (a, b)
+        for k, (a, one) in enumerate(drawn)
+        for b, two in drawn[:k]
+        if (both := one.intersection(one, two)) is not None and min(both.width, both.height) > 1
+    ]
+    whole = canvas.bbox
+    outside = [text for text, box in drawn if box.x0 < whole.x0 - 1 or box.x1 > whole.x1 + 1]
+    return found + outside
+
+
+@pytest.mark.parametrize("name", ["advisor", "topology-scaling"])
+def test_no_labels_collide_in_the_figures_of_kept_studies(name):
+    folder = Path(__file__).parents[2] / "data" / "studies"
+    path = folder / "curves" / f"{name}.csv.gz"
+    table = judge_studies.read(path if path.exists() else folder / f"{name}.csv")
+    figure = builtin(name.removeprefix("hh-")).figures(table)[0]
+    with drawing() as matplotlib:
+        assert figure.lines and not overlaps(matplotlib, paint(matplotlib, figure))
+
+
+def test_panels_of_runs_name_their_units_and_do_not_collide(tmp_path):
+    labels = [label for _, _, label, _ in compare.PANELS] + [label for _, label, _ in curves.PANELS]
+    assert all(re.search("nats|share|norm|squared", label) for label in labels)
+    wide = [Line.of(f"a run of a rather long name {k}", [(t, [0.6 + k]) for t in range(9)])
+            for k in range(9)]  # fmt: skip
+    panels = [Panel(t, "round", y, tuple(wide), log_y=log) for _, t, y, log in compare.PANELS]
+    with drawing() as matplotlib:
+        assert not overlaps(matplotlib, paint(matplotlib, Figure("f", tuple(panels))))
+        crowded = [Panel("a title " * 12, "round", "", tuple(wide[:1]))] * 3
+        assert overlaps(matplotlib, paint(matplotlib, Figure("f", tuple(crowded))))
+
+
+BLIND = {
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "none": np.eye(3),
+}
+"""What is left of linear colours (Machado, Oliveira and Fernandes, 2009, severity 1)."""
+
+
+def lab(colour, seen):
+    """Return a colour as CIELAB, as it is seen."""
+    part = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = xyz @ np.clip(np.array(seen) @ linear, 0, 1) / np.array([0.9505, 1, 1.089])
+    x, y, z = (np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def palettes():
+    """Return the colours of figures, and those of the page in light and dark."""
+    style = files("decdpo.report.page").joinpath("assets", "page.css").read_text()
+    of_runs = re.findall(r"--c\d: (#\w{6});", style)
+    of_parts = re.findall(r"--p\d: (#\w{6});", style)
+    assert (len(of_runs), len(of_parts)) == (16, 12)
+    return [COLOURS, of_runs[:8], of_runs[8:], of_parts[:6], of_parts[6:]]
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("kind", BLIND)
+def test_colours_are_told_apart_by_the_colour_blind_too(number, kind):
+    seen = [lab(colour, BLIND[kind]) for colour in palettes()[number]]
+    apart = [np.linalg.norm(a - b) for k, a in enumerate(seen) for b in seen[:k]]
+    assert min(apart) > 12

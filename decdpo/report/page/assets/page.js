@@ -118,7 +118,7 @@
         if (spec.log) y = y.map((v) => (v > 0 ? v : null));
         const hue = single ? s : k, predicted = key.startsWith("~aligned") || key.startsWith("~independent");
         lines.push({
-          run: k, x: xs(run), y, label, hue: predicted && single ? 7 : hue,
+          run: k, x: xs(run), y, label, hue: predicted && single ? 0 : hue,
           dash: single && !predicted ? [] : DASHES[s % DASHES.length], width: predicted ? 1.2 : 1.8,
         });
       });
