@@ -3,7 +3,7 @@
 Sums over agents go in ascending agent id, so that they have the same bits for any placement.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -57,6 +57,21 @@ def mean_vector(
         part = slice(lo, min(lo + step, num_shared))
         total = world.sum((a, _array(read(a, part))) for a in world.local_agents)
         mean[part] = torch.from_numpy(total / world.num_agents).to(mean)
+    return mean
+
+
+def mean_of(world: World, agents: Sequence[Agent], some: Sequence[int]) -> Tensor:
+    """Return the mean of the shared parameters of ``some`` agents (M,). Collective.
+
+    agents : those of this process, of which some may be among them. That of one is its own bits.
+    """
+    like = agents[0].params.shared
+    mean = torch.zeros_like(like)
+    for lo in range(0, like.numel(), BLOCK):
+        part = slice(lo, min(lo + BLOCK, like.numel()))
+        mine = {a.id: _array(a.params.shared[part]) for a in agents}
+        total = world.sum({i: x if i in some else np.zeros_like(x) for i, x in mine.items()})
+        mean[part] = torch.from_numpy(total / len(some)).to(mean)
     return mean
 
 
@@ -167,10 +182,17 @@ class HeldOut:
         self, agents: list[Agent], seed: int, pairs: int, gradient_pairs: int, gradient: bool = True
     ) -> None:
         self.gradient = gradient
-        self.rows = {a.id: _pick(seed, a, heldout=True, at_most=pairs) for a in agents}
-        self.gradient_rows = {
-            a.id: _pick(seed, a, heldout=False, at_most=gradient_pairs) for a in agents
-        }
+        self.rows: dict[int, np.ndarray] = {}
+        self.gradient_rows: dict[int, np.ndarray] = {}
+        self._drawn = seed, pairs, gradient_pairs
+        for agent in agents:
+            self.add(agent)
+
+    def add(self, agent: Agent) -> None:
+        """Measure a local ``agent`` that has come, too."""
+        seed, pairs, gradient_pairs = self._drawn
+        self.rows[agent.id] = _pick(seed, agent, heldout=True, at_most=pairs)
+        self.gradient_rows[agent.id] = _pick(seed, agent, heldout=False, at_most=gradient_pairs)
 
     def training(self, run: Run, model: FlatParams) -> dict[int, Stats]:
         """Evaluate ``model`` on the training pairs of every local agent that gradients are of."""

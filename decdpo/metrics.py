@@ -177,6 +177,9 @@ class Metrics:
         """
         self._events.append(event)
         self._sent = None
+        for agent in run.agents:
+            if agent.id not in self.heldout.rows:
+                self.heldout.add(agent)
         self.rho = run.schedule.rho
         if run.world.is_root and self._file is None:
             self._file = take_over(self._path, self._start, self.last)

@@ -8,18 +8,32 @@ rebuild them after that round is mixed (``Needs.on_loss``). What happened is the
 which ``decdpo replay`` makes the same bits in one process.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from decdpo.comm.history import Change, History
 from decdpo.evaluation import average_model
-from decdpo.run import Run, Schedule
-from decdpo.topology.living import left_of
+from decdpo.run import Agent, Run, Schedule
+from decdpo.topology.living import Left, left_of
 from decdpo.topology.row import Mixing
+
+
+class Adopt(Protocol):
+    """Makes lost agents again. made : those of this process."""
+
+    @property
+    def made(self) -> Mapping[int, Agent]: ...
+
+    def __call__(self, run: Run, absent: Sequence[int], t: int) -> dict[int, tuple[int, int]]:
+        """Return for each adopted agent its process, and the round that it begins from or ``MEAN``.
+
+        Collective; the same on every process.
+        """
+        ...
 
 
 class Historic:
@@ -40,6 +54,12 @@ class Historic:
         """Factor by which a round contracts disagreement now."""
         return self.of(self._history.now).rho
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was changed to keep the agents together now, in words."""
+        now = self.of(self._history.now)
+        return now.notes if isinstance(now, Left) else ()
+
     def of(self, agents: tuple[int, ...]) -> Any:
         """Return the schedule of ``agents``."""
         if agents == self._history.everybody:
@@ -54,7 +74,8 @@ class Recovery:
     """Accounts for lost agents in a run.
 
     base : the schedule of all agents. history : of the run so far; grows. note : is called on every
-    process with each event, and whether this process writes for all. say : prints a line.
+    process with each event, and whether this process writes for all. say : prints a line. adopt :
+    makes lost agents again; None lets them go.
     """
 
     def __init__(
@@ -64,9 +85,12 @@ class Recovery:
         *,
         note: Callable[[dict[str, Any], bool], object],
         say: Callable[[str], object],
+        adopt: Adopt | None = None,
     ) -> None:
         self.history = history
-        self._base = base
+        self.full = base
+        self._adopt = adopt
+        self._adopted: dict[int, tuple[int, int]] = {}
         self._note = note
         self._say = say
         self._lost: list[int] = []
@@ -76,12 +100,15 @@ class Recovery:
 
     def schedule(self) -> Schedule:
         """Return the schedule of the run as it has come about."""
-        return Historic(self._base, self.history) if self.history.changes else self._base
+        return Historic(self.full, self.history) if self.history.changes else self.full
 
     def between(self, run: Run, t: int) -> None:
         """Let round ``t`` begin among those that are left. Collective."""
         self._began = perf_counter()
-        if self._account(run, t, midway=False):
+        changed = self._account(run, t, midway=False)
+        if self._adopt is not None and self.absent(run):
+            changed |= self._take_over(run, t, self._adopt)
+        if changed:
             if run.exchange is not None:
                 run.exchange.rewire(run.world.members, {})
             self._finish(run, t)
@@ -123,12 +150,32 @@ class Recovery:
         run.agents[:] = [a for a in run.agents if a.id in members.home]
         return True
 
+    def _take_over(self, run: Run, t: int, adopt: Adopt) -> bool:
+        """Let lost agents take part again from round ``t`` on; say whether any change. Collective.
+        """
+        found = adopt(run, self.absent(run), t)
+        # Who shall take over may have been lost meanwhile, to all alike.
+        changed = self._account(run, t, midway=False)
+        ranks = run.world.members.ranks
+        self._adopted = {a: (rank, begun) for a, (rank, begun) in found.items() if rank in ranks}
+        if not self._adopted:
+            return changed
+        joined = {str(agent): begun for agent, (_, begun) in sorted(self._adopted.items())}
+        self.history.changes.append(Change(t, False, (), joined))
+        run.schedule = self.schedule()
+        world: Any = run.world
+        world.adopt({agent: rank for agent, (rank, _) in self._adopted.items()})
+        run.agents += [adopt.made[agent] for agent in self._adopted if agent in adopt.made]
+        run.agents.sort(key=lambda agent: agent.id)
+        return True
+
     def _finish(self, run: Run, rounds: int) -> None:
         """Let the algorithm restart where it must, and say what has happened. Collective."""
         if run.algorithm.needs.on_loss == "restarts":
             restart(run, rounds)
         event = self._event(run, perf_counter() - self._began)
         self._lost.clear()
+        self._adopted = {}
         self._note(event, run.world.is_root)
         run.monitor.changed(event, run)
         if run.world.is_root:
@@ -137,13 +184,17 @@ class Recovery:
     def _event(self, run: Run, seconds: float) -> dict[str, Any]:
         change = self.history.changes[-1]
         schedule = run.schedule
-        notes = schedule.of(self.history.now).notes if isinstance(schedule, Historic) else ()
+        notes = schedule.notes if isinstance(schedule, Historic) else ()
         rho = schedule.rho
         return {
             "round": change.round + 1,
             "midway": change.midway,
             "lost": sorted(self._lost),
-            "left": len(self.history.now),
+            "adopted": {
+                str(agent): {"process": rank, "begun": begun}
+                for agent, (rank, begun) in sorted(self._adopted.items())
+            },
+            "agents": len(self.history.now),
             "when": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "recovery_ms": round(1e3 * seconds, 3),
             "gap": None if rho is None else 1.0 - rho,
@@ -162,11 +213,16 @@ def restart(run: Run, rounds: int) -> None:
 
 def words(event: Mapping[str, Any]) -> str:
     """Return one line that says what an event is."""
-    lost = ", ".join(map(str, event["lost"]))
+    lost = _listed(event["lost"])
     gap = "" if event["gap"] is None else f", spectral gap {event['gap']:.3g}"
     notes = "".join(f"; the graph: {note}" for note in event["notes"])
     when = "in" if event["midway"] else "before"
-    return (
-        f"lost {when} round {event['round']}: agent{'s' * (len(event['lost']) > 1)} {lost}; "
-        f"{event['left']} go on after {event['recovery_ms']:.1f} ms{gap}{notes}"
-    )
+    what = f"lost {when} round {event['round']}: {lost}" if event["lost"] else ""
+    if event["adopted"]:
+        taken = _listed(list(event["adopted"]))
+        what += ("; " if what else "") + f"adopted before round {event['round']}: {taken}"
+    return f"{what}; {event['agents']} go on after {event['recovery_ms']:.1f} ms{gap}{notes}"
+
+
+def _listed(agents: Sequence[Any]) -> str:
+    return f"agent{'s' * (len(agents) > 1)} " + ", ".join(map(str, agents))

@@ -152,7 +152,13 @@ class MeasuredState:
 
 
 class Recovery(Protocol):
-    """Accounts for agents that are lost; every process does the same."""
+    """Accounts for agents that are lost; every process does the same.
+
+    full : the schedule of all agents.
+    """
+
+    @property
+    def full(self) -> Schedule: ...
 
     def between(self, run: "Run", t: int) -> None:
         """Let round ``t`` begin among those that are left. Collective."""

@@ -25,6 +25,8 @@ from pathlib import Path
 from decdpo.comm.mpi.mpirun import environment, find_mpirun
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = [sys.executable, "-m", "decdpo"]
+"""How decdpo is started."""
 LIMIT = 120.0
 """Seconds after which a run counts as hanging."""
 CONFIG = """[run]
@@ -95,7 +97,7 @@ class Trial:
             kills.append((at, gone))
         return cls(
             seed, size, algorithm, rng.choice(ALGORITHMS[algorithm]), rng.choice(graphs),
-            rng.choice((1, 10, 100)), rng.choice((0, 20, 100)), 300, kills, on_loss,
+            rng.choice((1, 10, 100)), rng.choice((0, 20, 100)), 150, kills, on_loss,
         )  # fmt: skip
 
     @property
@@ -125,7 +127,7 @@ class Victims:
     def __init__(self, ranks: int, folder: Path, out: str, words: list[str]) -> None:
         self.out = folder / out
         self._log = folder / f"{out}.log"
-        program = [sys.executable, "-m", "decdpo", *words]
+        program = [*PROGRAM, *words]
         command = [find_mpirun(), "--with-ft", "ulfm", "--oversubscribe", "--bind-to", "none"]
         # Every rank leaves its pid, by which it can be hit.
         hello = f'echo $$ > "{folder}/{out}.pid.$OMPI_COMM_WORLD_RANK"; exec "$@"'
@@ -192,7 +194,7 @@ def run_trial(trial: Trial, folder: Path, shards: Path) -> Outcome:
     outcome.lost = sum(len(event["lost"]) for event in events)
     outcome.recovery_ms = [event["recovery_ms"] for event in events if event["lost"]]
     replayed = subprocess.run(
-        [sys.executable, "-m", "decdpo", "replay", "run", "--json"],
+        [*PROGRAM, "replay", "run", "--json"],
         cwd=folder, capture_output=True, text=True, env=environment({"PYTHONPATH": str(ROOT)}),
     )  # fmt: skip
     if replayed.returncode:

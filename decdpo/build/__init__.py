@@ -7,6 +7,7 @@ their shards and models, and ``run`` the ``Run`` that the loop takes.
 
 from decdpo.build.agents import (
     Ensemble,
+    make_agent,
     make_ensemble,
     make_policy,
     make_run_algorithm,
@@ -26,6 +27,7 @@ from decdpo.build.run import make_heldout, make_measures, make_run
 __all__ = [
     "AGES",
     "Ensemble",
+    "make_agent",
     "make_algorithm",
     "make_codec",
     "make_delays",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.products import ProductMixing
@@ -221,6 +222,27 @@ def make_ensemble(
         agents.append(Agent(i, params, state, encoded[i], sampler, objective.no_stats()))
     check_start(policy, agents[0].data, start=agents[0].params)
     return Ensemble(schedule, objective, algorithm, agents)
+
+
+def make_agent(
+    config: Config,
+    objective: Objective,
+    algorithm: Algorithm[Any],
+    index: ShardIndex,
+    agent: int,
+    grad: Tensor,
+) -> Agent:
+    """Make one more agent of this process, at the start, with its shard.
+
+    grad : (P,) the gradient buffer of all agents of this process.
+    """
+    shard = index.open(agent)
+    _check_columns(config, {agent: shard})
+    data = encode(objective.policy, shard)
+    state = algorithm.init(objective.policy.initial())
+    params = FlatParams(objective.policy.layout, state.x, grad)
+    sampler = EpochSampler(config.run.seed, agent, data.num_train)
+    return Agent(agent, params, state, data, sampler, objective.no_stats())
 
 
 def _trained(policy: Policy, algorithm: Algorithm[Any], count: int) -> list[tuple[FlatParams, Any]]:

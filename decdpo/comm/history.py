@@ -15,13 +15,17 @@ HISTORY = "history"
 """The key of a run's history in its checkpoints."""
 
 
+MEAN = -1
+"""What an adopted agent begins from without a checkpoint: the mean of its neighbours."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One change of the membership.
 
     round : the first round that the new members mix, from 0. midway : whether that round had begun,
     so that its local steps were taken before. lost : agents that left. joined : agents that came
-    (back), and what each one began from: the round of a checkpoint, or -1 for its neighbours' mean.
+    (back), and what each one began from: the round of a checkpoint, or ``MEAN``.
     """
 
     round: int

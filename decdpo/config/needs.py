@@ -154,11 +154,23 @@ def check_faults(config: "Config") -> None:
             'set faults.on_loss = "abort", or choose algorithm.kind = '
             + " or ".join(map(repr, suited)),
         )
+    if config.faults.on_loss == "adopt":
+        _check_adoption(config)
     if config.comm.transport == "window":
         raise ConfigError(
             f"{asked} does not suit comm.transport = 'window': whether the other side of shared "
             "memory is alive cannot be seen in it",
             "remove comm.transport: messages are sent",
+        )
+
+
+def _check_adoption(config: "Config") -> None:
+    """Refuse adoption where a state is more than the checkpoint of one agent can bring back."""
+    if config.staleness.kind != "none":
+        raise ConfigError(
+            "faults.on_loss = 'adopt' does not suit staleness.kind = "
+            f"{config.staleness.kind!r}: an adopted agent has sent no older messages",
+            'use faults.on_loss = "survive"',
         )
 
 

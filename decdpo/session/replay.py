@@ -1,22 +1,25 @@
 """A run made again in one process from its configuration and its history, to be compared."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import Tensor
+
 from decdpo import build
 from decdpo.checkpoint.format import Manifest, read_manifest
 from decdpo.checkpoint.inspect import digests, locate
-from decdpo.checkpoint.state import Snapshot, digest
-from decdpo.comm.history import HISTORY, History
+from decdpo.checkpoint.state import Record, Snapshot, digest, restore
+from decdpo.comm.history import HISTORY, MEAN, History
 from decdpo.comm.replayed import ReplayedWorld
 from decdpo.config import Config, schema
 from decdpo.metrics import Metrics
 from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
+from decdpo.session.adoption import mean_of_neighbours
 from decdpo.session.job import Job
 from decdpo.session.record import run_id
 from decdpo.train import train
@@ -67,21 +70,67 @@ class Unrecorded:
         """Do nothing."""
 
 
-class Unsaved:
-    """A store that keeps nothing."""
+class Kept:
+    """A store that keeps the states which agents were adopted from, in memory."""
+
+    def __init__(self, history: History) -> None:
+        begun = [change.joined.items() for change in history.changes]
+        self._wanted = {(round, int(agent)) for joined in begun for agent, round in joined}
+        self._states: dict[tuple[int, int], Record] = {}
 
     def due(self, done: int) -> bool:
-        """Say no."""
-        return False
+        """Say whether an agent was adopted from the checkpoint after ``done`` rounds."""
+        return any(round == done for round, _ in self._wanted)
 
     def save(self, done: int, agents: list[Agent]) -> None:
-        """Do nothing."""
+        """Keep the states that are wanted."""
+        self.keep(done, agents)
+
+    def keep(self, done: int, agents: list[Agent]) -> None:
+        """Copy the states that are wanted, after ``done`` rounds."""
+        states = {a.id: a.state for a in agents if (done, a.id) in self._wanted}
+        for record in Snapshot().take(states) if states else ():
+            self._states[done, record.agent] = record
+
+    def put(self, done: int, agent: int, state: Any) -> None:
+        """Fill ``state`` with that of ``agent`` after ``done`` rounds."""
+        record = self._states[done, agent]
+
+        def fill(name: str, tensor: Tensor) -> None:
+            tensor.copy_(record.tensors[name])
+
+        restore(state, record.structure, record.scalars, fill)
 
     def poll(self) -> None:
         """Do nothing."""
 
     def flush(self) -> None:
         """Do nothing."""
+
+
+class Readoption:
+    """Makes the agents again that a recorded run has adopted. make : an agent at the start."""
+
+    def __init__(self, history: History, make: Callable[[int], Agent], kept: Kept) -> None:
+        self.made: dict[int, Agent] = {}
+        self._history = history
+        self._make = make
+        self._kept = kept
+
+    def __call__(self, run: Run, absent: Sequence[int], t: int) -> dict[int, tuple[int, int]]:
+        """Return the agents that are adopted before round ``t``."""
+        self.made = {}
+        begun: dict[int, int] = {}
+        for change in self._history.changes:
+            if change.round == t:
+                begun |= {int(agent): round for agent, round in change.joined.items()}
+        for agent, round in sorted(begun.items()):
+            made = self.made[agent] = self._make(agent)
+            if round == MEAN:
+                made.params.shared.copy_(mean_of_neighbours(run, agent, t))
+            else:
+                self._kept.put(round, agent, made.state)
+        return {agent: (0, round) for agent, round in begun.items()}
 
 
 def replay(
@@ -106,10 +155,24 @@ def replay(
     layout = ensemble.objective.policy.layout
     exchange = build.make_exchange(config, world, ensemble.algorithm, layout, device)
     past = History(history.everybody)
-    recovery = Recovery(ensemble.schedule, past, note=lambda event, writes: None, say=say)
+    kept = Kept(history)
+    kept.keep(0, ensemble.agents)
+
+    def make(agent: int) -> Agent:
+        grad = ensemble.agents[0].params.grad
+        algorithm = ensemble.algorithm
+        return build.make_agent(config, ensemble.objective, algorithm, index, agent, grad)
+
+    recovery = Recovery(
+        ensemble.schedule,
+        past,
+        note=lambda event, writes: None,
+        say=say,
+        adopt=Readoption(history, make, kept),
+    )
     with TemporaryDirectory() as scratch:
         run = build.make_run(
-            config, world, ensemble, exchange, Unsaved(), Path(scratch), 0, "none", recovery
+            config, world, ensemble, exchange, kept, Path(scratch), 0, "none", recovery
         )
         assert isinstance(run.monitor, Metrics)
         run.monitor.close()

@@ -25,6 +25,7 @@ from decdpo.report.curves import plot_run, read_metrics
 from decdpo.report.end_table import end_table
 from decdpo.report.start import block, shared_cores, warnings
 from decdpo.report.summary import summarize
+from decdpo.session.adoption import Adoption
 from decdpo.session.endings import watching
 from decdpo.session.experiment import Experiment
 from decdpo.session.job import Job
@@ -125,7 +126,11 @@ def make_recovery(job: Job, experiment: Experiment) -> Recovery | None:
         if writes:
             record_event(out, event)
 
-    return Recovery(experiment.schedule, history, note=note, say=job.say)
+    adoption = None
+    if job.may_lose and experiment.config.faults.on_loss == "adopt":
+        adoption = Adoption(experiment, job.say)
+        adoption.look()
+    return Recovery(experiment.schedule, history, note=note, say=job.say, adopt=adoption)
 
 
 def _beside(monitor: Metrics, recovery: Recovery | None) -> dict[str, Any]:

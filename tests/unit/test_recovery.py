@@ -14,13 +14,15 @@ from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.push_sum import PushSum
 from decdpo.codecs.identity import Identity
 from decdpo.codecs.topk import TopK
-from decdpo.comm.history import Change, History
+from decdpo.comm.history import MEAN, Change, History
 from decdpo.comm.replayed import ReplayedWorld
+from decdpo.evaluation import mean_of
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import SGD
 from decdpo.policies.stats import Stats
 from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
+from decdpo.session.adoption import neighbours
 from decdpo.topology.living import left_of
 from decdpo.topology.schedule import make_schedule, round_weights
 from decdpo.train import train
@@ -201,3 +203,48 @@ def test_history_travels_as_json():
     assert again.changes == history.changes and again.now == (1, 3, 5)
     assert history.members(4) == tuple(range(6)) and history.members(5) == (0, 1, 3, 5)
     assert History.from_json(range(3), None).now == (0, 1, 2)
+
+
+class Again:
+    """Adopts the agents of ``joined`` by round, at the mean of their neighbours' models."""
+
+    def __init__(self, problem_agents, joined):
+        self.all, self.joined, self.made = problem_agents, joined, {}
+
+    def __call__(self, run, absent, t):
+        found = [agent for agent in self.joined.get(t, ()) if agent in absent]
+        self.made = {}
+        for agent in found:
+            made = self.made[agent] = self.all[agent]
+            near = neighbours(run, agent, t)
+            fresh = run.algorithm.init(mean_of(run.world, run.agents, near))
+            for name in vars(fresh):
+                value = getattr(made.state, name)
+                if isinstance(value, torch.Tensor):
+                    value.copy_(getattr(fresh, name))
+        return {agent: (0, MEAN) for agent in found}
+
+
+@pytest.mark.parametrize("algorithm", [Dsgd, GradientTracking, ExactDiffusion, PushSum])
+def test_an_adopted_agent_begins_at_the_mean_of_its_neighbours_and_takes_part(algorithm):
+    run = make_run(algorithm(SGD(), P), losses=[Change(5, True, (2, 4))])
+    run.recovery._adopt = again = Again(list(run.agents), {8: [2], 9: [4]})
+    seen = []
+    run.monitor.seen = lambda run: seen.append(
+        {a.id: a.params.data.numpy().copy() for a in run.agents}
+    )
+    run.num_rounds = 400
+    train(run)
+    assert [sorted(models) for models in (seen[4], seen[5], seen[8], seen[9])] == [
+        [0, 1, 2, 3, 4, 5], [0, 1, 3, 5], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5]
+    ]  # fmt: skip
+    assert run.recovery.history.changes == [
+        Change(5, True, (2, 4)),
+        Change(8, False, (), {"2": MEAN}),
+        Change(9, False, (), {"4": MEAN}),
+    ]
+    assert run.monitor.events[-1]["adopted"] == {"4": {"process": 0, "begun": MEAN}}
+    assert run.schedule.mixing(20) is run.recovery.full.mixing(20) and again.made
+    if algorithm in (GradientTracking, ExactDiffusion):
+        for x in seen[-1].values():
+            np.testing.assert_allclose(x, least(range(N)), atol=1e-8)

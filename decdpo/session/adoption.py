@@ -1,0 +1,169 @@
+"""Taking over the agents of lost processes, from what is left of them.
+
+An adopted agent begins from the newest checkpoint that holds it; without one, from the mean of its
+neighbours' models. Where a server averages, all agents begin a round at one model, and so does an
+adopted one. It goes on with its own shard, which must be readable where it then lives.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from decdpo import build
+from decdpo.checkpoint.format import committed, read_manifest
+from decdpo.checkpoint.parts import open_part
+from decdpo.comm.history import MEAN
+from decdpo.comm.world import World
+from decdpo.errors import DecdpoError
+from decdpo.evaluation import mean_of
+from decdpo.run import Agent, Run
+from decdpo.session.experiment import Experiment
+
+FAILED = -2
+"""What a process answers for an agent that it could not take over."""
+
+
+class Adoption:
+    """Makes the agents of lost processes again, here or on another process; called on all alike.
+
+    say : prints a line.
+    """
+
+    def __init__(self, experiment: Experiment, say: Callable[[str], None]) -> None:
+        self._experiment = experiment
+        self._say = say
+        self._given_up: set[int] = set()
+        self.made: dict[int, Agent] = {}
+
+    def look(self) -> None:
+        """Say at the start whose shards could not be read by another process. Collective."""
+        world = self._experiment.world
+        everybody = self._experiment.history.everybody
+        seen = world.collect({i: self._readable(everybody) for i in world.local_agents[:1]})
+        alone = [
+            agent
+            for agent in world.members.agents
+            if not any(
+                agent in readable
+                for first, readable in seen.items()
+                if world.members.rank_of(first) != world.members.rank_of(agent)
+            )
+        ]
+        if alone and len(seen) > 1:
+            self._say(
+                f"warning: the shards of agents {', '.join(map(str, alone))} can be read by no "
+                "other process: these agents would be lost, not adopted"
+            )
+
+    def __call__(self, run: Run, absent: Sequence[int], t: int) -> dict[int, tuple[int, int]]:
+        """Make the ``absent`` agents again. Collective.
+
+        Returns for each adopted agent its process and the round of the checkpoint that it begins
+        from, or ``MEAN``; the same on every process. Their states are in ``made``.
+        """
+        world = run.world
+        wanted = [agent for agent in absent if agent not in self._given_up]
+        if not wanted:
+            return {}
+        self.made = {}
+        home = self._assign(world, wanted)
+        mine = [agent for agent, rank in home.items() if rank == _rank(world)]
+        outcomes = {agent: self._make(run, agent) for agent in mine}
+        told = world.collect({world.local_agents[0]: list(outcomes.items())}).values()
+        found = {agent: outcome for pairs in told for agent, outcome in pairs}
+        for agent in sorted(agent for agent, outcome in found.items() if outcome == MEAN):
+            self._take_mean(run, agent, t)
+        self._given_up |= {agent for agent in wanted if found.get(agent, FAILED) == FAILED}
+        return {a: (home[a], outcome) for a, outcome in found.items() if outcome != FAILED}
+
+    def _assign(self, world: World, agents: Sequence[int]) -> dict[int, int]:
+        """Give every agent to the process with the fewest that can read its shard. Collective."""
+        here = world.local_agents[0]
+        seen = world.collect({here: self._readable(agents)})
+        members = world.members
+        readers = {members.rank_of(first): set(found) for first, found in seen.items()}
+        load = {rank: len(members.agents_of(rank)) for rank in readers}
+        home = {}
+        for agent in agents:
+            able = [rank for rank, found in readers.items() if agent in found]
+            if able:
+                rank = min(able, key=lambda rank: (load[rank], rank))
+                load[rank] += 1
+                home[agent] = rank
+        return home
+
+    def _readable(self, agents: Sequence[int]) -> list[int]:
+        index = self._experiment.index
+        paths = {agent: index.folder / index.agents[agent].file for agent in agents}
+        return [agent for agent, path in paths.items() if os.access(path, os.R_OK)]
+
+    def _make(self, run: Run, agent: int) -> int:
+        """Make an agent; return the round of its checkpoint, ``MEAN``, or ``FAILED``."""
+        experiment = self._experiment
+        try:
+            made = build.make_agent(
+                experiment.config, run.objective, run.algorithm, experiment.index, agent,
+                run.agents[0].params.grad,
+            )  # fmt: skip
+        except (DecdpoError, OSError, MemoryError) as fault:
+            print(f"decdpo: agent {agent} cannot be adopted: {fault}", flush=True)
+            return FAILED
+        self.made[agent] = made
+        if run.algorithm.needs.meets == "server":
+            return MEAN
+        return saved_state(experiment.out / "checkpoints", experiment.store.run, agent, made.state)
+
+    def _take_mean(self, run: Run, agent: int, t: int) -> None:
+        """Give an agent the mean of its neighbours' models. Collective."""
+        made = self.made.get(agent)
+        target = run.agents[0].params.shared if made is None else made.params.shared
+        mean = mean_of_neighbours(run, agent, t)
+        if made is not None:
+            target.copy_(mean)
+
+
+def mean_of_neighbours(run: Run, agent: int, t: int) -> Tensor:
+    """Return the mean of the models of an ``agent``'s neighbours (M,), before round ``t``.
+
+    Collective. If one of them is lost meanwhile, it is that of the others.
+    """
+    while True:
+        before = run.world.members.agents
+        mean = mean_of(run.world, run.agents, neighbours(run, agent, t))
+        if run.world.members.agents == before:
+            return mean
+
+
+def neighbours(run: Run, agent: int, t: int) -> tuple[int, ...]:
+    """Return whose models a new ``agent`` begins with the mean of, before round ``t``."""
+    left = run.world.members.agents
+    if run.algorithm.needs.meets == "server":
+        return left[:1]
+    assert run.recovery is not None
+    row = run.recovery.full.mixing(t).row(agent)
+    near = tuple(j for j in left if j in row.sources)
+    return near or left
+
+
+def saved_state(folder: Path, run: str, agent: int, state: Any) -> int:
+    """Fill ``state`` from the newest checkpoint of a run that holds ``agent``; return its round.
+
+    Returns ``MEAN`` if there is none that can be read.
+    """
+    with suppress(OSError):
+        for path in reversed(committed(folder).values()):
+            with suppress(DecdpoError, OSError):
+                manifest = read_manifest(path)
+                if manifest.run == run and agent in manifest.held:
+                    with open_part(path / manifest.part_of(agent).file) as reader:
+                        reader.restore(agent, state)
+                    return manifest.round
+    return MEAN
+
+
+def _rank(world: World) -> int:
+    return world.members.rank_of(world.local_agents[0])
