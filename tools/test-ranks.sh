@@ -9,9 +9,10 @@ cd "$(dirname "$0")/.." || exit
 
 if [ "${1:-}" = --as-rank ]; then # this is one of the ranks
     shift
-    [ "${PMIX_RANK:-0}" = 0 ] || exec >"$LOGS/rank$PMIX_RANK" 2>&1
+    rank="${PMIX_RANK:-${PMI_RANK:-0}}" # of Open MPI, of MPICH
+    [ "$rank" = 0 ] || exec >"$LOGS/rank$rank" 2>&1
     # Ranks that share a folder for temporary files fail now and then: all of them tidy it up.
-    export PYTEST_DEBUG_TEMPROOT="$LOGS/files${PMIX_RANK:-0}"
+    export PYTEST_DEBUG_TEMPROOT="$LOGS/files$rank"
     mkdir -p "$PYTEST_DEBUG_TEMPROOT"
     exec "$@"
 fi

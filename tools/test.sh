@@ -50,6 +50,23 @@ joined() { # waits for the step in the background and takes over what it found
     SUMMARY+=("$(cat "$BESIDE/summary") (beside the others)")
 }
 
+mpich() { # ranks, tests...: with MPICH's MPI in the place of the environment's, all else shared
+    local venv="$PWD/.venv-mpich" ranks="$1"
+    shift
+    if [ ! -x "$venv/bin/mpirun" ]; then
+        "$PYTHON" -m venv "$venv" || return
+        local site='import sysconfig; print(sysconfig.get_paths()["purelib"])'
+        "$PYTHON" -c "$site" >"$("$venv/bin/python" -c "$site")/shared.pth"
+        if ! "$venv/bin/python" -m pip install --quiet --constraint tools/constraints.txt mpich; then
+            rm -rf "$venv"
+            echo "MPICH cannot be installed here: its tests are left out"
+            return 0
+        fi
+    fi
+    PYTHON="$venv/bin/python" PATH="$venv/bin:$PATH" bash tools/test-ranks.sh "$ranks" "$@"
+}
+export -f mpich
+
 existing() { # folders: those that exist
     local folder
     for folder in "$@"; do [ ! -d "$folder" ] || echo "$folder"; done
@@ -82,6 +99,9 @@ else
             step "tests, $ranks rank(s)" 1000 bash tools/test-ranks.sh "$ranks" "${MPI_TESTS[@]}" \
                 "${leave[@]}"
         done
+        export PYTHON
+        step "tests, MPICH" 600 bash -c 'mpich "$@"' mpich 2 -m "not slow" tests/contract \
+            tests/mpi/test_mpi_saving.py tests/mpi/test_mpi_stop.py
     fi
     joined
 fi

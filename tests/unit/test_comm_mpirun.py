@@ -115,3 +115,21 @@ def test_the_command_line_names_what_is_missing(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         mpirun.main(["-n", "2"])
     assert "name a program" in capsys.readouterr().err
+
+
+def test_mpirun_of_mpich_gets_no_options_of_open_mpi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name, said, hydra in (("a", "HYDRA build details:", True), ("b", "mpirun (Open MPI)", True),
+                              ("c", "", False)):  # fmt: skip
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "mpirun"
+        path.write_text(f"#!/bin/sh\necho '{said}'\n")
+        path.chmod(0o755)
+        if hydra:
+            path.with_name("hydra_pmi_proxy").touch()
+        monkeypatch.setattr(mpirun, "find_mpirun", lambda path=path: str(path))
+        found.append(mpirun.command_of(2, ["p"])[1:])
+    open_mpi = ["--oversubscribe", "--bind-to", "none", "-n", "2", "p"]
+    assert found == [["-n", "2", "p"], open_mpi, open_mpi]

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -55,7 +56,20 @@ def command_of(ranks: int, program: Sequence[str]) -> list[str]:
 
     Ranks may share a core, and their threads may use any.
     """
-    return [find_mpirun(), "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *program]
+    mpirun = find_mpirun()
+    shared = [] if is_hydra(mpirun) else ["--oversubscribe", "--bind-to", "none"]
+    return [mpirun, *shared, "-n", str(ranks), *program]
+
+
+@cache
+def is_hydra(mpirun: str) -> bool:
+    """Say whether ``mpirun`` is that of MPICH, which counts no cores and binds no rank unasked."""
+    path = Path(mpirun).resolve()
+    if "hydra" in path.name or not (path.parent / "hydra_pmi_proxy").exists():
+        return "hydra" in path.name
+    # Both MPIs may lie in one folder.
+    said = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False)
+    return "HYDRA" in said.stdout
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
