@@ -24,6 +24,7 @@ class Stream(IntEnum):
     POLICY = 10
     ADAPTER = 11
     DROPOUT = 12
+    ADAPTATION = 13
 
 
 def generator(

@@ -5,6 +5,9 @@ parameters and sums are shared between the processes, never pairs. With --data i
 other shards, such as a test set made by `decdpo shard` with the same kind of pairs: as many shards
 as agents are dealt out one to an agent, of any other number every agent gets all.
 
+With --adapt-pairs K the shards of --data are those of new people: each begins with the mean of what
+is shared and a personal part of its own, which alone is trained, on K of its training pairs.
+
 The run need not be where it was trained: --set device.kind=cpu measures on a machine without a GPU,
 --set data.shards=FOLDER and --set policy.model=FOLDER name what has moved. Agents, model and data
 must be those of the checkpoint; nothing is written into the run folder.
@@ -33,6 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders of other shards, whose pairs are all measured; default: held-out pairs",
     )  # fmt: skip
     parser.add_argument(
+        "--adapt-pairs", type=int, metavar="K",
+        help="of each new person in --data, adapt the personal part to K training pairs, and "
+        "measure the held-out ones, before and after",
+    )  # fmt: skip
+    parser.add_argument(
+        "--adapt-steps", type=int, default=100, metavar="N",
+        help="optimizer steps of the adaptation, on data.batch_size pairs each (100)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--adapt-lr", type=float, metavar="ETA", help="step size of the adaptation (optim.lr)"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a key"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -59,6 +74,8 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
     experiment = prepare(job, config, args.folder, training=False)
     models = saved_models(experiment, args.round)
     working = Working(job.say)
+    if args.adapt_pairs is not None:
+        return _newcomers(job, args, experiment, models)
     with working("reading the pairs to be measured"):
         pairs, times = job.together(
             lambda: _pairs(experiment, args.data), work="read the pairs to be measured"
@@ -79,6 +96,26 @@ def _evaluate(job: "Job", args: argparse.Namespace) -> int:
     print(json.dumps(result, indent=1) if args.json else heldout_table(result))
     if not total["pairs"]:
         job.say("no pair is held out: name other shards with --data")
+    return 0
+
+
+def _newcomers(
+    job: "Job", args: argparse.Namespace, experiment: "Experiment", models: "MeasuredModels"
+) -> int:
+    """Adapt to new people, measure and print it."""
+    from decdpo.report.heldout import newcomers_table
+    from decdpo.session.newcomers import measure_newcomers, require_adaptable
+
+    folders, pairs, steps = args.data or [], args.adapt_pairs, args.adapt_steps
+    lr = experiment.config.optim.lr if args.adapt_lr is None else args.adapt_lr
+    job.together(lambda: require_adaptable(experiment, folders, pairs, steps, lr))
+    people, total = measure_newcomers(experiment, folders, models.mean(), pairs, steps, lr)
+    models.close()
+    experiment.close()
+    if job.is_root:
+        about = {"run": str(args.folder), "round": models.round}
+        result = {**about, "pairs_of": ", ".join(map(str, folders)), "people": people, **total}
+        print(json.dumps(result, indent=1) if args.json else newcomers_table(result))
     return 0
 
 

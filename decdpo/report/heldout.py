@@ -66,6 +66,24 @@ def heldout_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def newcomers_table(result: Mapping[str, Any]) -> str:
+    """Return what was measured of new people as a table, before and after their adaptation."""
+    judged = "combined margin" if PERSONAL[-1] in result["before"] else "margin"
+    lines = [
+        f"{result['run']} after round {result['round']}, held-out pairs of {result['pairs_of']}",
+        f"adapted on up to {result['adapt_pairs']} pairs of each person, {result['adapt_steps']} "
+        f"steps; accuracies of the {judged}",
+        " " * 23 + f"{'not adapted':^35}" + f"{'adapted':^36}".rstrip(),
+        f"{'person':<15}{'pairs':>8}" + f"{'loss':>10}{'accuracy':>16}{'margin':>10}" * 2,
+    ]
+    named = [(f"{r['person']} {r['name']}".strip(), r) for r in result["people"]]
+    for label, row in [*named, ("all", result)]:
+        cells = f"{label if len(label) < 15 else label[:11] + '...':<15}{row['pairs']:>8}"
+        lines.append(cells + "".join(_cells(row[model]) for model in ("before", "after")))
+    lines.append("accuracies with their standard errors")
+    return "\n".join(lines)
+
+
 def _cells(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return f"{'-':>10}{'-':>16}{'-':>10}"

@@ -123,6 +123,73 @@ def test_evaluate_tells_the_three_accuracies(shell, people):
     assert "combined" in shell("evaluate", "r")
 
 
+@pytest.fixture
+def newcomers(shell):
+    """Make shards of two people who were not in the run."""
+    rows = [
+        {
+            "prompt": f"Q{i} ",
+            "chosen": "yes" if i % 2 else "no",
+            "rejected": "no" if i % 2 else "yes",
+            "user": f"new{i % 2}",
+        }
+        for i in range(40)
+    ]
+    source = shell.write("new.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    shell("shard", source, "--partition", "by:user", "--holdout", "0.4", "--out", "new")
+    return shell.folder / "new"
+
+
+def adapted(shell, pairs):
+    options = ["--data", "new", "--adapt-pairs", pairs, "--adapt-steps", 12, "--adapt-lr", 0.03]
+    return json.loads(shell("evaluate", "r", *options, "--json"))
+
+
+def test_new_people_adapt_their_own_parts_alone(shell, people, newcomers, monkeypatch):
+    import decdpo.session.newcomers as adapting
+
+    shell("train", "run.toml", "--out", "r")
+    kept = []
+    whole = adapting.adapt
+
+    def watched(objective, optimizer, model, *rest, **more):
+        before = model.data.clone()
+        whole(objective, optimizer, model, *rest, **more)
+        kept.append((before, model.data.clone(), model.layout.num_shared))
+
+    monkeypatch.setattr(adapting, "adapt", watched)
+    found = adapted(shell, 8)
+    mean = vectors(shell, "r").mean(axis=0, dtype=np.float64)
+    for before, after, shared in kept:
+        np.testing.assert_array_equal(before[:shared], mean[:shared].astype(np.float32))
+        assert (before[:shared] == after[:shared]).all() and (before != after).any()
+    assert [row["name"] for row in found["people"]] == ["new0", "new1"]
+    assert all(row["adapted_on"] == 8 and row["pairs"] == 8 for row in found["people"])
+    assert found["after"]["loss"] < found["before"]["loss"]
+    assert found["after"]["combined"]["accuracy"] > found["before"]["combined"]["accuracy"]
+    none = adapted(shell, 0)
+    assert none["before"] == none["after"] == found["before"]
+    table = shell("evaluate", "r", "--data", "new", "--adapt-pairs", 2, "--adapt-steps", 1)
+    assert "not adapted" in table and "1 new1" in table
+    for words, said in (
+        (["--adapt-pairs", 4], "--data"),
+        (["--adapt-pairs", -1, "--data", "new"], "--adapt-pairs -1"),
+        (["--adapt-pairs", 1, "--adapt-lr", 0, "--data", "new"], "--adapt-lr 0"),
+        (["--adapt-pairs", 4, "--data", "users"], "trained on agent_0000.h5"),
+    ):
+        shell("evaluate", "r", *words, status=2)
+        assert said in shell.said
+
+
+def test_a_run_without_personal_parts_does_not_adapt(shell, people, newcomers):
+    toml = people.read_text()
+    first, last = toml.index("[policy.personal]"), toml.index("[optim]")
+    shell.write("bare.toml", toml[:first] + toml[last:])
+    shell("train", "bare.toml", "--out", "s")
+    shell("evaluate", "s", "--adapt-pairs", 4, "--data", "new", status=2)
+    assert "[policy.personal]" in shell.said
+
+
 def test_a_person_is_exported_with_its_own_parts(shell, people):
     safetensors = pytest.importorskip("safetensors", reason="safetensors is not installed")
     shell("train", "run.toml", "--out", "r")

@@ -18,8 +18,8 @@ MAY_LEAD_TO_MPI = (
     )),
     "decdpo.studies",
     *(f"decdpo.session.{name}" for name in (
-        "endings", "experiment", "folder", "identity", "job", "measured", "scoring", "shown",
-        "status", "training",
+        "endings", "experiment", "folder", "identity", "job", "measured", "newcomers", "scoring",
+        "shown", "status", "training",
     )),
     "decdpo.benchmarks",
     "decdpo.comm.mpi",
