@@ -16,12 +16,15 @@ from decdpo.timing import spread
 class Account:
     """What this process has done since it began to train.
 
-    work : of the local steps. agent_steps : local steps of its agents. rounds : done. agents : of
+    work : of the local steps. agent_steps : local steps of its agents, hosted : those that these
+    could have taken. present : those of all agents that were not lost. rounds : done. agents : of
     all processes, when most of them took part.
     """
 
     work: Work = field(default_factory=Work)
     agent_steps: int = 0
+    hosted: int = 0
+    present: int = 0
     rounds: int = 0
     agents: int = 0
     began: float = field(default_factory=perf_counter)
@@ -31,6 +34,8 @@ class Account:
         self.work += work
         self.rounds += 1
         self.agents = max(self.agents, run.world.num_agents)
+        self.hosted += len(run.agents) * run.local_steps
+        self.present += run.world.num_agents * run.local_steps
         busy = sum(1 for agent in run.agents if agent.stats.count)
         self.agent_steps += busy * run.local_steps
 
@@ -38,7 +43,8 @@ class Account:
         """Return what all processes have done, for ``report.end_table``. Collective.
 
         redone : rounds that an earlier start had done after its last checkpoint. goodput : local
-        steps of agents by those that all agents could have taken in all these rounds. imbalance :
+        steps of agents by those that all agents could have taken in all these rounds, where those
+        of lost agents count as far as they were there. imbalance :
         seconds computed by the busiest process, by the mean of all.
         """
         world, exchange = run.world, run.exchange
@@ -51,24 +57,32 @@ class Account:
             "flops": self.work.flops,
             "could": could(run, self.work, run.parts.seconds["compute"]),
             "agent_steps": self.agent_steps,
+            "hosted": self.hosted,
             "bytes": sent,
         }
         found = world.collect({a.id: mine if a is run.agents[0] else None for a in run.agents})
         places = [place for place in found.values() if place]
-        return _together(places, self.rounds, redone, run.local_steps * self.agents)
+        return _together(
+            places, self.rounds, redone, run.local_steps * self.agents, self.present
+        )
 
 
 def _together(
-    places: list[Mapping[str, Any]], rounds: int, redone: int, round_steps: int
+    places: list[Mapping[str, Any]], rounds: int, redone: int, round_steps: int, present: int
 ) -> dict[str, Any]:
-    """Return what the processes of ``places`` did; round_steps : agent-steps of a whole round."""
+    """Return what the processes of ``places`` did.
+
+    round_steps : agent-steps of a whole round. present : see ``Account``; what a lost process did
+    before is taken to be like what the others did.
+    """
     seconds = max(place["seconds"] for place in places)
     parts = spread([place["parts"] for place in places])
     total = {
         key: sum(place[key] for place in places)
-        for key in ("pairs", "tokens", "flops", "could", "agent_steps", "bytes")
+        for key in ("pairs", "tokens", "flops", "could", "agent_steps", "hosted", "bytes")
     }
     possible = (rounds + redone) * round_steps
+    useful = present * total["agent_steps"] / max(total["hosted"], 1)
     _, mean, most = parts["compute"]
     rate = 1 / seconds if seconds > 0 else 0.0
     return {
@@ -81,7 +95,7 @@ def _together(
         "tokens_per_second": round(total["tokens"] * rate, 1) if total["tokens"] else None,
         "mfu": round(total["flops"] / total["could"], 4) if total["could"] else None,
         "bytes_between_processes": total["bytes"],
-        "goodput": round(total["agent_steps"] / possible, 4) if possible else None,
+        "goodput": round(useful / possible, 4) if possible else None,
         "imbalance": round(most / mean, 3) if mean > 0 else None,
     }
 

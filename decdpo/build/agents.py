@@ -152,7 +152,7 @@ def make_personal(section: schema.Personal, seed: int) -> "PersonalOptions | Non
 
 def factors_of(policy: Policy) -> tuple[Factors, ...]:
     """Return where the factors of adapters lie in the shared vector, if both of them travel."""
-    return tuple(getattr(policy, "factors", ()))
+    return tuple(policy.factors) if hasattr(policy, "factors") else ()
 
 
 def make_run_algorithm(

@@ -16,13 +16,13 @@ def place(compute, wait=0.0, measure=0.0, seconds=20.0, **further):
     """Return what one process says of itself."""
     parts = dict.fromkeys(PARTS, 0.0) | {"compute": compute, "wait": wait, "measure": measure}
     found = {"seconds": seconds, "parts": parts, "pairs": 100, "tokens": 0, "flops": 0.0,
-             "could": 0.0, "agent_steps": 30, "bytes": 1_000_000}  # fmt: skip
+             "could": 0.0, "agent_steps": 30, "hosted": 30, "bytes": 1_000_000}  # fmt: skip
     return found | further
 
 
 def test_four_ranks_lie_beside_each_other_with_least_mean_most_and_share():
     places = [place(2.0), place(4.0), place(4.0), place(10.0, wait=1.0)]
-    end = _together(places, 10, 2, 12)
+    end = _together(places, 10, 2, 12, 120)
     lines = end_table(end)
     assert lines[0] == "10 rounds, 2 of them for the second time on 4 ranks in 20.0 s, 2 s a round"
     assert lines[1].split() == ["seconds", "least", "mean", "most", "share"]
@@ -34,8 +34,17 @@ def test_four_ranks_lie_beside_each_other_with_least_mean_most_and_share():
     assert len(lines) == 10
 
 
+def test_the_steps_of_a_lost_process_count_until_it_was_lost():
+    # Of two processes with 3 agents each, one is lost after 4 of 10 rounds.
+    end = _together([place(5.0)], 10, 0, 6, 4 * 6 + 6 * 3)
+    assert end["goodput"] == 0.7
+    # Of the one left, every other agent-step was left out by the schedule.
+    end = _together([place(5.0, agent_steps=15)], 10, 0, 6, 4 * 6 + 6 * 3)
+    assert end["goodput"] == 0.35
+
+
 def test_tokens_and_mfu_are_there_where_they_are_known():
-    end = _together([place(5.0, tokens=4000, flops=3e12, could=6e12)], 10, 0, 3)
+    end = _together([place(5.0, tokens=4000, flops=3e12, could=6e12)], 10, 0, 3, 30)
     assert end_table(end)[-1].startswith("5 pairs/s, 200 tokens/s, MFU 50.0%")
 
 
@@ -54,7 +63,7 @@ def test_tokens_and_mfu_are_there_where_they_are_known():
     ],
 )
 def test_one_line_of_advice_is_of_what_is_most_off(of, warnings, said):
-    advice = advise(_together(list(of), 10, 0, 30), warnings)
+    advice = advise(_together(list(of), 10, 0, 30, 300), warnings)
     assert said in advice and bool(said) == bool(advice) and "\n" not in advice
 
 
