@@ -1,4 +1,4 @@
-"""Measure this machine: a round of communication beside simpler programs, a step of a model."""
+"""Measure this machine: a round of communication, a step of a model, a save, and their peers."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from decdpo.comm.mpi.mpirun import run as run_ranks
-from decdpo.commands import bench_step
+from decdpo.commands import bench_checkpoint, bench_step
 from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.report.bench_table import table
 
@@ -20,7 +20,7 @@ GRAPHS = ("ring", "exponential", "complete")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``decdpo bench exchange`` and ``decdpo bench step``."""
+    """Declare ``decdpo bench exchange``, ``step`` and ``checkpoint``."""
     topics = parser.add_subparsers(metavar="WHAT", required=True)
     text = "time one round (exchange and mixing) against bare MPI, memcpy, Allreduce and gloo"
     exchange = topics.add_parser("exchange", help=text, description=text, allow_abbrev=False)
@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     bench_step.declare(step)
     step.set_defaults(measure=bench_step.run)
+    about = bench_checkpoint.ABOUT
+    checkpoint = topics.add_parser(
+        "checkpoint", help=about, description=about, allow_abbrev=False
+    )
+    bench_checkpoint.declare(checkpoint)
+    checkpoint.set_defaults(measure=bench_checkpoint.run)
 
 
 def run(args: argparse.Namespace) -> int:

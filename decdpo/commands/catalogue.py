@@ -198,11 +198,12 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         ),
         Command(
             "bench",
-            "measure a round of communication, or a language model's step",
+            "measure a round of communication, a language model's step, a save",
             (
                 "decdpo bench exchange --ranks 2,4",
                 "decdpo bench exchange --graphs ring --sizes 1e6 --ranks 4 --out exchange.json",
                 "decdpo bench step path/to/model --data shards/hh --batch 8",
+                "decdpo bench checkpoint --mb 512 --folder /scratch/me",
             ),
         ),
     ),

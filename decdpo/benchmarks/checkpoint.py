@@ -1,15 +1,10 @@
-"""Measure saving a checkpoint against a raw write of the same bytes, and against its peers.
+"""Saving a checkpoint beside a raw write of the same bytes, and beside its peers, in turns.
 
-Usage: python tools/bench_checkpoint.py [--mb 256] [--agents 8] [--repeats 5] [--dir D] [--json]
-
-Every figure includes fsync. All ways are taken in turn in each repeat; medians and the spread are
-printed. "blocked" is how long ``save`` keeps the training thread; "busy" is how much slower a
-computing thread runs while the write goes on behind it. Peers are measured where installed.
+Every time includes fsync. All ways are taken in turn in each repeat, so that a disk that grows
+slower does so for all of them; ratios are medians of the ratios within a repeat.
 """
 
-import argparse
 import importlib.util
-import json
 import os
 import shutil
 import statistics
@@ -19,11 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from decdpo.checkpoint.format import committed, discard
+from decdpo.checkpoint.interval import interval
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.local import LocalWorld
 
@@ -38,46 +35,47 @@ class State:
     steps: int
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--mb", type=float, default=256, help="size of all states")
-    parser.add_argument("--agents", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--dir", help="where to write; default: a temporary folder")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    size = max(1, int(args.mb * 1e6 / 12 / args.agents))
+RAW, OURS = "raw write", "checkpoint"
+
+
+def bench(nbytes: int, agents: int, repeats: int, folder: Path | None = None) -> dict[str, Any]:
+    """Return what saving ``nbytes`` of so many agents takes, as JSON values.
+
+    rows : by way, median, least and most seconds, processor seconds where they say something, and
+    the ratio to the raw write. share : of the time that goes into writing where one write follows
+    the other as ``checkpoint.every = "auto"`` spaces them, with a failure every day.
+    folder : where to write; None is a temporary folder.
+    """
+    size = max(1, nbytes // 12 // agents)
     states = {
         agent: State(torch.randn(size), torch.randn(size), torch.randn(size), agent)
-        for agent in range(args.agents)
+        for agent in range(agents)
     }
-    with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-        seconds, cpu = measure(Path(folder), states, args.repeats)
-    nbytes = 12 * size * args.agents
-    raw = statistics.median(seconds["raw write"])
-    rows = {
-        name: {
-            "median_s": statistics.median(values),
-            "min_s": min(values),
-            "max_s": max(values),
-            "mb_per_s": nbytes / 1e6 / statistics.median(values),
-            "cpu_s": statistics.median(cpu[name]) if name in cpu else None,
-            "ratio_to_raw": statistics.median(values) / raw,
-        }
-        for name, values in seconds.items()
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        seconds, cpu = measure(Path(name), states, repeats)
+    rows = {way: _row(values, seconds[RAW], cpu.get(way)) for way, values in seconds.items()}
+    write = statistics.median(seconds[OURS])
+    blocked = statistics.median(seconds["training waits"])
+    return {
+        "bytes": 12 * size * agents,
+        "agents": agents,
+        "repeats": repeats,
+        "rows": rows,
+        "share": write / interval(write, 86400.0),
+        "blocked_share": blocked / interval(write, 86400.0),
     }
-    if args.json:
-        print(json.dumps({"bytes": nbytes, "agents": args.agents, "rows": rows}, indent=2))
-        return
-    print(f"{nbytes / 1e6:.0f} MB of {args.agents} agents, {args.repeats} repeats, fsync included")
-    print(f"{'':24}{'median ms':>10}{'min':>9}{'max':>9}{'MB/s':>9}{'/ raw':>8}{'cpu ms':>8}")
-    for name, row in rows.items():
-        print(
-            f"{name:24}{row['median_s'] * 1e3:10.1f}{row['min_s'] * 1e3:9.1f}"
-            f"{row['max_s'] * 1e3:9.1f}{row['mb_per_s']:9.0f}{row['ratio_to_raw']:8.2f}"
-            + (f"{row['cpu_s'] * 1e3:8.0f}" if row["cpu_s"] is not None else "")
-        )
+
+
+def _row(
+    values: list[float], raw: list[float], cpu: list[float] | None
+) -> dict[str, float | None]:
+    return {
+        "median_s": statistics.median(values),
+        "min_s": min(values),
+        "max_s": max(values),
+        "cpu_s": statistics.median(cpu) if cpu else None,
+        "ratio_to_raw": statistics.median(v / r for v, r in zip(values, raw, strict=True)),
+    }
 
 
 def measure(
@@ -91,7 +89,7 @@ def measure(
     store.flush()
     keys = [f"{a}.{n}" for a in states for n in ("x", "first", "second")]
     tensors = [t for s in states.values() for t in (s.x, s.first, s.second)]
-    ways: dict[str, Callable[[Path], None]] = {"raw write": lambda path: raw_write(path, tensors)}
+    ways: dict[str, Callable[[Path], None]] = {RAW: lambda path: raw_write(path, tensors)}
     ways["torch.save"] = lambda path: torch.save(dict(zip(keys, tensors)), path)
     if importlib.util.find_spec("safetensors"):
         from safetensors.torch import save_file
@@ -105,7 +103,7 @@ def measure(
         blocked.append(perf_counter() - began)
         store.flush()
 
-    ways["this, until committed"] = ours
+    ways[OURS] = ours
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats):
@@ -113,7 +111,7 @@ def measure(
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             began, used = perf_counter(), process_time()
             ways[name](folder / "peer")
-            if name != "this, until committed":
+            if name != OURS:
                 sync(folder / "peer")
             seconds[name].append(perf_counter() - began)
             cpu[name].append(process_time() - used)
@@ -121,9 +119,9 @@ def measure(
             (folder / "peer").unlink(missing_ok=True)
             for old in list(committed(store.folder).values())[:-1]:
                 discard(old)
-    seconds["this, blocked"] = blocked
-    seconds["load"] = [load(store, states) for _ in range(repeats)]
-    seconds["compute alone"], seconds["compute beside a save"] = beside(store, states, repeats)
+    seconds["training waits"] = blocked
+    seconds["resume"] = [load(store, states) for _ in range(repeats)]
+    seconds["computing alone"], seconds["computing meanwhile"] = beside(store, states, repeats)
     shutil.rmtree(folder / "checkpoints")
     return seconds, cpu
 
@@ -171,7 +169,3 @@ def sync(path: Path) -> None:
     """Force a file to disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-if __name__ == "__main__":
-    main()
