@@ -17,6 +17,7 @@ STUDIES = {
     "advisor": ("decdpo.studies.advisor", "Advisor"),
     "balanced-toy": ("decdpo.studies.balanced", "BalancedToy"),
     "heterogeneity": ("decdpo.studies.heterogeneity", "Heterogeneity"),
+    "fedpdpo": ("decdpo.studies.fedpdpo", "FedPDPO"),
 }
 """Module and class of each."""
 

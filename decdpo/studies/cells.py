@@ -220,6 +220,7 @@ class Training(Work):
                     run.algorithm = noted = Noted(run.algorithm)
                 train(run)
                 run.monitor.sync()
+                self.after(run, folder)
                 if self.noted:
                     value = clipped_gradient_sq(run, noted.squares)
                     _write(folder / GRADIENTS, asdict(Gradients(value)))
@@ -229,6 +230,9 @@ class Training(Work):
                     run.exchange.close()
         finally:
             job.close()
+
+    def after(self, run: Run, folder: Path) -> None:
+        """Note what else a finished run is asked; nothing here."""
 
     def records(self, folder: Path, memory: Memory) -> list[Row]:
         """Return the record of the start, as round 0, and those of the run.

@@ -33,6 +33,8 @@ def test_the_default_has_five_seeds(name, tmp_path, monkeypatch):
     monkeypatch.setattr("decdpo.studies.study.Options.room", tmp_path)
     monkeypatch.setattr("decdpo.studies.study.usual_users", small_users)
     monkeypatch.setattr("decdpo.studies.topology_scaling.TRAINED_SIZES", (8,))
+    monkeypatch.setattr("decdpo.studies.fedpdpo.UNSEEN", 1)
+    monkeypatch.setattr("decdpo.studies.fedpdpo.FedPDPO.agents", 2)
     cells = builtin(name).cells(Options(tmp_path))
     assert {cell.labels["seed"] for cell in cells} == set(range(5))
 
