@@ -162,9 +162,10 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         ),
         Command(
             "report",
-            "compare runs in a table and a figure, and explain their rewards",
+            "compare runs in a table, a figure or a page; explain rewards",
             (
                 "decdpo report runs/ring runs/star --plot compared.png",
+                "decdpo report runs/ring runs/star --html compared.html",
                 "decdpo report runs/* --json",
             ),
         ),
