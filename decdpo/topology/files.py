@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import networkx as nx
@@ -284,15 +284,18 @@ def _read_numpy(path: Path) -> np.ndarray | csr_array:
         with open_regular(path) as stream:
             if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):
                 raise ValueError("neither a .npy nor a .npz file")
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            names = content.files
-            if "format" in names and "shape" in names:
-                return _read_sparse(path)
-            if len(names) == 1:
-                return content[names[0]]
+            stream.seek(0)
+            # Given the path, numpy leaves a damaged file open.
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
+            with content:
+                names = content.files
+                if "format" in names and "shape" in names:
+                    stream.seek(0)
+                    return _read_sparse(stream)
+                if len(names) == 1:
+                    return content[names[0]]
     except _UNSOUND as fault:
         raise _unreadable(path, fault) from fault
     raise TopologyError(
@@ -301,8 +304,8 @@ def _read_numpy(path: Path) -> np.ndarray | csr_array:
     )
 
 
-def _read_sparse(path: Path) -> csr_array:
-    stored: Any = load_npz(path)
+def _read_sparse(stream: BinaryIO) -> csr_array:
+    stored: Any = load_npz(stream)
     if stored.format in ("csr", "csc", "bsr"):
         # Compiled code would follow indices that lead out of the arrays.
         stored.check_format(full_check=True)
