@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_model import SMALL, byte_tokenizer, write_random
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories260K-hf"
 """A model of 260,032 parameters that writes children's stories; it may be absent."""
@@ -25,7 +26,6 @@ REWRITING = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
 TEMPLATES = {"chatml": CHATML, "refusing": REFUSING, "rewriting": REWRITING, "broken": "{% if %}"}
-TOKENS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
 
 def real_or_random(folder: Path, texts: list[str]) -> Path:
@@ -69,29 +69,8 @@ def write_model(
     template : a name of ``TEMPLATES``. settings : they go into tokenizer_config.json.
     """
     pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
-    import torch
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = [*TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    inner = Tokenizer(models.BPE(vocabulary, list(merges)))
-    inner.add_special_tokens([AddedToken(token, special=True) for token in TOKENS])
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=layers,
-        num_attention_heads=2, max_position_embeddings=context, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    sizes = {**SMALL, "num_hidden_layers": layers, "max_position_embeddings": context}
+    write_random(folder, byte_tokenizer(merges), dtype, **sizes)
     path = folder / "tokenizer_config.json"
     saved = {**json.loads(path.read_text()), **settings}
     if template is not None:

@@ -24,8 +24,8 @@ from decdpo.policies.lm.packing import PackedPairs
 SEGMENTS = "decdpo_segments"
 """The name under which transformers finds ``segment_attention``."""
 
-ROW = 4096
-"""Tokens of the longest row that gets one mask: 64 MiB in float32."""
+ROW = 1024
+"""Tokens of the longest row that gets one mask; beyond, most of it is empty, and slower."""
 
 UNIT = 64
 """What the longest sequences told to a kernel are filled up to, for it to be made for few sizes."""
