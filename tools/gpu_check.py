@@ -248,7 +248,7 @@ class Checks:
             path = self.config(
                 name, run={"rounds": 6}, log={"every": 1, "heldout_pairs": 2},
                 data={"shards": "few", "batch_size": 8}, policy=policy,
-                checkpoint={"every": 0}, optim={"lr": 1e-4},
+                checkpoint={"every": 0}, optim={"lr": 1e-4}, agents={"count": 2},
                 algorithm={"local_steps": 4, "overlap": name == "overlap"},
             )  # fmt: skip
             train = ["train", path, "--out", name]

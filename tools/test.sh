@@ -87,7 +87,9 @@ step "layers" 300 lint-imports
 if [ "${1:-}" = quick ]; then
     step "tests, quick" 600 "$PYTHON" -m pytest -rs -m "not slow and not slurm" "${UNIT_TESTS[@]}"
 else
-    step "tests, one process" 1500 "$PYTHON" -m pytest -rs --durations=25 -m "not slurm" "${UNIT_TESTS[@]}"
+    # Two processes share the tests of one process; ranks would wait for each other's cores.
+    step "tests, one process" 1500 "$PYTHON" -m pytest -rs --durations=25 -n 2 --dist worksteal \
+        -m "not slurm" "${UNIT_TESTS[@]}"
     if [ "${#WHOLE_TESTS[@]}" -gt 0 ]; then
         step "tests, whole runs" 2000 "$PYTHON" -m pytest -rs --durations=25 "${WHOLE_TESTS[@]}"
     fi
