@@ -13,13 +13,13 @@ MAY_LEAD_TO_MPI = (
     "decdpo.cli",
     "decdpo.parser",
     *(f"decdpo.commands.{name}" for name in (
-        "alone", "bench", "completion", "doctor", "evaluate", "export", "report", "resume", "shard",
-        "status", "study", "theory", "tokens", "train",
+        "alone", "bench", "completion", "doctor", "evaluate", "export", "replay", "report",
+        "resume", "shard", "status", "study", "theory", "tokens", "train",
     )),
     "decdpo.studies",
     *(f"decdpo.session.{name}" for name in (
-        "endings", "experiment", "folder", "identity", "job", "measured", "newcomers", "scoring",
-        "shown", "status", "training",
+        "adoption", "endings", "experiment", "folder", "identity", "job", "measured", "newcomers",
+        "replay", "scoring", "shown", "status", "training",
     )),
     "decdpo.benchmarks",
     "decdpo.comm.mpi",

@@ -107,7 +107,7 @@ def test_activations_are_what_autograd_keeps():
     import torch
     import transformers
 
-    from decdpo.policies.lm.attention import Masked
+    from decdpo.policies.lm.attention import Masked, Part
     from decdpo.policies.lm.memory import activation_bytes, meta_model
     from decdpo.policies.lm.packed import PackedLM
     from decdpo.policies.lm.packing import Segment
@@ -131,7 +131,7 @@ def test_activations_are_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         scorer.module.base_model(
             input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False,
-            segments=Masked([(slice(0, 200), mask)]),
+            segments=Masked([Part(slice(0, 200), (slice(0, 200),), mask)]),
         )  # fmt: skip
     found = sum(nbytes for nbytes, _ in kept.values())
     assert planned == pytest.approx(found, rel=0.1)

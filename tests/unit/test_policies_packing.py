@@ -114,11 +114,14 @@ def varlen_on_a_cpu(q, k, v, queries, keys, longest, scale):
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("way", ["Masked", "MaskedRow", "Varlen"])
+@pytest.mark.parametrize("way", ["Masked", "Masked, long", "MaskedRow", "Varlen"])
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed, way, monkeypatch):
     monkeypatch.setattr(attention, "varlen", varlen_on_a_cpu)
+    way, _, long = way.partition(", ")
+    if long:
+        monkeypatch.setattr(attention, "LONG", 1)
     torch.manual_seed(0)
     config = FAMILIES[family]()
     for name in vars(config):
