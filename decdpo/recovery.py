@@ -9,6 +9,7 @@ which ``decdpo replay`` makes the same bits in one process.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from decdpo.comm.history import Change, History
 from decdpo.evaluation import average_model
 from decdpo.run import Agent, Run, Schedule
 from decdpo.topology.living import Left, left_of
-from decdpo.topology.row import Mixing
+from decdpo.topology.row import Mixing, Row
 
 
 class Adopt(Protocol):
@@ -94,6 +95,7 @@ class Recovery:
         self._note = note
         self._say = say
         self._lost: list[int] = []
+        self._nobody = False
         self._processes: set[int] = set()
         self._ranks: tuple[int, ...] | None = None
         self._began = 0.0
@@ -118,9 +120,26 @@ class Recovery:
         if not self._lost:
             self._began = perf_counter()
         self._account(run, t, midway=True)
-        mixing = run.schedule.mixing(t)
         assert run.exchange is not None
-        run.exchange.rewire(run.world.members, {a.id: mixing.row(a.id) for a in run.agents})
+        rows = {a.id: self._row_again(run, t, a.id) for a in run.agents}
+        self._nobody = run.algorithm.needs.meets == "server" and not rows[run.agents[0].id].sources
+        run.exchange.rewire(run.world.members, rows)
+
+    def _row_again(self, run: Run, t: int, agent: int) -> Row:
+        """Return the row of ``agent`` in round ``t``, which has begun.
+
+        With a server they are the participants drawn before, as far as they are left, for the
+        others took no steps.
+        """
+        if run.algorithm.needs.meets != "server":
+            return run.schedule.mixing(t).row(agent)
+        began = self.history.until_began(t)
+        row = Historic(self.full, began).mixing(t).row(agent)
+        left = run.world.members.home
+        pairs = [(j, w) for j, w in zip(row.sources, row.weights) if j in left]
+        total = sum(w for _, w in pairs)
+        weights = tuple(w / total for _, w in pairs)
+        return replace(row, sources=tuple(j for j, _ in pairs), weights=weights)
 
     def absent(self, run: Run) -> tuple[int, ...]:
         """Return the agents that took part and do not any more, ascending."""
@@ -129,8 +148,11 @@ class Recovery:
     def mixes(self, run: Run) -> bool:
         """Say whether the round in which agents were lost is mixed.
 
-        Not where the weights must stay the same: sums under the old ones mean nothing now.
+        Not where the weights must stay the same: sums under the old ones mean nothing now. Nor if
+        all participants are lost: then all that are left hold the model of the round before.
         """
+        if self._nobody:
+            return False
         return not (self._lost and run.algorithm.needs.fixed_weights)
 
     def after(self, run: Run, t: int) -> None:
@@ -175,7 +197,7 @@ class Recovery:
             restart(run, rounds)
         event = self._event(run, perf_counter() - self._began)
         self._lost.clear()
-        self._adopted = {}
+        self._adopted, self._nobody = {}, False
         self._note(event, run.world.is_root)
         run.monitor.changed(event, run)
         if run.world.is_root:

@@ -46,17 +46,17 @@ on_loss = "{on_loss}"
 [algorithm]
 kind = "{algorithm}"
 {options}
-[topology]
-graph = "{graph}"
 """
 ALGORITHMS = {
     "dsgd": ["overlap = true", "overlap = false", "local_steps = 2"],
     "push_sum": [""],
     "gradient_tracking": ["overlap = true", "overlap = false"],
     "exact_diffusion": [""],
+    "fedavg": ["", "participants = 5\nlocal_steps = 2"],
+    "outer_momentum": ["local_steps = 2"],
     "choco": ['codec = "topk"', 'codec = "int8"'],
 }
-GRAPHS = ("ring", "star", "path", "complete", "torus", "hypercube", "random_matching")
+GRAPHS = ("ring", "star", "path", "complete", "torus", "random_matching")
 DIRECTED = ("exponential", "one_peer_exponential")
 
 
@@ -80,12 +80,15 @@ class Trial:
         """Draw the trial of a seed; ranks : the fewest and the most."""
         rng = random.Random(seed)
         size = rng.randint(*ranks)
-        algorithm = rng.choice(sorted(ALGORITHMS))
+        known = [a for a in sorted(ALGORITHMS) if on_loss == "survive" or a != "outer_momentum"]
+        algorithm = rng.choice(known)
         graphs = list(GRAPHS)
         if algorithm in ("dsgd", "push_sum", "gradient_tracking"):
             graphs += DIRECTED
         if algorithm == "choco":
             graphs.remove("random_matching")
+        if algorithm in ("fedavg", "outer_momentum"):
+            graphs = ["a server"]
         left, kills, at = list(range(size)), [], 0.0
         for _ in range(rng.randint(1, 3)):
             few = rng.randint(1, min(at_once, len(left) - 1)) if len(left) > 1 else 0
@@ -103,7 +106,8 @@ class Trial:
     @property
     def config(self) -> str:
         """The configuration, without its shards."""
-        return CONFIG.replace("{shards}", "{{shards}}").format(**vars(self))
+        text = CONFIG.replace("{shards}", "{{shards}}").format(**vars(self))
+        return text + (f'[topology]\ngraph = "{self.graph}"\n' if self.graph != "a server" else "")
 
     def __str__(self) -> str:
         gone = " ".join(f"{','.join(map(str, ranks))}@{at:.3f}" for at, ranks in self.kills)

@@ -31,11 +31,12 @@ from decdpo.messages import Inbox
 class FedAvg(Dsgd):
     """Federated averaging, eqs. (1) and (2); ``optimizer`` takes the local steps.
 
-    The loss of an agent is refused: the participants are drawn from all n agents.
+    The loss of an agent keeps the state: participants are drawn from those that are left, and x_t
+    is theirs already. If the agent that sums is lost, the lowest one that is left sums the round.
     """
 
     needs: ClassVar[Needs] = Needs(
-        meets="server", against_products="its server adds up A and B", on_loss="refuses"
+        meets="server", against_products="its server adds up A and B", on_loss="keeps"
     )
 
     def mix(self, state: DsgdState, inbox: Inbox) -> None:

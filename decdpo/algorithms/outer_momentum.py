@@ -56,11 +56,12 @@ class OuterMomentum:
     optimizer : takes the local steps. num_shared : M. outer : takes the outer steps (2) to (4).
     outer_lr : alpha.
 
-    The loss of an agent is refused: the outer momentum holds the changes of the lost agent as well.
+    The loss of an agent keeps the state: all that are left hold the same anchor and momentum. What
+    the lost one added to the momentum decays with beta.
     """
 
     needs: ClassVar[Needs] = Needs(
-        meets="server", against_products="its server adds up A and B", on_loss="refuses"
+        meets="server", against_products="its server adds up A and B", on_loss="keeps"
     )
 
     optimizer: Optimizer

@@ -177,6 +177,10 @@ class RankExchange:
             self._expect(agent, plan)
             self._count(self._outboxes[agent].send_also(plan.destinations))
 
+    def blank(self) -> Tensor:
+        """Return a new vector (M,) of any values, where messages are mixed."""
+        return self.memory.empty.new_empty(self.format.size)
+
     def inbox(self, agent: int, round: int) -> Received:
         """Return what ``agent`` receives in ``round``; its parts may arrive while they are used."""
         plan = self._plans.get(agent)

@@ -80,6 +80,11 @@ class History:
             agents = change.apply(agents)
         return agents
 
+    def until_began(self, round: int) -> "History":
+        """Return what had happened when ``round`` began."""
+        before = [c for c in self.changes if (c.round, c.midway) < (round, True)]
+        return History(self.everybody, before)
+
     def until(self, done: int) -> "History":
         """Return what had happened when ``done`` rounds were done."""
         return History(self.everybody, [c for c in self.changes if c.round < done])

@@ -88,6 +88,10 @@ class LocalExchange:
             self._rows[agent] = row
             self._inboxes.pop(agent, None)
 
+    def blank(self) -> Tensor:
+        """Return a new vector (M,) of any values."""
+        return self._empty.new_empty(self._like[0])
+
     def inbox(self, agent: int, round: int) -> Received:
         """Return the messages to ``agent``; raise ``StallError`` if one was never sent."""
         row = self._rows[agent]

@@ -4,12 +4,15 @@ The server is an agent like any other, which also sums. Each participant sends o
 receives one, so a round costs 2 (K - 1) messages for K participants, and nobody but the server
 holds more than one message. The star of federated averaging (McMahan et al., 2017) and of gradient
 averaging.
+
+If the server is lost, the lowest agent that is left takes its place. The mean travels under numbers
+of its own, one for every attempt at a round, so that one made before a loss is not taken for the
+one made after it.
 """
 
 from bisect import bisect_left
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from decdpo.comm.membership import Membership
@@ -42,9 +45,11 @@ class ServerExchange(Around):
         self._everybody = tuple(range(all_hear)) if all_hear else ()
         down.counters = up.counters
         self._rows: dict[int, Row] = {}
+        self._attempt = -1
+        self._round = -1
         self._mean: Tensor | None = None
         self._sent: Tensor | None = None
-        self._mean_of: tuple[int, Row] | None = None
+        self._sent_attempt = -1
 
     def sends(self, agent: int, row: Row) -> int:
         """Return how many messages ``agent`` sends: one up, or the mean to each other listener.
@@ -69,10 +74,13 @@ class ServerExchange(Around):
         """Send ``message`` (M,) to the server if ``agent`` participates; expect the mean."""
         if message is None and _contains(row.sources, agent):
             raise ValueError(f"agent {agent} participates but has no message")
+        if round != self._round:
+            self._round = round
+            self._attempt += 1
         self._rows[agent] = row
         self._inner.start(agent, round, self._upward(agent, row), message)
         if agent != self._server:
-            self._down.start(agent, round, self._downward(agent, row), None)
+            self._down.start(agent, self._attempt, self._downward(agent, row), None)
 
     def collect(self, round: int) -> bool:
         """Say whether every message is here; where the server lives, make the mean and send it."""
@@ -80,27 +88,39 @@ class ServerExchange(Around):
             return False
         if self._server in self._rows:
             self._send_mean(round)
-        return self._down.collect(round)
+        return self._down.collect(self._attempt)
 
     def missing(self, round: int) -> tuple[int, ...]:
         """Return the remote agents whose messages of ``round`` are not here."""
-        return tuple(sorted({*self._inner.missing(round), *self._down.missing(round)}))
+        return tuple(sorted({*self._inner.missing(round), *self._down.missing(self._attempt)}))
 
     def rewire(self, members: Membership, rows: Mapping[int, Row]) -> None:
-        """Give the round that has started other participants."""
-        self._rows.update(rows)
+        """Give the round that has started other participants, and another server if it is lost.
+
+        Those that wait for a mean which its server has not sent are sent one that nobody uses.
+        """
+        if rows and self._server in rows and self._sent_attempt != self._attempt:
+            self._send_down(self._rows[self._server], self._down.blank(), members)
+        if self._server not in members.home:
+            self._server = members.agents[0]
         if self._everybody:
             self._everybody = members.agents
         self._inner.rewire(members, {i: self._upward(i, row) for i, row in rows.items()})
-        others = {i: self._downward(i, row) for i, row in rows.items() if i != self._server}
-        self._down.rewire(members, others)
+        self._down.rewire(members, {})
+        if not rows:
+            return
+        self._rows = dict(rows)
+        self._attempt += 1
+        for i, row in rows.items():
+            if i != self._server:
+                self._down.start(i, self._attempt, self._downward(i, row), None)
 
     def inbox(self, agent: int, round: int) -> Inbox:
         """Return the mean as the one message of ``round``."""
         row = self._rows[agent]
         if agent != self._server:
             sent = self._inner.inbox(agent, round).sent
-            answer = self._down.inbox(agent, round)
+            answer = self._down.inbox(agent, self._attempt)
             own = 0.0 if answer.messages else 1.0
             return Received(sent, answer.messages, answer.arrivals, own)
         assert self._mean is not None and self._sent is not None
@@ -128,18 +148,22 @@ class ServerExchange(Around):
 
     def _send_mean(self, round: int) -> None:
         """Make the mean of ``round`` as the messages arrive, and send it down, once."""
-        row = self._rows[self._server]
-        if self._mean_of is not None and self._mean_of[0] == round:
-            if self._mean_of[1] != row:
-                raise ValueError(f"the mean of round {round} has been sent already")
+        if self._sent_attempt == self._attempt:
             return
-        self._mean_of = round, row
+        row = self._rows[self._server]
         received = self._inner.inbox(self._server, round)
         mean = self._mean = self._average(row, received)
         self._sent = received.sent
+        self._send_down(row, mean)
+
+    def _send_down(self, row: Row, mean: Tensor, members: Membership | None = None) -> None:
+        """Send ``mean`` to all that listen, of ``members`` if they are given."""
+        self._sent_attempt = self._attempt
         listeners = self._everybody or row.sources
+        if members is not None:
+            listeners = tuple(j for j in listeners if j in members.home)
         targets = tuple(j for j in listeners if j != self._server)
-        self._down.start(self._server, round, Row(0.0, (), (), targets), mean)
+        self._down.start(self._server, self._attempt, Row(0.0, (), (), targets), mean)
 
     def _average(self, row: Row, received: Inbox) -> Tensor:
         """Return sum_j w_j m_j in ascending id, part by part as the messages arrive."""
@@ -149,7 +173,9 @@ class ServerExchange(Around):
             terms.append((self._server, own, received.sent))
         terms.sort(key=lambda term: term[0])
         if self._mean is None:
-            self._mean = torch.empty_like(terms[0][2])
+            self._mean = self._down.blank()
+        if not terms:  # All participants are lost, and the round is not mixed.
+            return self._mean
         bodies = [body for _, _, body in terms]
         weighted_sum(self._mean, [weight for _, weight, _ in terms], bodies, received.arrivals)
         return self._mean

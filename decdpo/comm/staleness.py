@@ -80,6 +80,10 @@ class Around:
         """Give the round that has started other ``rows``."""
         self._inner.rewire(members, rows)
 
+    def blank(self) -> Tensor:
+        """Return a new vector (M,) of any values."""
+        return self._inner.blank()
+
     def inbox(self, agent: int, round: int) -> Inbox:
         """Return what ``agent`` receives in ``round``."""
         return self._inner.inbox(agent, round)

@@ -112,6 +112,10 @@ class Exchange(Protocol):
         """
         ...
 
+    def blank(self) -> Tensor:
+        """Return a new vector (M,) of any values, where messages are mixed."""
+        ...
+
     def inbox(self, agent: int, round: int) -> Inbox:
         """Return what ``agent`` receives in ``round``, once that is collected.
 

@@ -106,7 +106,9 @@ def test_sections_and_classes_agree_on_who_has_neighbours():
 
 def test_what_the_loss_of_an_agent_means_to_each_algorithm():
     meaning = {kind: needs_of(kind).on_loss for kind in ALGORITHMS}
-    assert {k for k, v in meaning.items() if v == "keeps"} == {"dsgd", "push_sum"}
+    assert {k for k, v in meaning.items() if v == "keeps"} == {
+        "dsgd", "push_sum", "fedavg", "outer_momentum"
+    }  # fmt: skip
     restarts = {"gradient_tracking", "exact_diffusion", "choco"}
     assert {k for k, v in meaning.items() if v == "restarts"} == restarts
     assert all("The loss of an agent" in ALGORITHMS[kind].__doc__ for kind in ALGORITHMS)

@@ -10,12 +10,14 @@ import torch
 from decdpo.algorithms.choco import Choco
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
+from decdpo.algorithms.fedavg import FedAvg
 from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.push_sum import PushSum
 from decdpo.codecs.identity import Identity
 from decdpo.codecs.topk import TopK
 from decdpo.comm.history import MEAN, Change, History
 from decdpo.comm.replayed import ReplayedWorld
+from decdpo.comm.server import ServerExchange
 from decdpo.evaluation import mean_of
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import SGD
@@ -24,6 +26,7 @@ from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
 from decdpo.session.adoption import neighbours
 from decdpo.topology.living import left_of
+from decdpo.topology.participation import Participation
 from decdpo.topology.schedule import make_schedule, round_weights
 from decdpo.train import train
 
@@ -195,6 +198,28 @@ def test_push_sum_stays_a_weighted_mean(rule):
     before = np.stack(list(run.monitor.path[14].values()))
     assert (ends[0] >= before.min(axis=0) - 1e-12).all()
     assert (ends[0] <= before.max(axis=0) + 1e-12).all()
+
+
+@pytest.mark.parametrize("participants", [6, 3])
+def test_fedavg_loses_participants_and_its_server_moves(participants):
+    algorithm = FedAvg(SGD(), P)
+    run = make_run(algorithm, losses=[Change(5, True, (2,)), Change(5, True, (0,))])
+    schedule = Participation(N, participants, seed=2)
+    run.schedule, run.recovery.full = schedule, schedule
+    exchanges = [run.world.exchange(P, torch.float64) for _ in range(2)]
+    run.exchange = ServerExchange(*exchanges, all_hear=N)
+    train(run)
+    x, c = np.zeros(P), Quadratics().c
+    for t in range(ROUNDS):
+        left = schedule if t < 5 else left_of(schedule, (1, 3, 4, 5))
+        chosen = left.mixing(t).row(1).sources
+        if t == 5:
+            # The others took no steps in the round that had begun.
+            chosen = [i for i in schedule.mixing(t).row(1).sources if i not in (0, 2)]
+        x = np.mean([x - LR * (x - c[i]) for i in chosen], axis=0) if len(chosen) else x
+        for model in run.monitor.path[t].values():
+            np.testing.assert_allclose(model, x, atol=1e-12)
+    assert sorted(run.monitor.path[-1]) == [1, 3, 4, 5]
 
 
 def test_history_travels_as_json():
