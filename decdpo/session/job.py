@@ -29,6 +29,8 @@ SETTLE = 120.0
 """Seconds for which a checkpoint in flight is waited for when all processes end by an error."""
 BRIEF = 10.0
 """The same when one process ends all."""
+PAGE = 600.0
+"""Seconds for which the others wait at the end for the process that draws curves."""
 TURN = 0.3
 """Seconds that a process leaves to each one before it to say what is saved."""
 GRACE = 3.0
@@ -192,6 +194,12 @@ class Job:
         """Print a note once, for all processes."""
         if self.is_root:
             print(f"decdpo: {line}", file=sys.stderr, flush=True)
+
+    def wait_for_the_page(self) -> None:
+        """Let the process that leaves the page of a run take its time: it is not stuck."""
+        if self._survives:
+            world: Any = self._worlds[-1]
+            world.set_timeout(max(PAGE, self.timeout))
 
     def settle(self, seconds: float) -> bool:
         """Finish what is under way in so many seconds; return whether nothing is any more."""

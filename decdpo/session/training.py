@@ -97,6 +97,7 @@ def _train(
             raise
         finally:
             run.monitor.close()
+    job.wait_for_the_page()
     _leave_page(job, experiment, _say_end(job, experiment, end, shared_cores(start)))
     return ending
 

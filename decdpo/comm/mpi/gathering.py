@@ -169,10 +169,9 @@ class SurvivorCollectives:
         try:
             self._survivors.deadline.until(done, lambda waited: "")
         except StallError:
-            if not self._end_absent():
-                raise
+            self._end_absent()
             self._survivors.deadline.until(
-                done, lambda waited: f"a process that was ended is not gone after {waited:.1f} s"
+                done, lambda waited: f"a process has not answered for {waited:.1f} s"
             )
         return not lost[0]
 

@@ -132,6 +132,10 @@ class Survival:
             self._wishes &= ~SAVE
         return due
 
+    def set_timeout(self, seconds: float) -> None:
+        """Let a rank keep the others waiting for so long from now on."""
+        self._survivors.deadline.timeout = seconds
+
     def poll(self) -> None:
         """Answer who asks who is there."""
         self._watchdog.poll()

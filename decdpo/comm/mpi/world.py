@@ -139,6 +139,8 @@ class MpiWorld:
         """Let the others be so late from now on; return how late they could be before."""
         before, self._timeout = self._timeout, seconds
         self._deadline.timeout = seconds
+        if self._survival is not None:
+            self._survival.set_timeout(seconds)
         return before
 
     @property
