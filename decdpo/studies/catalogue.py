@@ -18,6 +18,7 @@ STUDIES = {
     "balanced-toy": ("decdpo.studies.balanced", "BalancedToy"),
     "heterogeneity": ("decdpo.studies.heterogeneity", "Heterogeneity"),
     "fedpdpo": ("decdpo.studies.fedpdpo", "FedPDPO"),
+    "lora": ("decdpo.studies.lora", "LoraStudy"),
 }
 """Module and class of each."""
 
