@@ -20,7 +20,7 @@ from decdpo.config import Config
 from decdpo.config.schema import CausalLM, LogLinear
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
-from decdpo.params.flat import Layout
+from decdpo.params.flat import Layout, Tag
 from decdpo.topology.names import TIME_VARYING
 from decdpo.topology.row import Row
 
@@ -135,7 +135,8 @@ def _language_model(section: CausalLM, tokens: int | None) -> Model:
     known = hub.load_config(section.model, section.allow_hub)
     with hub.quiet():
         module = meta_model(known)
-    layout = Layout.of(module.to(torch.float32))
+    whole = sum(parameter.numel() for parameter in module.parameters())
+    layout = _trained(section, module.to(torch.float32))
     length = section.max_length or min(MAX_LENGTH, hub.context(known) or MAX_LENGTH)
     # Both answers of the longest pair, with a prompt that takes half of the length.
     row = tokens or max(section.tokens_at_once, length + length // 2)
@@ -143,15 +144,36 @@ def _language_model(section: CausalLM, tokens: int | None) -> Model:
     vocabulary, width = module.get_output_embeddings().weight.shape
     step = {
         "activations": activation_bytes(module, row, dtype, section.activation_checkpointing),
-        "head": head_bytes(vocabulary, width, row, dtype),
+        "head": head_bytes(vocabulary, width, row, dtype, trained=not section.lora.on),
     }
     narrow = layout.size * dtype.itemsize
     if dtype != layout.dtype:
         step["narrow"] = narrow
-    if not section.cache_reference:
+    if section.lora.on:
+        # It is the reference as well.
+        step = {"frozen model": whole * dtype.itemsize, **step}
+    elif not section.cache_reference:
         step["reference"] = narrow
-    words = f"{known.model_type} of {layout.size:,} parameters in {section.dtype}, {row} tokens"
+    words = f"{known.model_type} of {whole:,} parameters in {section.dtype}, {row} tokens"
+    if section.lora.on:
+        own = layout.size - layout.num_shared
+        words += f"; {layout.num_shared:,} adapter values travel, {own:,} are an agent's own"
     return Model(layout, step, words)
+
+
+def _trained(section: CausalLM, module: Any) -> Layout:
+    """Give a module without values the adapters and personal parts asked for; lay out the rest."""
+    if not section.lora.on:
+        return Layout.of(module)
+    from decdpo.policies.lm.adapters import adapt
+    from decdpo.policies.lm.personal import attach
+
+    tags = adapt(module, build.make_lora(section.lora, seed=0))
+    personal = build.make_personal(section.personal, seed=0)
+    if personal is not None:
+        head = module.get_output_embeddings().weight
+        tags |= dict.fromkeys(attach(module, personal, head), Tag.PERSONAL)
+    return Layout.tagged(module, tags)
 
 
 def _state_bytes(algorithm: Algorithm[Any], layout: Layout) -> int:

@@ -151,3 +151,40 @@ def test_a_small_policy_is_planned_and_what_is_unknown_is_asked_for(tmp_path, ca
     assert main(["plan", str(config), "--ranks", "0"]) == 2
     assert "--ranks is 0" in capsys.readouterr().err
     assert main(["plan", str(config), "--memory", "0"]) == 2
+
+
+ADAPTED = {"policy.lora.rank": 16, "policy.dtype": "bfloat16"}
+
+
+def test_adapters_of_a_large_model_fit_and_their_messages_are_small(plan):
+    whole = plan(SEVEN, "--ranks", 4, "--memory", 80, status=1)
+    page = plan(SEVEN, "--ranks", 4, "--gpu-memory", 80, "--memory", 80, agents=8, **ADAPTED)
+    memory, layers = page["memory"], 32
+    # r (d + k) of four square layers and three of the MLP.
+    values = layers * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert page["parameters"] == values and page["fits"]
+    assert memory["frozen model"] == 2 * whole["parameters"]
+    assert memory["parameters"] == 2 * 4 * values and memory["gradient"] == 4 * values
+    assert memory["narrow"] == 2 * values and "reference" not in memory
+    assert page["round"]["message_bytes"] == 4 * values
+    # Neither weight gradients nor what they would need are kept.
+    assert memory["head"] < whole["memory"]["head"]
+    more = {**ADAPTED, "policy.cache_reference": "false"}
+    assert plan(SEVEN, "--ranks", 4, agents=8, **more)["total_bytes"] == page["total_bytes"]
+
+
+@pytest.mark.parametrize(("mix", "travels"), [("freeze_a", 0.53), ("core", 0.001434), ("svd", 1.0)])
+def test_a_rule_of_mixing_decides_what_a_message_has(plan, mix, travels):
+    both = plan(SEVEN, "--ranks", 4, **ADAPTED)["round"]["message_bytes"]
+    rule = {**ADAPTED, "policy.lora.mix": mix, "optim.kind": "sgd"}
+    found = plan(SEVEN, "--ranks", 4, **rule)["round"]["message_bytes"]
+    assert found == pytest.approx(travels * both, rel=0.1)
+
+
+def test_a_personal_head_takes_memory_and_does_not_travel(plan):
+    shared = plan(SEVEN, "--ranks", 4, "--gpu-memory", 80, **ADAPTED)
+    own = {**ADAPTED, "policy.personal.head": "full", "loss.kind": "fedpdpo"}
+    page = plan(SEVEN, "--ranks", 4, "--gpu-memory", 80, **own)
+    assert page["parameters"] - shared["parameters"] == 32000 * 4096
+    assert page["round"]["message_bytes"] == shared["round"]["message_bytes"]
+    assert page["total_bytes"] > shared["total_bytes"] + 4 * 4 * 32000 * 4096

@@ -64,11 +64,16 @@ def activation_bytes(
     return inputs + whole // layers
 
 
-def head_bytes(vocabulary: int, width: int, scored: int, dtype: torch.dtype) -> int:
-    """Return the bytes of the head: a chunk of logits and its slopes, and the matrix's gradient."""
+def head_bytes(
+    vocabulary: int, width: int, scored: int, dtype: torch.dtype, trained: bool = True
+) -> int:
+    """Return the bytes of the head: a chunk of logits and its slopes, and the matrix's gradient.
+
+    trained : otherwise the matrix is frozen, and has none.
+    """
     chunk = min(CHUNK_VALUES, scored * vocabulary)
     narrow = chunk * dtype.itemsize if dtype != torch.float32 else 0
-    return 2 * 4 * chunk + narrow + 4 * vocabulary * width
+    return 2 * 4 * chunk + narrow + (4 * vocabulary * width if trained else 0)
 
 
 class _Attend(torch.autograd.Function):
