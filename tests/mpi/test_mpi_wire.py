@@ -95,8 +95,8 @@ def runs(values):
 @pytest.fixture
 def wire(monkeypatch):
     """Let all that these ranks send go through a double of the wire."""
-    from decdpo.comm.mpi import boot, world
     from decdpo.comm.exchange import RankExchange
+    from decdpo.comm.mpi import boot, world
 
     double, real = Wire(), boot.library()
 
