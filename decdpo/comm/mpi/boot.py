@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
@@ -20,6 +21,8 @@ from decdpo.errors import EnvironmentFault
 _PR_SET_TIMERSLACK = 29
 FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
 """Set by Open MPI's ``mpirun --with-ft ulfm``."""
+INIT_LIMIT = 120
+"""Seconds after which processes that wait in MPI's start for one that is lost are ended."""
 
 
 def library() -> ModuleType:
@@ -52,7 +55,8 @@ def start() -> int:
     if not MPI.Is_initialized():
         # This component of Open MPI is never used here and prints an error when it looks around.
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        with _bounded():
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
         _sharpen_sleeps()
         atexit.register(_finalize)
         sys.excepthook = _abort_on_exception
@@ -66,6 +70,25 @@ def start() -> int:
             f"use this environment's own mpirun, or srun --mpi=pmix; {how_to_say_alone()}",
         )
     return size
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """End this process if the block takes too long, where nobody else would.
+
+    A launcher that goes on when a process is lost does so in MPI's start as well, where the others
+    wait for it and no code of ours runs: the system's alarm ends them.
+    """
+    if not tolerates_faults():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(INIT_LIMIT)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def place_on_node() -> tuple[int, int]:
