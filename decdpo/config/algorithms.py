@@ -34,6 +34,11 @@ class AlgorithmSection:
         """Whether messages travel while the agents compute gradients."""
         return False
 
+    @property
+    def has_outer_momentum(self) -> bool:
+        """Whether the agents hold a common momentum of their averaged changes."""
+        return False
+
     def check(self) -> None:
         """Raise ``ConfigError`` for an option that the others leave unused."""
 
@@ -82,6 +87,11 @@ class FedAvg(AlgorithmSection):
         0.0, "heavy-ball momentum of the server; 0 is none", low=0.0, below=1.0
     )
 
+    @property
+    def has_outer_momentum(self) -> bool:
+        """Whether the server has momentum."""
+        return self.server_momentum > 0
+
 
 @dataclass(frozen=True)
 class OuterMomentum(AlgorithmSection):
@@ -94,6 +104,11 @@ class OuterMomentum(AlgorithmSection):
     outer_lr: float = option(0.7, "step size of the outer step", above=0.0)
     outer_momentum: float = option(0.9, "momentum of the outer step", low=0.0, below=1.0)
     nesterov: bool = option(True, "Nesterov's outer step (DiLoCo); else heavy ball (SlowMo)")
+
+    @property
+    def has_outer_momentum(self) -> bool:
+        """Always so."""
+        return True
 
     def check(self) -> None:
         """Refuse a look ahead along no momentum."""

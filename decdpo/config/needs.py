@@ -172,17 +172,12 @@ def check_faults(config: "Config") -> None:
 
 def _check_adoption(config: "Config") -> None:
     """Refuse adoption where a state is more than the checkpoint of one agent can bring back."""
-    if _has_outer_momentum(config):
+    if config.algorithm.has_outer_momentum:
         raise ConfigError(
             "faults.on_loss = 'adopt' does not suit a server's momentum, which an adopted agent "
             "would not know",
             'use faults.on_loss = "survive"',
         )
-
-
-def _has_outer_momentum(config: "Config") -> bool:
-    algorithm = config.algorithm
-    return algorithm.kind == "outer_momentum" or bool(getattr(algorithm, "server_momentum", 0.0))
 
 
 def _instead(needs: "Needs") -> str:

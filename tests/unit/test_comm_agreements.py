@@ -59,7 +59,7 @@ def agreements(size: int) -> list[StopAgreement]:
     net, calls = Net(size), Net(size)
     members = Membership.blocks(size, size)
     return [
-        StopAgreement(Comm(net, rank), 5.0, Attendance(Comm(calls, rank), members))
+        StopAgreement(Comm(net, rank), 5.0, Attendance(Comm(calls, rank), members), lambda: None)
         for rank in range(size)
     ]
 

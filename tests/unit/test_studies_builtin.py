@@ -29,14 +29,14 @@ def test_every_study_has_a_grid_of_different_cells_and_undecided_claims(name, tm
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_default_has_five_seeds(name, tmp_path, monkeypatch):
+def test_the_default_has_five_seeds_or_two_of_a_language_model(name, tmp_path, monkeypatch):
     monkeypatch.setattr("decdpo.studies.study.Options.room", tmp_path)
     monkeypatch.setattr("decdpo.studies.study.usual_users", small_users)
     monkeypatch.setattr("decdpo.studies.topology_scaling.TRAINED_SIZES", (8,))
     monkeypatch.setattr("decdpo.studies.fedpdpo.UNSEEN", 1)
     monkeypatch.setattr("decdpo.studies.fedpdpo.FedPDPO.agents", 2)
     cells = builtin(name).cells(Options(tmp_path))
-    assert {cell.labels["seed"] for cell in cells} == set(range(5))
+    assert {cell.labels["seed"] for cell in cells} == set(range(2 if name == "lora" else 5))
 
 
 def small_users(options, agents=8, **changes):

@@ -33,6 +33,9 @@ class Counting:
     def inbox(self, agent, round):
         return self.inner.inbox(agent, round)
 
+    def blank(self):
+        return self.inner.blank()
+
 
 def new():
     return Counting(LocalWorld(N).exchange(P, torch.float64))
