@@ -114,14 +114,14 @@ def test_a_folder_that_cannot_keep_values_is_an_error_beforehand_and_a_line_in_a
 
 
 def test_a_run_is_known_by_the_digest_of_its_policy(runs, make_model, monkeypatch):
-    from decdpo.policies.causal_lm import CausalLM
+    from decdpo.policies.lm.weights import WholeModel
 
     runs.shards("--agents", 2)
     runs.train(make_model(), "a")
     manifest = sorted((runs.folder / "a" / "checkpoints").glob("*/manifest.json"))[-1]
     assert len(json.loads(manifest.read_text())["identity"]["policy_digest"]) == 16
     # A frozen base is in no vector: nothing else would tell.
-    monkeypatch.setattr(CausalLM, "_digest", lambda self, module: "0" * 64)
+    monkeypatch.setattr(WholeModel, "_digest", lambda self, module: "0" * 64)
     for words in (("resume", "a", "--set", "run.rounds=3"), ("evaluate", "a")):
         runs(*words, status=3)
         assert "policy_digest: saved" in runs.said

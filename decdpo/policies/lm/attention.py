@@ -130,7 +130,6 @@ class Masked:
             parts += [Part(first, (first,), None), Part(own, (prompt, own), torch.cat(seen, dim=1))]
         return cls(parts)
 
-    @torch.compiler.disable  # A row of another number of segments would be compiled anew.
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, softcap: float | None
     ) -> Tensor:

@@ -56,6 +56,10 @@ def compile_scorer(
     agreement = AGREEMENT[next(module.parameters()).dtype]
     with torch.no_grad():
         expected = scorer(tokens, rows)
+        if isinstance(scorer, PackedLM):
+            from decdpo.policies.lm.apart import apart
+
+            scorer.attend_apart(apart)
         compile_layers(module, backend)
         try:
             found = scorer(tokens, rows)

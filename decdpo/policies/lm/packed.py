@@ -1,6 +1,6 @@
 """The fast way through a causal language model: packed rows, and a head for scored tokens alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,11 @@ class PackedLM:
         self._softcap = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None)
         self._scale = scale or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def attend_apart(self, apart: Callable[[attention.Way], attention.Way]) -> None:
+        """Attend by what ``apart`` makes of the way to attend, unless that is one call a row."""
+        if self._attend != attention.Varlen.of:
+            self._attend = apart(self._attend)
 
     def release(self) -> None:
         """Give the model its own attention back."""
