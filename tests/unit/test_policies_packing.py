@@ -191,6 +191,17 @@ def test_a_model_that_wants_ids_is_scored_fast_all_the_same(monkeypatch):
     assert calls == [True]
 
 
+def test_a_way_to_attend_that_a_model_cannot_take_is_named(monkeypatch):
+    from decdpo.policies.lm import choice
+
+    tried = [attention.Varlen.of, attention.Masked.of]
+    monkeypatch.setattr(choice, "ways", lambda *_: tried)
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["soft caps"]()).eval()
+    scorer, (note,) = choice.choose_scorer(model, VOCABULARY, 64, 0)
+    assert isinstance(scorer, PackedLM)
+    assert "masks, which is slower" in note and "attention scores are capped" in note
+
+
 def test_rows_hold_as_many_pairs_as_the_budget_and_all_in_order():
     pairs, rows = tokens(20), np.array([3, 3, 19, 0, 7, 8, 1])
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]())

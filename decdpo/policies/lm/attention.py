@@ -119,15 +119,15 @@ class Masked:
         """Make the masks of a row."""
         parts: list[Part] = []
         for s in row.segments:
-            mask = s.mask(dtype, device)
-            whole, own = slice(s.begin, s.end), slice(s.rejected, s.end)
             if s.end - s.begin < LONG or s.rejected == s.end:
-                parts.append(Part(whole, (whole,), mask))
+                whole = slice(s.begin, s.end)
+                parts.append(Part(whole, (whole,), s.mask(dtype, device)))
                 continue
-            prompt, first = slice(s.begin, s.chosen), slice(s.begin, s.rejected)
-            last = mask[s.rejected - s.begin :]
-            seen = last[:, : s.chosen - s.begin], last[:, s.rejected - s.begin :]
-            parts += [Part(first, (first,), None), Part(own, (prompt, own), torch.cat(seen, dim=1))]
+            first, last = slice(s.begin, s.rejected), slice(s.rejected, s.end)
+            prompt, own = s.chosen - s.begin, s.end - s.rejected
+            mask = torch.full((own, prompt + own), -torch.inf, dtype=dtype, device=device)
+            seen = slice(s.begin, s.chosen), last
+            parts += [Part(first, (first,), None), Part(last, seen, mask.triu_(prompt + 1))]
         return cls(parts)
 
     def __call__(

@@ -25,7 +25,7 @@ def choose_scorer(
     *,
     plain: bool = False,
 ) -> tuple[PlainLM | PackedLM, tuple[str, ...]]:
-    """Return the fast way to score pairs, or the plain one with a note that says why.
+    """Return the fast way to score pairs, or a slower one with a note that says why.
 
     Two pairs of ``max_length`` tokens are scored both ways: some models cannot take several answers
     in a row, look back over fewer tokens than that, or do more to their logits than the fast way
@@ -40,7 +40,8 @@ def choose_scorer(
     with torch.no_grad():
         expected = slow(tokens, rows)
         # Few models want ids of tokens; the states of tokens make a cheaper backward pass.
-        for attend, embeds in product(ways(first.device, first.dtype), (True, False)):
+        tried = ways(first.device, first.dtype)
+        for attend, embeds in product(tried, (True, False)):
             fast = PackedLM(module, tokens_at_once, embeds, attend)
             try:
                 with foreign("it takes no packed rows", ""):
@@ -49,7 +50,8 @@ def choose_scorer(
             except PolicyError as fault:
                 gap, why = np.inf, fault.what
             if gap <= AGREEMENT[first.dtype]:
-                return fast, ()
+                slower = f"attention takes masks, which is slower: {refused[0]}" if refused else ""
+                return fast, () if attend is tried[0] else (slower,)
             fast.release()
             refused.append(why)
     name = type(module).__name__
