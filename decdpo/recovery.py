@@ -96,8 +96,6 @@ class Recovery:
         self._say = say
         self._lost: list[int] = []
         self._nobody = False
-        self._processes: set[int] = set()
-        self._ranks: tuple[int, ...] | None = None
         self._began = 0.0
 
     def schedule(self) -> Schedule:

@@ -30,7 +30,7 @@ class Needs:
     against_products : why adapters cannot be mixed as products of their factors (``products``); ""
         if they can.
     on_loss : what the survivors do when an agent is lost: go on with the state they have ("keeps"),
-        go on from their models with a fresh state ("restarts"), or end the run ("refuses").
+        rebuild their conserved sums by ``restart`` ("restarts"), or end the run ("refuses").
     """
 
     meets: Literal["neighbours", "server", "nobody"] = "neighbours"

@@ -6,8 +6,8 @@ adopted one. It goes on with its own shard, which must be readable where it then
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from decdpo.comm.history import MEAN
 from decdpo.comm.world import World
 from decdpo.errors import DecdpoError
 from decdpo.evaluation import mean_of
+from decdpo.files import reason
 from decdpo.run import Agent, Run
 from decdpo.session.experiment import Experiment
 
@@ -73,11 +74,12 @@ class Adoption:
         home = self._assign(world, wanted)
         mine = [agent for agent, rank in home.items() if rank == _rank(world)]
         outcomes = {agent: self._make(run, agent) for agent in mine}
-        told = world.collect({world.local_agents[0]: list(outcomes.items())}).values()
-        found = {agent: outcome for pairs in told for agent, outcome in pairs}
+        gathered = world.collect({world.local_agents[0]: list(outcomes.items())}).values()
+        found = {agent: outcome for pairs in gathered for agent, outcome in pairs}
         for agent in sorted(agent for agent, outcome in found.items() if outcome == MEAN):
             self._take_mean(run, agent, t)
-        self._given_up |= {agent for agent in wanted if found.get(agent, FAILED) == FAILED}
+        # One whose new process is lost meanwhile is tried again before the next round.
+        self._given_up |= {a for a in wanted if a not in home or found.get(a) == FAILED}
         return {a: (home[a], outcome) for a, outcome in found.items() if outcome != FAILED}
 
     def _assign(self, world: World, agents: Sequence[int]) -> dict[int, int]:
@@ -110,7 +112,7 @@ class Adoption:
                 run.agents[0].params.grad,
             )  # fmt: skip
         except (DecdpoError, OSError, MemoryError) as fault:
-            print(f"decdpo: agent {agent} cannot be adopted: {fault}", flush=True)
+            _say_here(f"agent {agent} cannot be adopted: {fault}")
             return FAILED
         self.made[agent] = made
         if run.algorithm.needs.meets == "server":
@@ -152,17 +154,31 @@ def neighbours(run: Run, agent: int, t: int) -> tuple[int, ...]:
 def saved_state(folder: Path, run: str, agent: int, state: Any) -> int:
     """Fill ``state`` from the newest checkpoint of a run that holds ``agent``; return its round.
 
-    Returns ``MEAN`` if there is none that can be read.
+    Returns ``MEAN``, and leaves ``state`` as it is, if there is none that can be read. One that
+    cannot is named.
     """
-    with suppress(OSError):
-        for path in reversed(committed(folder).values()):
-            with suppress(DecdpoError, OSError):
-                manifest = read_manifest(path)
-                if manifest.run == run and agent in manifest.held:
-                    with open_part(path / manifest.part_of(agent).file) as reader:
-                        reader.restore(agent, state)
-                    return manifest.round
+    try:
+        paths = list(committed(folder).values())
+    except OSError as fault:
+        _say_here(f"warning: agent {agent} is not adopted from {folder}: {reason(fault)}")
+        return MEAN
+    for path in reversed(paths):
+        try:
+            manifest = read_manifest(path)
+            if manifest.run == run and agent in manifest.held:
+                with open_part(path / manifest.part_of(agent).file) as reader:
+                    for name in reader.contents(agent)[1]:
+                        reader.check(agent, name)
+                    reader.restore(agent, state)
+                return manifest.round
+        except (DecdpoError, OSError) as fault:
+            _say_here(f"warning: agent {agent} is not adopted from {path}: {fault}")
     return MEAN
+
+
+def _say_here(line: str) -> None:
+    """Print a line of this process alone, which need not be the one that speaks for all."""
+    print(f"decdpo: {line}", file=sys.stderr, flush=True)
 
 
 def _rank(world: World) -> int:

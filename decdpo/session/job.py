@@ -113,8 +113,8 @@ class Job:
             "transport": comm.transport,
             "progress": comm.progress,
             "chunk_bytes": comm.chunk_mib << 20,
+            "survive": survive,
         }
-        options |= {"survive": survive}
         self._survives = survive
         return self._open(len(agents), {"agents": agents, **(options if self._mpi else {})})
 

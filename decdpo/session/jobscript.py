@@ -61,12 +61,21 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def options(text: str) -> dict[str, str]:
-    """Return the options that a job script asks for in its #SBATCH lines."""
+    """Return the options that a job script asks for in its #SBATCH lines.
+
+    Raises ``ConfigError`` for a line that cannot be split into words.
+    """
     found: dict[str, str] = {}
     for line in text.splitlines():
         match = _LINE.match(line)
         if match and match[1] == "#":
-            for word in shlex.split(match[2], comments=True):
+            try:
+                words = shlex.split(match[2], comments=True)
+            except ValueError as fault:
+                raise ConfigError(
+                    f"{line} cannot be read: {fault}", "mend this line of the template"
+                ) from None
+            for word in words:
                 name, _, value = word.removeprefix("--").partition("=")
                 found[name] = value
     return found
@@ -99,7 +108,7 @@ def check(text: str, config: Config) -> Checked:
             f"{ranks} ranks for {page['agents']} agents: some would host none; ask for fewer with "
             "--nodes or --ntasks-per-node"
         )
-    gpus = int(asked.get("gpus-per-node", "0").rpartition(":")[2] or 0)
+    gpus = _gpus_of(asked.get("gpus-per-node", "0"))
     if gpus:
         doubts += _gpus(config, gpus, per_node)
     needed = page["host_bytes"] if gpus else page["total_bytes"]
@@ -123,6 +132,16 @@ def _count(asked: Mapping[str, str], name: str) -> int:
     if not value.isdigit() or int(value) < 1:
         raise ConfigError(f"--{name}={value} is no number of 1 or more", f"give --{name} one")
     return int(value)
+
+
+def _gpus_of(value: str) -> int:
+    """Return how many GPUs of a node are asked for by N or TYPE:N."""
+    number = value.rpartition(":")[2]
+    if not number.isdigit():
+        raise ConfigError(
+            f"--gpus-per-node={value} is no number of GPUs", "write it like 4 or a100:4"
+        )
+    return int(number)
 
 
 def _gpus(config: Config, gpus: int, per_node: int) -> list[str]:

@@ -151,6 +151,7 @@ def replay(
     if isinstance(config.staleness, schema.Arrival):
         late = schema.Replay(run=str(out), max_age=config.staleness.max_age)
         config = replace(config, staleness=late)
+    config = replace(config, log=replace(config.log, tensorboard=False))
     ensemble = build.make_ensemble(config, world, index, device)
     layout = ensemble.objective.policy.layout
     exchange = build.make_exchange(config, world, ensemble.algorithm, layout, device)

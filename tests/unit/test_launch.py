@@ -4,11 +4,14 @@ import errno
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from decdpo.comm.mpi import survival
+from decdpo.comm.mpi.boot import FAULT_TOLERANT
 from decdpo.comm.mpi.launch import launched_by_mpi
 from decdpo.comm.mpi.mpirun import capture
 from decdpo.errors import CheckpointError, DecdpoError, EnvironmentFault
@@ -241,3 +244,26 @@ def test_a_fault_that_ends_all_may_name_a_path_that_is_not_utf8(capfd):
     said = capfd.readouterr().err
     assert "there is no \\udcff" in said and said.endswith("decdpo: round 3 is saved\n")
     assert job.told == 1
+
+
+@pytest.mark.parametrize("version, why", [
+    ("MPICH Version: 4.2.1", "no user-level failure mitigation"),
+    ("Open MPI v4.1.6rc2, package: x", "it is older than 5.0.10"),
+    ("Open MPI v5.0.9, package: x", "it is older than 5.0.10"),
+    ("Open MPI v5.0.10, package: x", ""),
+    ("Open MPI v5.1.0, package: x", ""),
+])  # fmt: skip
+def test_an_mpi_that_could_not_go_on_after_a_loss_is_refused(
+    version: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mpi = SimpleNamespace(
+        Get_library_version=lambda: version, Comm=SimpleNamespace(Iagree=None)
+    )
+    monkeypatch.setattr(survival, "library", lambda: mpi)
+    monkeypatch.setenv(FAULT_TOLERANT, "1")
+    if not why:
+        survival.require_ulfm()
+        return
+    with pytest.raises(EnvironmentFault, match=why) as caught:
+        survival.require_ulfm()
+    assert "mpirun --with-ft ulfm" in caught.value.remedy

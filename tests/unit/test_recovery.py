@@ -1,6 +1,7 @@
 """Agents are lost while a run trains: what the others do, in one process."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +14,11 @@ from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.fedavg import FedAvg
 from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.push_sum import PushSum
+from decdpo.checkpoint.store import CheckpointStore
 from decdpo.codecs.identity import Identity
 from decdpo.codecs.topk import TopK
 from decdpo.comm.history import MEAN, Change, History
+from decdpo.comm.local import LocalWorld
 from decdpo.comm.replayed import ReplayedWorld
 from decdpo.comm.server import ServerExchange
 from decdpo.evaluation import mean_of
@@ -24,7 +27,7 @@ from decdpo.params.optim import SGD
 from decdpo.policies.stats import Stats
 from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
-from decdpo.session.adoption import neighbours
+from decdpo.session.adoption import FAILED, Adoption, neighbours, saved_state
 from decdpo.topology.living import left_of
 from decdpo.topology.participation import Participation
 from decdpo.topology.schedule import make_schedule, round_weights
@@ -273,3 +276,51 @@ def test_an_adopted_agent_begins_at_the_mean_of_its_neighbours_and_takes_part(al
     if algorithm in (GradientTracking, ExactDiffusion):
         for x in seen[-1].values():
             np.testing.assert_allclose(x, least(range(N)), atol=1e-8)
+
+
+@dataclass
+class Saved:
+    """What a checkpoint holds of an agent."""
+
+    x: torch.Tensor
+    moment: torch.Tensor
+
+
+def test_an_agent_is_adopted_from_the_newest_whole_checkpoint_or_left_alone(tmp_path, capsys):
+    store = CheckpointStore(tmp_path, world=LocalWorld(2), identity={}, run="r")
+    fresh = torch.zeros(5000)
+    for round in (1, 2):
+        store.save(round, {a: Saved(fresh + a, fresh + round) for a in range(2)})
+    store.flush()
+    state = Saved(fresh.clone(), fresh.clone())
+    assert saved_state(tmp_path, "r", 1, state) == 2 and state.moment[0] == 2
+    assert not capsys.readouterr().err
+
+    for round, wanted in ((2, 1), (1, MEAN)):
+        # The model of agent 1 is whole; its moment, which is read after that, is not.
+        path = tmp_path / f"round_{round:06d}" / "part_0000.h5"
+        content, moment = path.read_bytes(), np.full(5000, round, "<f4").tobytes()
+        last = content.rindex(moment)
+        path.write_bytes(content[:last] + b"\x01" + content[last + 1 :])
+        state = Saved(fresh.clone(), fresh.clone())
+        assert saved_state(tmp_path, "r", 1, state) == wanted
+        said = capsys.readouterr().err
+        assert f"agent 1 is not adopted from {path.parent}" in said and "checksum" in said
+    assert not state.x.any() and not state.moment.any()
+
+
+def test_an_agent_whose_new_process_is_lost_too_is_tried_again():
+    class Answers(Adoption):
+        """Has agents 2 and 3 read here and by process 1, agent 4 by nobody."""
+
+        def _assign(self, world, agents):
+            return {agent: rank for agent, rank in ((2, 1), (3, 0)) if agent in agents}
+
+        def _make(self, run, agent):
+            return FAILED
+
+    world = LocalWorld(1)
+    adopt = Answers(SimpleNamespace(), lambda line: None)
+    # Process 1 is lost before it can answer.
+    assert adopt(SimpleNamespace(world=world), (2, 3, 4), 0) == {}
+    assert adopt._given_up == {3, 4}

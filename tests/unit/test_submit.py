@@ -73,6 +73,7 @@ def test_ranks_that_share_gpus_are_named(shell: Shell, make_model) -> None:
     (("trian", "run.toml"), "there is no template trian (did you mean 'train'?)"),
     (("train", "run.toml", "--time", "soon"), "--time=soon is no time limit"),
     (("train", "run.toml", "--mem", "much"), "--mem=much is no amount of memory"),
+    (("train", "run.toml", "--gpus-per-node", "a100"), "--gpus-per-node=a100 is no number of GPUs"),
     (("train", "run.toml", "--nodes", "0"), "--nodes=0 is no number"),
     (("train", "run.toml", "--account", "a b"), "--account 'a b' cannot stand in a job script"),
     (("train", "none.toml"), "none.toml"),
@@ -80,6 +81,12 @@ def test_ranks_that_share_gpus_are_named(shell: Shell, make_model) -> None:
 def test_a_wrong_request_is_named(shell: Shell, words: tuple[str, ...], message: str) -> None:
     shell("submit", *words, status=2)
     assert message in shell.said
+
+
+def test_a_line_that_cannot_be_read_is_named(shell: Shell) -> None:
+    shell.write("mine.slurm", '#!/bin/bash\n#SBATCH --comment="it\n')
+    shell("submit", "mine.slurm", "run.toml", status=2)
+    assert '#SBATCH --comment="it cannot be read: No closing quotation' in shell.said
 
 
 @pytest.mark.parametrize("text, wanted", [

@@ -2,7 +2,7 @@
 
 import json
 import os
-import time
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn
@@ -17,6 +17,8 @@ from decdpo.comm.mpi.watchdog import Process, Watchdog
 from decdpo.comm.waiting import Deadline
 from decdpo.errors import EnvironmentFault
 
+OLDEST = (5, 0, 10)
+"""The first Open MPI that is known to go on after a loss."""
 START = "start with `mpirun --with-ft ulfm` of Open MPI 5.0.10 or later"
 OTHERWISE = (
     'or set faults.on_loss = "abort": a lost process then ends the job with status 75, and the '
@@ -28,10 +30,17 @@ def require_ulfm() -> None:
     """Raise ``EnvironmentFault`` unless processes may be lost without the end of the job."""
     MPI = library()
     version = MPI.Get_library_version().split(",")[0].split("\n")[0].strip("\0 ")
-    if "Open MPI" not in version or not hasattr(MPI.Comm, "Iagree"):
+    number = re.match(r"Open MPI v(\d+)\.(\d+)\.(\d+)", version)
+    if number is None or not hasattr(MPI.Comm, "Iagree"):
+        why = "it has no user-level failure mitigation"
+    elif tuple(map(int, number.groups())) < OLDEST:
+        why = "it is older than 5.0.10"
+    else:
+        why = ""
+    if why:
         raise EnvironmentFault(
             f"faults.on_loss asks to go on without lost processes, which {version} does not do: "
-            "it has no user-level failure mitigation",
+            f"{why}",
             f"{START}, {OTHERWISE}",
         )
     if not tolerates_faults():
@@ -53,7 +62,6 @@ class Survival:
     Attributes
     ----------
     members : the agents on the ranks that are alive. lost : the ranks that are not.
-    detected : when the newest loss was agreed on, in seconds of ``time.perf_counter``.
     """
 
     def __init__(
@@ -68,7 +76,6 @@ class Survival:
         processes = Collectives(comms[0], Deadline(timeout)).texts(json.dumps(Process.this()))
         self.members = members
         self.lost: tuple[int, ...] = ()
-        self.detected = 0.0
         self._wishes = 0
         self._survivors = Survivors(
             MPI, comms[0], timeout, self.poll, self._end_absent, self._lose
@@ -84,7 +91,6 @@ class Survival:
         self.collectives = SurvivorCollectives(
             comms[2], self._survivors, self._end_absent, lambda: self.members
         )
-
         self.saves = SurvivorSaves(self)
 
     @property
@@ -152,7 +158,6 @@ class Survival:
         return self._watchdog.end_absent()
 
     def _lose(self, ranks: tuple[int, ...]) -> None:
-        self.detected = time.perf_counter()
         self.lost = tuple(sorted({*self.lost, *ranks}))
         self.members = self.members.without(ranks)
 

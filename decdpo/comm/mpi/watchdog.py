@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -45,7 +46,8 @@ class Process(NamedTuple):
         if self.host != _host():
             return False
         if self.start == _start_of(self.pid):
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # It may end at this very moment.
+                os.kill(self.pid, signal.SIGKILL)
         return True
 
 
@@ -66,7 +68,6 @@ class Watchdog:
         acknowledge: Callable[[Any], object],
         is_loss: Callable[[Exception], bool],
     ) -> None:
-        self.said: list[str] = []
         self._comm = comm
         self._rank: int = comm.Get_rank()
         self._processes = processes
@@ -76,7 +77,6 @@ class Watchdog:
         self._is_loss = is_loss
         self._answered: set[int] = set()
         self._sends: list[Any] = []
-        self._began = time.perf_counter()
 
     def poll(self) -> None:
         """Answer who asks, and end whom another one cannot reach; never blocks."""
