@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graph_rows import N, ring_row
 
 from decdpo.comm.links.slots import HEADER
 from decdpo.comm.membership import Membership
@@ -16,7 +17,6 @@ from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
 
 pytestmark = pytest.mark.mpi
-N = 8
 
 
 @pytest.fixture
@@ -33,11 +33,6 @@ def connect() -> Iterator[Any]:
     yield make
     for world in made:
         world.close()
-
-
-def ring_row(i: int) -> Row:
-    sources = tuple(sorted({(i - 1) % N, (i + 1) % N}))
-    return Row(0.4, sources, (0.3, 0.3), sources)
 
 
 def one_round(world: Any, exchange: Any, xs: dict[int, torch.Tensor], t: int) -> None:

@@ -6,22 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from decdpo.topology.row import Row
+from graph_rows import N, graph_row
 
 pytestmark = pytest.mark.mpi
-N, ROUNDS = 8, 60
-
-
-def graph_row(i: int, kind: int) -> Row:
-    """A ring, a star, or nobody listens to anybody."""
-    if kind == 0:
-        others = tuple(sorted({(i - 1) % N, (i + 1) % N}))
-    elif kind == 1:
-        others = tuple(range(1, N)) if i == 0 else (0,)
-    else:
-        others = ()
-    return Row(0.0, others, (0.1,) * len(others), others)
+ROUNDS = 60
 
 
 @pytest.mark.parametrize("trial", range(12))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from graph_rows import N, ring_row
 from recorded import Recorded
 
 from decdpo.comm.links.slots import aligned
@@ -15,7 +16,6 @@ from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
 
 pytestmark = pytest.mark.mpi
-N = 8
 
 
 class Late:
@@ -58,11 +58,6 @@ class LateCopies:
 
     def lead(self, done: Late) -> None:
         done.synchronize()
-
-
-def ring_row(i: int) -> Row:
-    sources = tuple(sorted({(i - 1) % N, (i + 1) % N}))
-    return Row(0.4, sources, (0.3, 0.3), sources)
 
 
 def rounds(world: Any, device: str, size: int) -> dict[int, torch.Tensor]:

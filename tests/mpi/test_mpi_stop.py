@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from decdpo.topology.row import Row
+from graph_rows import N, graph_row
 
 pytestmark = pytest.mark.mpi
-N, ROUNDS = 8, 60
+ROUNDS = 60
 
 
 @pytest.fixture
@@ -22,17 +21,6 @@ def on_signal() -> Iterator[Any]:
     before = signal.getsignal(signal.SIGUSR1)
     yield lambda handler: signal.signal(signal.SIGUSR1, lambda *_: handler())
     signal.signal(signal.SIGUSR1, before)
-
-
-def graph_row(i: int, kind: int) -> Row:
-    """A ring, a star, or nobody hears anybody: then nothing but the agreement couples the ranks."""
-    if kind == 0:
-        others = tuple(sorted({(i - 1) % N, (i + 1) % N}))
-    elif kind == 1:
-        others = tuple(range(1, N)) if i == 0 else (0,)
-    else:
-        others = ()
-    return Row(0.0, others, (0.1,) * len(others), others)
 
 
 @pytest.mark.parametrize("trial", range(12))

@@ -82,6 +82,12 @@ class Shell:
         path.write_text(text)
         return path
 
+    def make_shards(self, agents, pairs=20):
+        """Make shards of so many agents, of pairs that differ in their prompts, in ``shards``."""
+        rows = [{"prompt": f"p{k}", "chosen": "good", "rejected": "bad"} for k in range(pairs)]
+        self.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self("shard", "rows.jsonl", "--agents", agents, "--out", "shards")
+
     def digests(self, run):
         """Return one digest per agent."""
         return json.loads(self("checkpoint", "digest", run, "--json"))["agents"]

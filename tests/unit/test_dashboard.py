@@ -65,7 +65,7 @@ def assert_shown(run):
     assert "system/seconds/compute" in found
 
 
-def test_events_have_the_names_of_trl_and_go_on_after_a_lost_round(start, tmp_path):
+def test_events_have_the_names_of_trl_and_go_on_after_a_lost_round(start, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     run = tmp_path / "run"
     assert main([*start, "--set", "log.tensorboard=true"]) == 0
@@ -75,6 +75,9 @@ def test_events_have_the_names_of_trl_and_go_on_after_a_lost_round(start, tmp_pa
     assert main(["resume", str(run), "--progress", "none"]) == 0
     assert len(list((run / "tensorboard").iterdir())) == 2
     assert_shown(run)
+    # What is made again to be compared needs no events, nor the package.
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(["replay", str(run)]) == 0
 
 
 def test_records_from_before_it_was_wanted_are_there_too(start, tmp_path):

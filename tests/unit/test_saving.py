@@ -105,9 +105,7 @@ def test_a_start_says_how_much_a_checkpoint_is() -> None:
 def shell(tmp_path: Path) -> Shell:
     """Return a shell in a folder with the shard of one agent, and a configuration."""
     shell = Shell(tmp_path)
-    rows = [{"prompt": f"p{k}", "chosen": "good", "rejected": "bad"} for k in range(20)]
-    shell.write("rows.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-    shell("shard", "rows.jsonl", "--agents", "1", "--out", "shards")
+    shell.make_shards(1)
     shell.write(
         "run.toml",
         '[run]\nrounds = 6\n[data]\nshards = "shards"\n[policy]\ndimension = 64\n'

@@ -6,7 +6,6 @@ names the fault and the file. Run as a program, this file prints the table of al
 
 import contextlib
 import io
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +121,7 @@ PLACES = {
 
 def shell_with_shards(folder: Path) -> Shell:
     shell = Shell(folder)
-    rows = [{"prompt": f"p{k}", "chosen": "good", "rejected": "bad"} for k in range(20)]
-    shell.write("rows.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-    shell("shard", "rows.jsonl", "--agents", "2", "--out", "shards")
+    shell.make_shards(2)
     shell.write(
         "run.toml",
         '[run]\nrounds = 6\n[data]\nshards = "shards"\n[policy]\ndimension = 64\n'

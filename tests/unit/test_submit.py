@@ -1,6 +1,5 @@
 """Job templates filled in and compared with what a run needs."""
 
-import json
 import os
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from decdpo.session.jobscript import TRAINING, fill, options, seconds
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     shell = Shell(tmp_path)
-    rows = [{"prompt": f"p{k}", "chosen": "good", "rejected": "bad"} for k in range(24)]
-    shell.write("rows.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-    shell("shard", "rows.jsonl", "--agents", "4", "--out", "shards")
+    shell.make_shards(4, 24)
     shell.write("run.toml", '[data]\nshards = "shards"\n[policy]\ndimension = 64\n')
     return shell
 
