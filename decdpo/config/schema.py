@@ -377,7 +377,7 @@ class Faults:
 
     on_loss: str = option(
         "abort",
-        "end with status 75, to be resumed; go on without its agents; or take them over, too",
+        "end the job, to be resumed; go on without its agents; or take them over, too",
         choices=("abort", "survive", "adopt"),
     )
 

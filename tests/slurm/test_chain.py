@@ -395,3 +395,15 @@ def test_surviving_is_asked_of_mpirun_and_of_the_run(template):
     (launch,) = template.launches.read_text().splitlines()
     assert launch.startswith("mpirun -n 1 --bind-to none") and " --with-ft ulfm bash -c" in launch
     assert launch.endswith("--set faults.on_loss=adopt --set run.seed=1")
+
+
+@pytest.mark.parametrize("written, wanted", [("137", 137), ("2", 0)])
+def test_a_grid_is_trained_in_one_job_only_where_no_array_is_wanted(template, written, wanted):
+    template.script = "study.slurm"
+    decdpo = template.bench.folder / "venv" / "bin" / "decdpo"
+    decdpo.write_text(
+        f'#!/bin/bash\necho "$*" >>"$LAUNCHES"\n[[ "$*" != *--slurm ]] || exit {written}\n'
+    )
+    assert template.start()[0] == wanted and not template.submitted.exists()
+    array, *rest = template.launches.read_text().splitlines()
+    assert array.endswith("--slurm") and len(rest) == (wanted == 0)

@@ -21,8 +21,8 @@ OLDEST = (5, 0, 10)
 """The first Open MPI that is known to go on after a loss."""
 START = "start with `mpirun --with-ft ulfm` of Open MPI 5.0.10 or later"
 OTHERWISE = (
-    'or set faults.on_loss = "abort": a lost process then ends the job with status 75, and the '
-    "job script resumes it from its checkpoint"
+    'or set faults.on_loss = "abort": a lost process then ends the job, with status 75 where the '
+    "others miss it, to be resumed from its checkpoint"
 )
 
 
