@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from adapted import ADAPTED, shard_users, short_rows
 from small_models import write_model
 
 from decdpo.policies.lm.names import MIX_RULES
@@ -11,21 +12,8 @@ from decdpo.policies.lm.names import MIX_RULES
 pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-CONFIG = """[run]
-rounds = 4
-[data]
-shards = "{shards}"
-batch_size = 2
-[policy]
-kind = "causal_lm"
-model = "{model}"
-max_length = 64
-[policy.lora]
-rank = 2
-[optim]
+CONFIG = ADAPTED + """[optim]
 lr = 0.5
-[checkpoint]
-every = 2
 [log]
 every = 1
 heldout_pairs = 0
@@ -40,13 +28,8 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def lora(shell, folder):
     """Write run.toml: four agents with a few short pairs, and adapters of rank 2."""
-    rows = [
-        {"prompt": f"Q{i} ", "chosen": f"yes {i % 5}", "rejected": f"no{i % 3}", "user": i % 4}
-        for i in range(24)
-    ]
-    source = shell.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    shell("shard", source, "--partition", "by:user", "--holdout", "0.2", "--out", "users")
-    return shell.write("run.toml", CONFIG.format(shards=shell.folder / "users", model=folder))
+    shards = shard_users(shell.folder, short_rows())
+    return shell.write("run.toml", CONFIG.format(shards=shards, model=folder))
 
 
 @pytest.mark.parametrize("mix", MIX_RULES)

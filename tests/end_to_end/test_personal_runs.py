@@ -5,22 +5,12 @@ import json
 import h5py
 import numpy as np
 import pytest
+from adapted import ADAPTED, shard_users
 from small_models import write_model
 
 from decdpo.comm.local import LocalExchange
 
-CONFIG = """[run]
-rounds = 4
-[data]
-shards = "{shards}"
-batch_size = 2
-[policy]
-kind = "causal_lm"
-model = "{model}"
-max_length = 64
-[policy.lora]
-rank = 2
-[policy.personal]
+CONFIG = ADAPTED + """[policy.personal]
 head = "low_rank"
 head_rank = 2
 reward = true
@@ -29,8 +19,6 @@ bottleneck = 4
 kind = "fedpdpo"
 [optim]
 lr = 0.1
-[checkpoint]
-every = 2
 [log]
 every = 1
 heldout_pairs = 0
@@ -54,9 +42,8 @@ def people(shell, folder):
         }
         for i in range(32)
     ]
-    source = shell.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    shell("shard", source, "--partition", "by:user", "--holdout", "0.25", "--out", "users")
-    return shell.write("run.toml", CONFIG.format(shards=shell.folder / "users", model=folder))
+    shards = shard_users(shell.folder, rows, holdout=0.25)
+    return shell.write("run.toml", CONFIG.format(shards=shards, model=folder))
 
 
 @pytest.fixture
@@ -135,9 +122,7 @@ def newcomers(shell):
         }
         for i in range(40)
     ]
-    source = shell.write("new.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    shell("shard", source, "--partition", "by:user", "--holdout", "0.4", "--out", "new")
-    return shell.folder / "new"
+    return shard_users(shell.folder, rows, "new", holdout=0.4)
 
 
 def adapted(shell, pairs):

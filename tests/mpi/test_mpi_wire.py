@@ -1,13 +1,13 @@
 """Nothing but the shared prefix leaves a process: every outgoing byte is looked at."""
 
 import gc
-import json
 import weakref
 
 import numpy as np
 import pytest
 import torch
-from shells import RankShell, Shell
+from adapted import ADAPTED, shard_users, short_rows
+from shells import RankShell
 from small_models import write_model
 
 from decdpo.params.flat import FlatParams, Layout
@@ -17,21 +17,8 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 
 RUN = 4
 """Consecutive values by which a leak is known: single ones may be equal by chance."""
-CONFIG = """[run]
-rounds = 4
-[data]
-shards = "{shards}"
-batch_size = 2
-[policy]
-kind = "causal_lm"
-model = "{model}"
-max_length = 64
-[policy.lora]
-rank = 2
-[optim]
+CONFIG = ADAPTED + """[optim]
 lr = 0.5
-[checkpoint]
-every = 2
 [log]
 every = 2
 [comm]
@@ -180,13 +167,7 @@ def made(tmp_path_factory):
     """Return a folder with a model, and the shards of four users."""
     folder = tmp_path_factory.mktemp("made")
     write_model(folder / "base")
-    rows = [
-        {"prompt": f"Q{i} ", "chosen": f"yes {i % 5}", "rejected": f"no{i % 3}", "user": i % 4}
-        for i in range(24)
-    ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["--partition", "by:user", "--holdout", "0.2", "--out", "users"]
-    Shell(folder)("shard", "rows.jsonl", *words)
+    shard_users(folder, short_rows())
     return folder
 
 

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from adapted import PAIRS, encoded, near_start
 from small_models import write_model
 
-from decdpo.data.shard import Pair, PreferenceShard
+from decdpo.data.shard import PreferenceShard
 from decdpo.errors import PolicyError
 from decdpo.params.flat import FlatParams, Tag
 from decdpo.policies.causal_lm import CausalLM
@@ -20,11 +21,6 @@ from decdpo.policies.lm.names import MIX_RULES
 # PEFT still asks transformers by a name that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-PAIRS = [
-    Pair("Once upon a time", " there was a girl.", " the tax was due."),
-    Pair("The dog", " ran.", " said that it would not."),
-    Pair("Q", " yes", " no, and no again"),
-]
 ROWS = np.arange(len(PAIRS))
 WAYS = [{}, {"tokens_at_once": 10**6}, {"plain": True}, {"gradient_checkpointing": True}]
 
@@ -45,15 +41,8 @@ def model(folder, mix="factors", rank=3, **more):
     return CausalLM(folder, max_length=64, lora=LoraOptions(rank, mix=mix, **options), **more)
 
 
-def encoded(policy):
-    return policy.encode(PreferenceShard.from_pairs(PAIRS, agent=2))
-
-
 def at(policy, noise=0.05, seed=0):
-    """Return parameters near the start."""
-    x = policy.initial()
-    drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-    return FlatParams(policy.layout, x + noise * drawn)
+    return near_start(policy, noise, seed)
 
 
 def scored(policy, params, rows=ROWS):

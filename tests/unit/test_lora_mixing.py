@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from adapted import shard_users, short_rows
 from small_models import write_model
 
 from decdpo import build
@@ -128,20 +129,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    out = tmp_path_factory.mktemp("shards")
-    (out / "rows.jsonl").write_text(
-        "".join(
-            f'{{"prompt": "Q{i} ", "chosen": "yes {i % 5}", "rejected": "no{i % 3}", '
-            f'"user": {i % AGENTS}}}\n'
-            for i in range(24)
-        )
-    )
-    from decdpo.cli import main
-
-    where = out / "users"
-    words = ["shard", out / "rows.jsonl", "--partition", "by:user", "--holdout", "0.2"]
-    assert main([*map(str, words), "--out", str(where)]) == 0
-    return where
+    return shard_users(tmp_path_factory.mktemp("shards"), short_rows())
 
 
 def settings(folder, shards, mix, *more):

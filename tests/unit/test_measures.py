@@ -1,12 +1,19 @@
 """What is measured by default: everything of a small model, a little of a language model."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
+from adapted import PAIRS, encoded, near_start
+from torch.utils.flop_counter import FlopCounterMode
 
 from decdpo.cli import main
 from decdpo.measures import FEWEST, MOST, Measures, choose_measures
+from decdpo.policies.causal_lm import CausalLM
+from decdpo.policies.lm.adapters import LoraOptions
+from decdpo.policies.lm.personal import PersonalOptions
 from decdpo.policies.lm.work import Sizes, Work, step_work
 from decdpo.policies.tokens import TokenizedPairs, Truncation
 
@@ -106,3 +113,29 @@ def test_tokens_are_counted_as_two_rows_and_work_as_the_model_does_it():
     attention = Sizes(body=0, head=0, layers=2, width=3)
     one = step_work(attention, tokens, np.array([1]), shared=False)
     assert one.flops == 3 * 4 * 2 * 3 * (9 + 1) / 2
+
+
+LOW = PersonalOptions(head="low_rank", head_rank=3, reward=True, bottleneck=5)
+FULL = PersonalOptions(head="full")
+
+
+@pytest.mark.parametrize(
+    "lora, personal", [(False, None), (True, None), (True, LOW), (True, FULL)]
+)
+def test_products_are_counted_as_torch_counts_them(make_model, lora, personal):
+    options = LoraOptions(3, 6.0) if lora else None
+    folder = make_model(layers=2)
+    policy = CausalLM(folder, max_length=64, lora=options, personal=personal)
+    data, params, rows = encoded(policy), near_start(policy, 0.0), np.arange(len(PAIRS))
+    with FlopCounterMode(display=False) as counter:
+        scored = policy.forward(params, data, rows)
+        scored.backward({name: torch.ones(len(rows)) for name in scored.scores.leaves()})
+    done = counter.get_flop_counts()["Global"]
+    products = sum(done.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    sizes = dataclasses.replace(Sizes.of(policy.scorer.module), layers=0)
+    work = step_work(sizes, data.tokens, rows, shared=True)
+    first = policy.bind(params).model.layers[0].self_attn
+    # Nothing before the first frozen layers is trained: no gradient of what they read is formed.
+    begins = (first.q_proj, first.k_proj, first.v_proj) if lora else ()
+    spared = sum(part.weight.numel() + part.lora_A.numel() for part in begins)
+    assert work.flops - 2 * work.physical * spared == products

@@ -5,25 +5,20 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from adapted import PAIRS, encoded, near_start
 from small_models import write_model
 
 from decdpo.config import parse
-from decdpo.data.shard import Pair, PreferenceShard
 from decdpo.errors import ConfigError, PolicyError
 from decdpo.losses.dpo import DPO
 from decdpo.losses.fedpdpo import FedPDPO, RewardedScores
-from decdpo.params.flat import FlatParams, Tag
+from decdpo.params.flat import Tag
 from decdpo.policies.causal_lm import CausalLM
 from decdpo.policies.lm.adapters import LoraOptions
 from decdpo.policies.lm.head import token_logps
 from decdpo.policies.lm.personal import PersonalOptions
 from decdpo.policies.objective import Objective
 
-PAIRS = [
-    Pair("Once upon a time", " there was a girl.", " the tax was due."),
-    Pair("The dog", " ran.", " said that it would not."),
-    Pair("Q", " yes", " no, and no again"),
-]
 ROWS = np.arange(len(PAIRS))
 ALL = {"head": "low_rank", "head_rank": 3, "reward": True, "bottleneck": 5}
 SWITCHES = {
@@ -44,14 +39,8 @@ def model(folder, parts=ALL, **more):
     return CausalLM(folder, max_length=64, lora=LoraOptions(2, 4.0), personal=own, **more)
 
 
-def encoded(policy):
-    return policy.encode(PreferenceShard.from_pairs(PAIRS, agent=2))
-
-
 def at(policy, noise=0.2, seed=0):
-    x = policy.initial()
-    drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-    return FlatParams(policy.layout, x + noise * drawn)
+    return near_start(policy, noise, seed)
 
 
 def scores(policy, params, rows=ROWS):

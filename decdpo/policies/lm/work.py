@@ -2,13 +2,16 @@
 
 import resource
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from decdpo.policies.lm.packing import packed_size
+from decdpo.policies.lm.personal import personal_of
 from decdpo.policies.tokens import TokenizedPairs
 
 PEAKS = (
@@ -52,24 +55,38 @@ class Sizes:
     """What the operations of a model are counted by.
 
     body : parameters that every token meets in a product. head : those that a scored token meets.
-    layers, width : of the attention: L, and the values of all its heads together.
+    layers, width : of the attention: L, and the values of all its heads together. frozen_body,
+    frozen_head : how many of ``body`` and ``head`` are not trained.
     """
 
     body: int
     head: int
     layers: int
     width: int
+    frozen_body: int = 0
+    frozen_head: int = 0
 
     @classmethod
     def of(cls, module: Any) -> "Sizes":
         """Count those of a causal language model of transformers; its values are not looked at."""
         config, embedding = module.config.get_text_config(), module.get_input_embeddings().weight
-        head = module.get_output_embeddings().weight
-        sizes = {id(p): p.numel() for p in module.parameters() if p.dim() > 1}
-        body = sum(sizes.values()) - sum(sizes.get(i, 0) for i in {id(embedding), id(head)})
+        output, own = module.get_output_embeddings().weight, personal_of(module)
+        last = [] if own is None else list(own.parameters())
+        if own is None or own.head is None:
+            last.append(output)
+        apart = {id(p) for p in (embedding, output, *last)}
+        body, frozen_body = _counted(p for p in module.parameters() if id(p) not in apart)
+        head, frozen_head = _counted(last)
         heads = getattr(config, "num_attention_heads", 1)
         each = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(body, head.numel(), config.num_hidden_layers, heads * each)
+        width = heads * each
+        return cls(body, head, config.num_hidden_layers, width, frozen_body, frozen_head)
+
+
+def _counted(parameters: Iterable[Tensor]) -> tuple[int, int]:
+    """Return the values of all matrices among ``parameters``, and of the frozen ones alone."""
+    sizes = [(p.numel(), p.requires_grad) for p in parameters if p.dim() > 1]
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if not trained)
 
 
 def step_work(sizes: Sizes, tokens: TokenizedPairs, rows: np.ndarray, *, shared: bool) -> Work:
@@ -86,10 +103,13 @@ def step_work(sizes: Sizes, tokens: TokenizedPairs, rows: np.ndarray, *, shared:
     else:
         physical = logical
         seen = (prompt + chosen) ** 2 + (prompt + rejected) ** 2
-    # 2 operations a product of two numbers, 3 products: forward, and for both gradients. A token
-    # sees half of the others, in scores and in what they weigh.
+    # 2 operations a product of two numbers, 3 products: forward, and for both gradients; of a
+    # frozen matrix only for that of its input. A token sees half of the others, in scores and in
+    # what they weigh.
     attention = 3 * 4 * sizes.layers * sizes.width * float(seen.sum()) / 2
-    flops = 6.0 * (sizes.body * physical + sizes.head * scored) + attention
+    passed = sizes.body * physical + sizes.head * scored
+    frozen = sizes.frozen_body * physical + sizes.frozen_head * scored
+    flops = 6.0 * passed - 2.0 * frozen + attention
     return Work(len(rows), logical, physical, flops)
 
 
