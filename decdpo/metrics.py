@@ -83,6 +83,7 @@ class Metrics:
         self.progress = progress
         self.last: dict[str, Any] = {}
         self._file: Writer | None = None
+        self._tensorboard = dashboard
         self._dashboard: Dashboard | None = None
         self._above = diverged_above
         self._divergence = Divergence(0.0, 0.0, 0.0)
@@ -173,7 +174,7 @@ class Metrics:
     def changed(self, event: Mapping[str, Any], run: Run) -> None:
         """Take note that agents were lost or have come; ``event`` is part of the next record.
 
-        If this process is now the one that writes, it goes on with the file.
+        If this process is now the one that writes, it goes on with the file, and shows all anew.
         """
         self._events.append(event)
         self._sent = None
@@ -183,6 +184,10 @@ class Metrics:
         self.rho = run.schedule.rho
         if run.world.is_root and self._file is None:
             self._file = take_over(self._path, self._start, self.last)
+            if self._tensorboard:
+                self._dashboard = Dashboard(self._path.parent / FOLDER, 0)
+                for record in read_records(self._path):
+                    self._dashboard.write(record)
             self.progress.speak()
 
     def working(self, what: str) -> Any:

@@ -6,6 +6,7 @@ parameters, and secrets are blotted out; look into it before you send it.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -33,11 +34,12 @@ def run(args: argparse.Namespace) -> int:
     for path in args.log:
         if not path.is_file():
             raise ConfigError(f"--log {path}: there is no such file", "name a log of the run")
-    name = args.folder.absolute().name
+    folder = Path(os.path.abspath(args.folder))
+    name = folder.name
     out = args.out or Path(f"{name}-bundle.tar.gz")
     if out.exists():
         raise ConfigError(f"--out {out} exists", "name another file, or remove it")
-    texts = bundle(args.folder, args.log)
+    texts = bundle(folder, args.log)
     with replacing(out) as partial:
         partial.write_bytes(pack(texts, f"{name}-bundle"))
     print(out)

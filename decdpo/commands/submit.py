@@ -49,6 +49,10 @@ def run(args: argparse.Namespace) -> int:
     home = Path(os.environ.get("DECDPO_HOME") or Path(__file__).resolve().parents[2])
     template = find_template(args.template, home)
     out = args.out or Path("runs") / Path(args.config).stem
+    if out.name in ("", ".."):
+        raise ConfigError(
+            f"--out {out} has no name to call the job script by", "name the folder itself: runs/ring"
+        )
     given = {name: vars(args)[name.replace("-", "_")] for name in ASKED}
     wanted = {name: value for name, value in given.items() if value is not None}
     for name, value in wanted.items():

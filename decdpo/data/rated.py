@@ -18,6 +18,7 @@ from decdpo.data.gaps import Gaps, drawn, gaps
 from decdpo.data.ingest.answers import Judgment
 from decdpo.data.ingest.doubts import OWN_ITEMS
 from decdpo.data.ingest.ratings import Ratings
+from decdpo.data.ingest.report import ROWS_SHOWN
 from decdpo.data.ingest.spill import PairStore
 from decdpo.data.ingest.survey import groups_of
 from decdpo.data.partition import Partition
@@ -77,8 +78,8 @@ def fill_pairs(
     key = place[kept.keys] if rule.kind == "by" else np.zeros(len(held), np.int64)
     block = _blocks(key, held, kept)
     space = gaps(kept.values, block, rated.min_gap)
-    together = len(gaps(kept.values, _blocks(key, held & False, kept), rated.min_gap))
-    _note(ratings, kept, together, together - len(space), int((~first).sum()), rated, report)
+    together = len(gaps(kept.values, _blocks(key, np.zeros_like(held), kept), rated.min_gap))
+    _note(ratings, kept, first, together, together - len(space), rated, report)
     if not len(space):
         raise DataError(
             f"no two ratings of one person and prompt are {rated.min_gap:g} or more apart",
@@ -229,7 +230,8 @@ def _dealt(
         raise DataError(f"{agents} agents, but {total} pairs", "use fewer --agents")
     if total > MOST:
         raise DataError(
-            f"{total:,} pairs are {rated_words(space)}, more than {MOST:,} that can be dealt out",
+            f"{total:,} pairs are far enough apart among {len(space.order):,} ratings, more than "
+            f"{MOST:,} that can be dealt out",
             "raise --min-gap, or make agents of a column: --partition by:COLUMN",
         )
     higher, _ = space.pairs(np.arange(total))
@@ -249,11 +251,6 @@ def _dealt(
     return taken, owner[taken], [""] * agents
 
 
-def rated_words(space: Gaps) -> str:
-    """Return what the pairs of a space are, in words."""
-    return f"far enough apart among {len(space.order):,} ratings"
-
-
 def _topics(ratings: Ratings, seed: int) -> np.ndarray:
     prompts = [ratings.prompts.text(code) for code in range(len(ratings.prompts))]
     return Topics(prompts[:5000], seed)(prompts)
@@ -262,17 +259,18 @@ def _topics(ratings: Ratings, seed: int) -> np.ndarray:
 def _note(
     ratings: Ratings,
     kept: _Kept,
+    first: np.ndarray,
     together: int,
     between: int,
-    again: int,
     rated: RatedPlan,
     report: dict[str, Any],
 ) -> None:
     """Add what the ratings are like to the report."""
-    if again:
-        rows = sorted(set(np.array(ratings.rows)[~ratings.drop_repeated()].tolist()))[:20]
-        report["dropped"][_AGAIN] = {"count": again, "rows": rows}
-        report["num_dropped"] += again
+    again = np.array(ratings.rows)[~first]
+    if len(again):
+        rows = np.unique(again)[:ROWS_SHOWN].tolist()
+        report["dropped"][_AGAIN] = {"count": len(again), "rows": rows}
+        report["num_dropped"] += len(again)
     values = kept.values
     report["ratings"] = {
         "ratings": len(values),

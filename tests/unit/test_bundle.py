@@ -85,6 +85,13 @@ def test_a_damaged_run_is_packed_as_it_is(shell: Shell) -> None:
     assert "unreadable" in found["run-bundle/config.toml"]
 
 
+def test_it_can_be_made_in_the_run_folder(shell: Shell) -> None:
+    whole = shell.folder
+    shell.folder = whole / "run"
+    found = contents(whole / "run" / shell("bundle", ".").strip())
+    assert "run-bundle/config.toml" in found
+
+
 def test_wrong_uses_are_named(shell: Shell) -> None:
     shell("bundle", "ran", status=3)
     assert "ran is not a run folder" in shell.said

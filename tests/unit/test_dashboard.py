@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +87,23 @@ def test_records_from_before_it_was_wanted_are_there_too(start, tmp_path):
     assert main([*start, "--set", "run.rounds=4"]) == 0
     wanted = ["--set", "log.tensorboard=true", "--set", f"run.rounds={ROUNDS}"]
     assert main(["resume", str(run), "--progress", "none", *wanted]) == 0
+    assert_shown(run)
+
+
+def test_a_process_in_the_place_of_a_lost_one_shows_what_that_had_not_written(start, tmp_path):
+    pytest.importorskip("tensorboard")
+    run, silent = tmp_path / "run", ["--progress", "none"]
+    assert main([*start, "--set", "run.rounds=4", "--set", "log.tensorboard=true"]) == 0
+    further = ["--set", f"run.rounds={ROUNDS}", "--set", "log.tensorboard=false"]
+    assert main(["resume", str(run), *silent, *further]) == 0
+    metrics = Metrics(
+        run / "metrics.jsonl", None, every=1, rho=None, dashboard=True, start_round=0,
+        progress=Progress(0, ROUNDS, enabled=False), is_root=False,
+    )  # fmt: skip
+    metrics.last = records_of(run)[-1]
+    world, schedule = SimpleNamespace(is_root=True), SimpleNamespace(rho=None)
+    metrics.changed({"lost": [0]}, SimpleNamespace(world=world, schedule=schedule, agents=[]))
+    metrics.close()
     assert_shown(run)
 
 

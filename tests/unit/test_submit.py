@@ -74,6 +74,8 @@ def test_ranks_that_share_gpus_are_named(shell: Shell, make_model) -> None:
     (("train", "run.toml", "--nodes", "0"), "--nodes=0 is no number"),
     (("train", "run.toml", "--account", "a b"), "--account 'a b' cannot stand in a job script"),
     (("train", "none.toml"), "none.toml"),
+    (("train", "run.toml", "--out", "."), "--out . has no name"),
+    (("train", "run.toml", "--out", ".."), "--out .. has no name"),
 ])  # fmt: skip
 def test_a_wrong_request_is_named(shell: Shell, words: tuple[str, ...], message: str) -> None:
     shell("submit", *words, status=2)

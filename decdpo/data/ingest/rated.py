@@ -166,7 +166,8 @@ def _several(
     user: str | None,
 ) -> RatedFormat:
     """Return the format of rows of several answers."""
-    ask = _asker(_listed(prompt, sample), rated, where.column)
+    prompt = _listed(prompt, sample)
+    ask = _asker(prompt, rated, where.column)
 
     def read(row: Record) -> list[Rating | str]:
         answers = row.get(where.column)
@@ -197,7 +198,6 @@ def _several(
         "answers": (inner + where.text if where.text is not None else where.column,),
         "rank" if where.ranked else "rating": (inner + where.ratings,),
     }
-    prompt = _listed(prompt, sample)
     name = "ranked lists" if where.ranked else "rated lists"
     return RatedFormat(name, prompt.format, read, {**prompt.roles, **used, **roles}, where.ranked)
 

@@ -27,7 +27,7 @@ _PROGRESS_SECONDS = 2.0
 class Ratings:
     """m ratings of answers by people; one person rates an answer to a prompt once.
 
-    prompts, answers : the texts. files, starts : the files, and the rows before each. The other
+    prompts, answers : the texts. files : the files, each with the rows before it. The other
     fields have an entry for each rating: row of the source from 1 over all files, value, numbers of
     prompt and answer, user, and the values of the partition's and the hold-out's column.
     """

@@ -35,12 +35,13 @@ def picture(run: Shown) -> str:
         return ""
     waits = waited(run.records)
     on_links = {(j, i): waits.get((i, j), 0.0) for j, i in links.pairs}
-    most = max([*on_links.values(), *_by_source(waits).values()], default=0.0)
+    for_agent = _by_source(waits)
+    most = max([*on_links.values(), *for_agent.values()], default=0.0)
     at = _placed(links)
     radius = max(3.0, min(13.0, 150.0 / links.agents**0.75))
     parts = [_link(pair, at, on_links, most, links, radius) for pair in _drawn(links)]
     for agent, (x, y) in enumerate(at):
-        parts.append(_agent(agent, x, y, radius, _by_source(waits).get(agent, 0.0), most, run))
+        parts.append(_agent(agent, x, y, radius, for_agent.get(agent, 0.0), most, run))
     name = escape(f"{links.graph.replace('_', ' ')} of {links.agents} agents")
     side = SIDE + 2 * MARGIN
     return (
@@ -120,9 +121,9 @@ def _link(
     lines, ends = [], [(j, i), (i, j)] if mutual else [(j, i)]
     for source, target in ends:
         share = links.pairs[source, target]
-        bytes = share * links.rounds * links.message_bytes / 1e6
+        carried = share * links.rounds * links.message_bytes / 1e6
         lines.append(
-            f"{source} to {target}: {bytes:,.4g} MB, {waits.get((source, target), 0.0):,.3g} s"
+            f"{source} to {target}: {carried:,.4g} MB, {waits.get((source, target), 0.0):,.3g} s"
         )
     seconds = max(waits.get(end, 0.0) for end in ends)
     level = _level(seconds, most)

@@ -135,15 +135,15 @@ def _grid(charts: Sequence[Chart], drawn: dict[str, list[str]]) -> str:
 def _agents(runs: Sequence[Shown], data: Sequence[dict[str, object]]) -> str:
     if not any("spread" in run for run in data):
         return ""
-    small = ""
-    if all(run.agents <= MOST_SINGLE for run in runs):
-        small = (
+    few = all(run.agents <= MOST_SINGLE for run in runs)
+    if few:
+        each = (
             '<h3>Held-out accuracy by agent</h3><div id="multiples"></div>'
             '<p class="note">All have the same axes, <span id="axes">of one scale</span>; numbers '
             "are those of the last record.</p>"
         )
     else:
-        small = (
+        each = (
             f'<p class="note">With more than {MOST_SINGLE} agents their distribution is drawn, not '
             "a curve for each.</p>"
         )
@@ -152,8 +152,8 @@ def _agents(runs: Sequence[Shown], data: Sequence[dict[str, object]]) -> str:
         'agents</h3><div class="plot"></div><figcaption>median, band of the middle half, and band '
         "from the 5th to the 95th percentile</figcaption></figure>"
     )
-    last = "" if "multiples" in small else tables.distribution(runs)
-    return f'<div class="grid">{spread}{last}</div>{small}'
+    last = "" if few else tables.distribution(runs)
+    return f'<div class="grid">{spread}{last}</div>{each}'
 
 
 def _predictions(runs: Sequence[Shown]) -> str:

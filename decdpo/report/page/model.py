@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from decdpo.report.compare import RunFacts
@@ -21,7 +22,7 @@ class Event:
 
     @property
     def sign(self) -> str:
-        """The letter that stands on the axis."""
+        """What marks it above a chart: the first character of its kind, as a capital."""
         return self.kind[:1].upper()
 
 
@@ -70,7 +71,7 @@ class Shown:
     saved: int | None = None
     agent_names: Sequence[str] = field(default=())
 
-    @property
+    @cached_property
     def agents(self) -> int:
         """The agents that took part when there were most of them."""
         return max(len(record["heldout/accuracy_by_agent"]) for record in self.records)
