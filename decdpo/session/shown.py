@@ -89,12 +89,11 @@ def _changes(event: Mapping[str, Any]) -> list[Event]:
         agents = tuple(int(agent) for agent in event.get(kind) or ())
         if agents:
             said = [f"agent{'s' * (len(agents) > 1)} {', '.join(map(str, agents))}"]
-            for key, text in (("left", "{:,} go on"), ("recovery_ms", "after {:.1f} ms"),
+            for key, text in (("agents", "{:,} go on"), ("recovery_ms", "after {:.1f} ms"),
                               ("gap", "spectral gap {:.3g}"), ("when", "{}")):  # fmt: skip
                 if event.get(key) is not None:
                     said.append(text.format(event[key]))
-            gone = agents if kind == "lost" else ()
-            found.append(Event(int(event["round"]), kind, ", ".join(said), gone))
+            found.append(Event(int(event["round"]), kind, ", ".join(said), agents))
     return found
 
 

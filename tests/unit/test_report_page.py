@@ -146,8 +146,9 @@ def test_lost_agents_are_marked_and_the_others_keep_their_curves(runs, tmp_path)
         del record["heldout/accuracy_by_agent"][1]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
     content = json.loads((folder / "run.json").read_text())
-    lost = {"round": 4, "lost": [1], "left": 3, "recovery_ms": 12.34, "gap": 0.25, "when": "noon"}
-    content["events"] = [lost, {"round": 5, "adopted": [1, 2], "lost": []}]
+    lost = {"round": 4, "lost": [1], "agents": 3, "recovery_ms": 12.34, "gap": 0.25, "when": "noon"}
+    adopted = {"2": {"process": 0, "begun": 4}}
+    content["events"] = [lost, {"round": 5, "adopted": adopted, "lost": []}]
     (folder / "run.json").write_text(json.dumps(content))
     run = shown("lossy", read_run(folder), read_config(folder, []))
     assert [(e.round, e.kind) for e in run.events] == [(4, "lost"), (5, "adopted")]
@@ -157,6 +158,17 @@ def test_lost_agents_are_marked_and_the_others_keep_their_curves(runs, tmp_path)
     assert drawn["events"][0][:2] == [4, "L"]
     text = page([run], "now")
     assert "lost after round 4" in text and "agent n0 gone" in text
+
+
+def test_an_agent_that_was_adopted_goes_on_with_its_curve():
+    events = [Event(2, "lost", "", (1,)), Event(3, "adopted", "", (1,)), Event(4, "lost", "", (0,))]
+    run = made_up(3, 5, events=events)
+    for record, agents in zip(run.records, ((0, 1, 2),) * 2 + ((0, 2), (0, 1, 2), (1, 2), (1, 2))):
+        record["heldout/accuracy_by_agent"] = [0.1 * agent for agent in agents]
+    drawn = numbers(run, [])["agents"]
+    assert drawn[1] == [0.1, 0.1, None, 0.1, 0.1, 0.1]
+    assert drawn[0] == [0, 0, 0, 0, None, None] and drawn[2] == [0.2] * 6
+    assert page([run], "now").count(" gone") == 1
 
 
 def test_an_unknown_kind_of_page_is_refused(runs, capsys):

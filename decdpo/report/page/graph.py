@@ -152,10 +152,11 @@ def _agent(
 ) -> str:
     name = run.agent_names[agent] if agent < len(run.agent_names) else ""
     title = f"agent {agent} {name}".strip() + f": others waited {seconds:,.3g} s for it"
-    lost = next((e.round for e in run.events if agent in e.agents), None)
-    gone = "" if lost is None else " gone"
-    title += "" if lost is None else f", lost after round {lost}"
-    label = ""
+    last = next((e for e in reversed(run.events) if agent in e.agents), None)
+    gone = label = ""
+    if last is not None and last.kind == "lost":
+        gone = " gone"
+        title += f", lost after round {last.round}"
     if radius >= 7:
         label = f'<text x="{x:.1f}" y="{y:.1f}" font-size="{radius:.1f}">{agent}</text>'
     return (

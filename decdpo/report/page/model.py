@@ -12,7 +12,7 @@ from decdpo.report.compare import RunFacts
 class Event:
     """What befell a run after ``round`` rounds. kind : "restart", "lost", "adopted", ...
 
-    agents : those that were lost, of a loss.
+    agents : those that were lost or adopted.
     """
 
     round: int
@@ -78,8 +78,10 @@ class Shown:
 
     def left(self, record: Mapping[str, Any]) -> list[int]:
         """Return the agents that a record has a value of, in its order."""
-        count = len(record["heldout/accuracy_by_agent"])
-        lost = {i for e in self.events if e.round <= record["round"] for i in e.agents}
+        count, lost = len(record["heldout/accuracy_by_agent"]), set[int]()
+        for event in self.events:
+            if event.round <= record["round"]:
+                lost = lost.union(event.agents) if event.kind == "lost" else lost - {*event.agents}
         left = [i for i in range(self.agents) if i not in lost]
         return left if len(left) == count else list(range(count))
 
