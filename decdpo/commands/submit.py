@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / Path(args.config).stem
     if out.name in ("", ".."):
         raise ConfigError(
-            f"--out {out} has no name to call the job script by", "name the folder itself: runs/ring"
+            f"--out {out} has no name to call the job script by", "name the folder: --out runs/ring"
         )
     given = {name: vars(args)[name.replace("-", "_")] for name in ASKED}
     wanted = {name: value for name, value in given.items() if value is not None}
