@@ -121,4 +121,7 @@ def make_exchange(
     if algorithm.needs.meets != "server":
         return new()
     # All agents receive the average, so that each begins the next round at the same model.
-    return ServerExchange(new(), new(), all_hear=world.num_agents)
+    exchange = ServerExchange(new(), new(), all_hear=world.num_agents)
+    # Where agents were lost before, those that are left are not 0 ... n-1, nor is 0 the server.
+    exchange.rewire(world.members, {})
+    return exchange

@@ -197,7 +197,8 @@ def _pairs(
             read[place] = (shard, np.arange(shard.num_pairs))
         return read[place]
 
-    dealt = len(places) == n
+    # To all that the run began with; those that were lost measure nothing.
+    dealt = len(places) == len(experiment.history.everybody)
     chosen = {a.id: [a.id] if dealt else range(len(places)) for a in experiment.agents}
     found = {agent: [encoded(place) for place in mine] for agent, mine in chosen.items()}
     return found, 1 if dealt else n

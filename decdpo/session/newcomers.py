@@ -63,7 +63,7 @@ def measure_newcomers(
     _require_new(experiment, people)
     mine: dict[int, list[dict[str, Any]]] = {a.id: [] for a in experiment.agents}
     for number, (index, i) in enumerate(people):
-        agent = number % world.num_agents
+        agent = world.members.agents[number % world.num_agents]
         if agent in mine:
             data = experiment.objective.policy.encode(index.open(i))
             found = _measured(experiment, data, shared, pairs, steps, lr, number)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from decdpo import build
 from decdpo.algorithms.choco import Choco
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
@@ -21,12 +22,14 @@ from decdpo.comm.history import MEAN, Change, History
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.replayed import ReplayedWorld
 from decdpo.comm.server import ServerExchange
+from decdpo.config import parse
 from decdpo.evaluation import mean_of
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import SGD
 from decdpo.policies.stats import Stats
 from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
+from decdpo.session import newcomers
 from decdpo.session.adoption import FAILED, Adoption, neighbours, saved_state
 from decdpo.topology.living import left_of
 from decdpo.topology.participation import Participation
@@ -324,3 +327,41 @@ def test_an_agent_whose_new_process_is_lost_too_is_tried_again():
     # Process 1 is lost before it can answer.
     assert adopt(SimpleNamespace(world=world), (2, 3, 4), 0) == {}
     assert adopt._given_up == {3, 4}
+
+
+def test_a_server_of_agents_that_were_left_by_an_earlier_start_averages():
+    config, left = parse('[algorithm]\nkind = "fedavg"'), (2, 5, 6)
+    layout = Layout(("x",), ((P,),), P, torch.float64)
+    world = LocalWorld(3, left)
+    exchange = build.make_exchange(config, world, FedAvg(SGD(), P), layout, "cpu")
+    schedule = left_of(Participation(8, 2, seed=3), left)
+    for t in range(4):
+        row = schedule.mixing(t).row(2)
+        for i in left:
+            message = torch.full((P,), float(i)).double() if i in row.sources else None
+            exchange.start(i, t, row, message)
+        assert exchange.collect(t)
+        for i in left:
+            (mean,) = exchange.inbox(i, t).settled().messages
+            assert mean.source == 2 and mean.body[0] == sum(row.sources) / 2
+
+
+def test_new_people_are_measured_by_the_agents_that_are_left(monkeypatch):
+    index = SimpleNamespace(
+        num_agents=5, open=lambda i: i, agents=[SimpleNamespace(name=str(i)) for i in range(5)]
+    )
+    monkeypatch.setattr(newcomers, "ShardIndex", SimpleNamespace(load=lambda folder: index))
+    monkeypatch.setattr(newcomers, "_require_new", lambda *_: None)
+    sums = {"sums": np.ones(1)}
+    monkeypatch.setattr(newcomers, "_measured", lambda *_: {
+        "squared_weight": 1.0, newcomers.BEFORE: {**sums}, newcomers.AFTER: {**sums},
+    })  # fmt: skip
+    monkeypatch.setattr(newcomers, "measured", lambda stats, squares: {"pairs": stats.values[0]})
+    monkeypatch.setattr(newcomers, "Stats", lambda sums, names: SimpleNamespace(values=sums))
+    policy = SimpleNamespace(encode=lambda shard: SimpleNamespace(num_heldout=1))
+    experiment = SimpleNamespace(
+        world=LocalWorld(2, (3, 6)), agents=[SimpleNamespace(id=3), SimpleNamespace(id=6)],
+        objective=SimpleNamespace(policy=policy, names=()),
+    )  # fmt: skip
+    rows, total = newcomers.measure_newcomers(experiment, ["people"], None, 1, 1, 0.1)
+    assert [row["person"] for row in rows] == [0, 1, 2, 3, 4] and total["pairs"] == 5
