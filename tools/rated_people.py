@@ -12,6 +12,7 @@ the public's ratings (tastes x factors, ridge 20 and 2). Items are names: no tex
 
 import argparse
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from decdpo.data.ingest.rated import RatedColumns
 from decdpo.data.ingest.sources import records
 from decdpo.data.plan import Plan, RatedPlan
 from decdpo.data.sharding import make_shards
+from decdpo.errors import DataError, DecdpoError
 from decdpo.studies.item_model import HIDDEN, PROMPT, write_item_model
 
 TASTES, SWEEPS = 6, 15
@@ -52,8 +54,31 @@ def _solved(basis, values, known, ridge):
     ])  # fmt: skip
 
 
+def ratings(path, *columns):
+    """Return (user, item, rating) of every row of a table. Raises ``DataError`` for an odd one."""
+    rows = []
+    for number, row in enumerate(records(path), 1):
+        try:
+            user, item, rating = (row[column] for column in columns)
+            rows.append((str(user), str(item), float(rating)))
+        except (KeyError, TypeError, ValueError):
+            raise DataError(
+                f"row {number} of {path} has no user, item and rating in "
+                f"{', '.join(columns)}: {str(row)[:200]}",
+                "name the columns with --user, --item and --rating; mend or remove the row",
+            ) from None
+    return rows
+
+
 def main():
     """Read the ratings, choose the people of each seed, write shards and model."""
+    try:
+        run()
+    except DecdpoError as fault:
+        sys.exit(f"rated_people: {fault}")
+
+
+def run():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ratings", type=Path)
     parser.add_argument("--user", default="user")
@@ -66,15 +91,19 @@ def main():
     parser.add_argument("--pairs", type=int, default=300, help="training pairs of a person (300)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    rows = [
-        (str(row[args.user]), str(row[args.item]), float(row[args.rating]))
-        for row in records(args.ratings)
-        if not isinstance(row, str)
-    ]
+    rows = ratings(args.ratings, args.user, args.item, args.rating)
     users, items = sorted({r[0] for r in rows}), sorted({r[1] for r in rows})
     order = np.random.default_rng(5).permutation(len(users))
-    taken = order[: args.people * args.seeds].reshape(args.seeds, args.people)
-    public = [users[i] for i in order[taken.size :]]
+    wanted = args.people * args.seeds
+    public = [users[i] for i in order[wanted:]]
+    others = set(public)
+    if unrated := sorted(set(items) - {item for user, item, _ in rows if user in others}):
+        raise DataError(
+            f"{len(users)} people rate, of whom {wanted} are taken: the other {len(public)} do not "
+            f"rate {len(unrated)} of the {len(items)} items, such as {unrated[0]!r}",
+            "take fewer with --people or --seeds, or remove these items",
+        )
+    taken = order[:wanted].reshape(args.seeds, args.people)
     known = item_factors(rows, public, items) / HIDDEN**0.5
     args.out.mkdir(parents=True, exist_ok=True)
     names = {item: f"item{k}" for k, item in enumerate(items)}

@@ -7,7 +7,7 @@ from typing import Any
 from decdpo.errors import ConfigError
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell, make_config
-from decdpo.studies.claims import OURS, Claim, Mean, Verdict, all_of, mean_of
+from decdpo.studies.claims import OURS, Claim, Mean, Verdict, mean_of
 from decdpo.studies.data import Sharded
 from decdpo.studies.people import ITEMS, STEPS, TASTES, PeopleTraining, World
 from decdpo.studies.study import PLACED, Options, Study, require_free
@@ -167,8 +167,7 @@ class FedPDPO(Study):
 
     def figures(self, table: Table) -> Sequence[Figure]:
         """Return accuracy by pairs that new people were adapted to."""
-        curve = table.where(method="FedPDPO ring").curve("shots", "own")
-        shots = [(at, values) for at, values in curve]
+        shots = table.where(method="FedPDPO ring").curve("shots", "own")
         line = Line.of("unseen people", shots)
         return (Figure(self.name, (Panel("few shots", "pairs", "held-out accuracy", (line,)),)),)
 
@@ -195,13 +194,12 @@ def _difference(a: dict[tuple[int, str], float], b: dict[tuple[int, str], float]
 
 
 def _gain(method: str, other: str, table: Table, *, least: float) -> Verdict:
-    """Judge by people whether ``method`` is more accurate than ``other``, by ``least`` or more."""
+    """Judge by people whether ``method`` is more accurate than ``other`` by more than ``least``."""
     ours, theirs = _people(table, method), _people(table, other)
     found = _difference(ours, theirs)
-    held = True if found.low > 0 else False if found.high < 0 else None
-    if least and held is not False:
-        held = all_of([held, found.value >= least])
-    means = [sum(side.values()) / len(side) for side in (ours, theirs)]
+    held = True if found.low > least else False if found.high < least else None
+    both = sorted(set(ours) & set(theirs))
+    means = [sum(side[who] for who in both) / len(both) for side in (ours, theirs)]
     return Verdict(
         held,
         f"{method} {means[0]:.4f}, {other} {means[1]:.4f}: difference {found} over "

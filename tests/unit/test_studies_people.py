@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import rated_people
 import torch
 
 from decdpo.cli import main
 from decdpo.config import parse_override
+from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
 from decdpo.studies.catalogue import builtin
 from decdpo.studies.data import Sharded
@@ -76,18 +78,29 @@ def people_rows(method, accuracies, **more):
     ]
 
 
-@pytest.mark.parametrize("gain, better, two", [(0.04, True, True), (0.01, True, False),
-                                               (-0.04, False, False)])  # fmt: skip
-def test_claims_pair_every_person_with_itself(gain, better, two):
+@pytest.mark.parametrize(
+    "gain, spread, better, two",
+    [
+        (0.04, 0.004, True, True),
+        (0.01, 0.004, True, False),
+        (-0.04, 0.004, False, False),
+        # The interval holds 2 points; it holds 0 as well.
+        (0.022, 0.02, True, None),
+        (0.01, 0.1, None, None),
+    ],
+)
+def test_claims_pair_every_person_with_itself(gain, spread, better, two):
     base = np.random.default_rng(0).uniform(0.4, 0.9, 30)
-    noise = np.random.default_rng(1).normal(scale=0.004, size=30)
+    noise = np.random.default_rng(1).normal(scale=spread, size=30)
+    # One more was measured one way alone: it counts in neither mean.
     table = Table(
-        people_rows("FedDPO", base)
+        people_rows("FedDPO", [*base, 0.0])
         + people_rows("FedPDPO", base + gain + noise)
         + people_rows("FedPDPO", base * 0, shots=4)
     )
     found = {claim.text: claim.judge(table) for claim in builtin("fedpdpo").claims()}
-    assert found["FedPDPO's own models beat FedDPO's"].held is better
+    verdict = found["FedPDPO's own models beat FedDPO's"]
+    assert verdict.held is better and f"FedDPO {base.mean():.4f}:" in verdict.numbers
     assert found["by up to 4.8 points: FedPDPO gains 2 points or more over FedDPO"].held is two
     assert found["each part helps: FedPDPO beats no head"].held is None
 
@@ -101,6 +114,53 @@ def test_the_study_runs_to_its_few_shots(tmp_path, capsys, monkeypatch):
     table = (tmp_path / "s" / "table.csv").read_text()
     assert all(f",{shots}" in table for shots in SHOTS)
     assert "new people gain" in capsys.readouterr().out
+
+
+@pytest.fixture
+def make_people(tmp_path, monkeypatch):
+    """Return a function that runs tools/rated_people.py on a table of 30 people and 12 items."""
+    rng = np.random.default_rng(0)
+    table = [(f"u{i}", f"j{j}", rng.normal(j)) for i in range(30) for j in range(12)]
+
+    def run(*words, more=()):
+        source = tmp_path / "ratings.csv"
+        lines = [f"{u},{j},{r}\n" for u, j, r in [*table, *more]]
+        source.write_text("user,joke,rating\n" + "".join(lines))
+        words = [source, "--people", "4", "--seeds", "2", "--out", tmp_path / "out", *words]
+        monkeypatch.setattr("sys.argv", ["rated_people", *map(str, words)])
+        rated_people.main()
+        return tmp_path / "out"
+
+    return run
+
+
+def test_a_table_of_ratings_becomes_people_and_a_model_of_the_others(make_people):
+    from transformers import AutoModelForCausalLM
+
+    out = make_people("--item", "joke")
+    indices = [ShardIndex.load(out / str(seed)) for seed in range(2)]
+    people = [{entry.name for entry in index.agents} for index in indices]
+    assert [len(some) for some in people] == [4, 4] and not people[0] & people[1]
+    known = AutoModelForCausalLM.from_pretrained(out / "model").get_input_embeddings().weight[4:, 0]
+    # An item's mean rating comes first, and grows with its number; "j10" is sorted behind "j1".
+    names = sorted(f"j{j}" for j in range(12))
+    order = [names[i] for i in known.argsort().tolist()]
+    assert order == [f"j{j}" for j in range(12)]
+
+
+@pytest.mark.parametrize(
+    "words, more, said",
+    [
+        ([], [], "row 1 of .* has no user, item and rating in user, item, rating"),
+        (["--item", "joke"], [("u1", "j1", "good")], "row 361 of .*good"),
+        (["--item", "joke", "--people", "20"], [], "30 people rate, of whom 40 are taken"),
+        (["--item", "joke"], [("new", "j99", 1.0)], "such as 'j99'"),
+    ],
+)
+def test_ratings_that_do_not_do_are_one_error(make_people, words, more, said):
+    with pytest.raises(SystemExit, match=said):
+        # Whoever rates the new item is taken, or is alone.
+        make_people(*words, more=more)
 
 
 def test_people_of_ones_own_need_a_model(tmp_path):
