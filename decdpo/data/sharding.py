@@ -78,8 +78,10 @@ def make_shards(
         store = PairStore(folder)
         try:
             first = Opened(paths[0])
-            read = _rated if plan.rated or lists_in(first.sample()) else _preferred
-            made = read(paths, first, folder, store, plan, progress)
+            if plan.rated or lists_in(first.sample()):
+                made = _rated(paths, first, folder, store, plan, progress)
+            else:
+                made = _preferred(paths, first, store, plan, progress)
             owner, held_out, names, texts, report, prompt_format = made
             _describe(store, texts, owner, held_out, names, plan, report)
             if plan.strict:
@@ -104,7 +106,6 @@ _Made = tuple[np.ndarray, np.ndarray, list[str], Survey, dict[str, Any], str]
 def _preferred(
     paths: Sequence[Path],
     first: Opened,
-    folder: Path,
     store: PairStore,
     plan: Plan,
     progress: Callable[[str], None],

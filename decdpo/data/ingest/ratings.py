@@ -1,6 +1,5 @@
 """The first pass over rated answers: every rating in memory as numbers, every text once on disk."""
 
-import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +10,14 @@ import numpy as np
 
 from decdpo.data.ingest.columns import Columns
 from decdpo.data.ingest.items import Items
-from decdpo.data.ingest.opened import Opened, naming, used_columns, values_of
+from decdpo.data.ingest.opened import Opened, naming, values_of
 from decdpo.data.ingest.rated import RatedColumns, RatedFormat, Rating, checked, recognise_rated
-from decdpo.data.ingest.report import Drops
-from decdpo.data.ingest.sources import Record, short_names, stems, written
+from decdpo.data.ingest.sources import Record
 from decdpo.data.ingest.spill import Names
+from decdpo.data.ingest.tally import Tally, one_by_one
 from decdpo.data.ingest.texts import Texts
 from decdpo.data.ingest.values import Unusable, name_of
 from decdpo.errors import DataError
-
-_PROGRESS_SECONDS = 2.0
 
 
 @dataclass
@@ -88,10 +85,10 @@ def read_ratings(
     Raises ``DataError`` if a source cannot be read or holds no rating, or sources differ in how
     they write prompts.
     """
-    reader = _Reader(ratings, columns, rated, items, wanted, progress)
-    for path, stem, name in zip(paths, stems(paths), short_names(paths)):
-        ratings.files.append((name, reader.rows))
-        opened = first if path is first.path else Opened(path)
+    tally = Tally(ratings, "ratings", wanted, progress)
+    reader = _Reader(ratings, columns, rated, items, tally)
+    for opened, stem, name in one_by_one(paths, first):
+        ratings.files.append((name, tally.rows))
         reader.read(opened, stem, name if len(paths) > 1 else "")
     return reader.report(), reader.prompt_format()
 
@@ -105,19 +102,13 @@ class _Reader:
         columns: Columns,
         rated: RatedColumns,
         items: Path | None,
-        wanted: dict[str, str | None],
-        progress: Callable[[str], None],
+        tally: Tally,
     ) -> None:
-        self.rows = 0
-        self._ratings, self._columns, self._rated, self._wanted = ratings, columns, rated, wanted
+        self._ratings, self._columns, self._rated, self._tally = ratings, columns, rated, tally
         self._items = Items(items) if items is not None else None
         self._loaded = False
-        self._progress, self._spoke = progress, time.monotonic()
-        self._drops, self._kept_rows = Drops(), 0
-        self._files: list[dict[str, Any]] = []
-        self._formats: dict[str, None] = {}
+        self._formats: set[str] = set()
         self._ranked: set[bool] = set()
-        self._known: dict[str, None] = {"file": None, "user": None}
 
     def read(self, opened: Opened, stem: str, name: str) -> None:
         """Read one file. stem : its value of the column ``file``. name : for messages, or ""."""
@@ -125,32 +116,20 @@ class _Reader:
         with naming(opened.path):
             if self._items is not None:
                 rated = self._items.find_columns(sample, rated)
-            head = self._items.head if self._items else None
+            head = self._items.head if self._items is not None else None
             form = recognise_rated(sample, self._columns, rated, head)
         if self._items is not None and not self._loaded:
             prompts = form.roles.get("prompt", ())
             known = {column for record in sample for column in record}
-            others = [c for c in (*prompts, *self._wanted.values()) if c and c not in known]
+            others = [c for c in (*prompts, *self._tally.wanted.values()) if c and c not in known]
             self._items.load(self._ratings.answers, others)
             self._loaded = True
-        met: dict[str, None] = {}
-        before = self.rows
-        for row, record in enumerate(opened.records(), 1):
-            self.rows += 1
-            if not isinstance(record, str) and not record.keys() <= met.keys():
-                met.update(dict.fromkeys(record))
+        for row, record in self._tally.records(opened, form):
             self._take(form, record, rated.item, stem, (row, name))
-            self._say()
-        self._known.update(met)
         if self._items is not None:
-            self._known.update(dict.fromkeys(c for record in self._items.head for c in record))
-        self._formats[form.prompt_format] = None
+            self._tally.known.update(dict.fromkeys(c for r in self._items.head for c in r))
+        self._formats.add(form.prompt_format)
         self._ranked.add(form.ranked)
-        about = used_columns(form.roles, self._wanted, met)
-        count = self.rows - before
-        self._files.append(
-            {"file": written(opened.path), "format": form.name, "rows": count, **about}
-        )
 
     def _take(
         self,
@@ -160,7 +139,6 @@ class _Reader:
         stem: str,
         place: tuple[int, str],
     ) -> None:
-        kept = len(self._ratings)
         found: Sequence[Rating | str]
         try:
             if isinstance(record, str):
@@ -173,15 +151,14 @@ class _Reader:
         for rating in found:
             fault = rating if isinstance(rating, str) else self._add(rating, record, stem)
             if fault is not None:
-                self._drops.add(fault, *place)
-        self._kept_rows += len(self._ratings) > kept
+                self._tally.drops.add(fault, *place)
 
     def _add(self, rating: Rating, record: Record | str, stem: str) -> str | None:
         """Store a rating; return why it cannot be used, or None."""
         good = checked(rating)
         if isinstance(good, str):
             return good
-        values = values_of(record, rating.user, stem, self._wanted)
+        values = values_of(record, rating.user, stem, self._tally.wanted)
         if isinstance(values, str):
             return values
         into = self._ratings
@@ -195,16 +172,11 @@ class _Reader:
         into.prompt.append(into.prompts.add(rating.prompt))
         into.answer.append(answer)
         into.values.append(rating.value)
-        into.rows.append(self.rows)
+        into.rows.append(self._tally.rows)
         into.users.add(rating.user or "")
         into.keys.add(values[0])
         into.groups.add(values[1])
         return None
-
-    def _say(self) -> None:
-        if time.monotonic() - self._spoke > _PROGRESS_SECONDS:
-            self._spoke = time.monotonic()
-            self._progress(f"read {self.rows:,} rows, kept {len(self._ratings):,} ratings")
 
     def prompt_format(self) -> str:
         """Return the prompt format of all files. Raises ``DataError`` if they differ in it."""
@@ -217,29 +189,9 @@ class _Reader:
 
     def report(self) -> dict[str, Any]:
         """Return what became of the rows. Raises ``DataError`` if no rating is left of them."""
-        for use, column in self._wanted.items():
-            if column is not None and column not in self._known:
-                raise DataError(
-                    f"the sources have no column {column!r} for the {use}",
-                    f"use one of: {', '.join(self._known)}",
-                )
-        drops = self._drops.summary()
-        if not len(self._ratings):
-            reasons = "; ".join(f"{reason}: {drop['count']}" for reason, drop in drops.items())
-            raise DataError(
-                f"no rating is left of {self._drops.total} ({reasons})",
-                "check the columns, or name them with --prompt, --item, --text, --rating, --rank",
-            )
-        files = list(self._files)
+        self._tally.require_any(
+            "", "check the columns, or name them with --prompt, --item, --text, --rating, --rank"
+        )
         if self._items is not None:
-            files.append(self._items.report())
-        return {
-            "sources": files,
-            "rows_read": self.rows,
-            "rows_kept": self._kept_rows,
-            "judgments": len(self._ratings) + self._drops.total,
-            "num_dropped": self._drops.total,
-            "dropped": drops,
-            "incomplete_columns": {},
-            "labels": [],
-        }
+            self._tally.files.append(self._items.report())
+        return {**self._tally.report(), "incomplete_columns": {}, "labels": []}
