@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from decdpo import __version__
 from decdpo.comm.mpi.launch import let_the_first_report
 from decdpo.commands.alone import by_one_process
-from decdpo.commands.catalogue import COMMANDS, EXIT_CODES, examples, listing
+from decdpo.commands.catalogue import COMMANDS, EXIT_CODES, MODULES, examples, listing
 from decdpo.config.options import nearest
 
 
@@ -93,7 +93,7 @@ def build_parser() -> MainParser:
     parser.add_argument("--version", action="version", version=f"decdpo {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", prog="decdpo", parser_class=Parser)
     for name, command in COMMANDS.items():
-        module = importlib.import_module(f"decdpo.commands.{name}")
+        module = importlib.import_module(MODULES[name])
         sub = commands.add_parser(
             name,
             help=command.about,
@@ -113,7 +113,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace | None:
     """
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
-        from decdpo.commands.completion import answer
+        from decdpo.commands.machine.completion import answer
 
         answer(parser)
     args = parser.parse_args(argv)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from decdpo.comm.history import Change, History
-from decdpo.evaluation import average_model
+from decdpo.metrics.evaluation import average_model
 from decdpo.run import Agent, Run, Schedule
 from decdpo.topology.living import Left, left_of
 from decdpo.topology.row import Mixing, Row

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from decdpo.comm.device import take_gpu
-from decdpo.policies.lm import attention
-from decdpo.policies.lm.packing import PackedPairs, pack
+from decdpo.policies.lm.forward import attention
+from decdpo.policies.lm.forward.packing import PackedPairs, pack
 from decdpo.policies.tokens import TokenizedPairs, Truncation
 
 HEADS, GROUPS, WIDTH = 9, 3, 64

@@ -140,7 +140,7 @@ def tokens_of(model: Path, shards: Path, limit: int, count: int, out: Path) -> l
 
     from decdpo.data.index import ShardIndex
     from decdpo.policies.lm import hub
-    from decdpo.policies.lm.speller import Speller, TextRules
+    from decdpo.policies.lm.text.speller import Speller, TextRules
     from decdpo.policies.tokens import tokenize
 
     shard = ShardIndex.load(shards).open(0)

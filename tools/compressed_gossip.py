@@ -56,7 +56,7 @@ def losses(run: Path) -> tuple[float, float]:
     """Return the average model's loss on all training pairs and on all held-out pairs."""
     import numpy as np
 
-    from decdpo.evaluation import average_model, pooled
+    from decdpo.metrics.evaluation import average_model, pooled
     from decdpo.session.experiment import prepare
     from decdpo.session.job import Job, launch
     from decdpo.session.record import read_config

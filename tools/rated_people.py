@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from decdpo.data.ingest.rated import RatedColumns
-from decdpo.data.ingest.sources import records
+from decdpo.data.ingest.files.sources import records
+from decdpo.data.ingest.formats.rated import RatedColumns
 from decdpo.data.plan import Plan, RatedPlan
 from decdpo.data.sharding import make_shards
 from decdpo.errors import DataError, DecdpoError
-from decdpo.studies.item_model import HIDDEN, PROMPT, write_item_model
+from decdpo.studies.people.item_model import HIDDEN, PROMPT, write_item_model
 
 TASTES, SWEEPS = 6, 15
 

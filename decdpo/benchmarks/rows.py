@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from decdpo.policies.lm.head import token_logps
+from decdpo.policies.lm.forward.head import token_logps
 from decdpo.policies.tokens import TokenizedPairs
 
 

@@ -34,9 +34,9 @@ from decdpo.losses.dpo import DPO
 from decdpo.params.flat import FlatParams
 from decdpo.params.optim import AdamW
 from decdpo.policies.causal_lm import CausalLM, TokenShard
-from decdpo.policies.lm.packed import PackedLM
+from decdpo.policies.lm.forward.packed import PackedLM
 from decdpo.policies.lm.reference import FrozenReference
-from decdpo.policies.lm.speller import TextRules
+from decdpo.policies.lm.text.speller import TextRules
 from decdpo.policies.lm.work import Sizes, known_peak, peak_memory, step_work
 from decdpo.policies.objective import Objective
 from decdpo.policies.tokens import TokenizedPairs, Truncation, tokenize

@@ -26,7 +26,7 @@ from decdpo.params.factors import Factors
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.base import Policy
 from decdpo.policies.lm.pace import Pace
-from decdpo.policies.lm.speller import TextRules
+from decdpo.policies.lm.text.speller import TextRules
 from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Objective, check_start
 from decdpo.policies.tabular import Tabular
@@ -34,8 +34,8 @@ from decdpo.policies.trajectory import Trajectory
 from decdpo.run import Agent, MeasuredState, Schedule
 
 if TYPE_CHECKING:
-    from decdpo.policies.lm.adapters import LoraOptions
-    from decdpo.policies.lm.personal import PersonalOptions
+    from decdpo.policies.lm.adapters.layers import LoraOptions
+    from decdpo.policies.lm.adapters.personal import PersonalOptions
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ def make_lora(section: schema.Lora, seed: int) -> "LoraOptions":
     Raises ``PolicyError`` for a folder of PEFT that cannot be used.
     """
     if section.adapter:
-        from decdpo.policies.lm.adapter_folder import read_options
+        from decdpo.policies.lm.adapters.folder import read_options
 
         return read_options(Path(section.adapter), section.mix, seed)
-    from decdpo.policies.lm.adapters import LoraOptions
+    from decdpo.policies.lm.adapters.layers import LoraOptions
 
     return LoraOptions(
         section.rank,
@@ -145,7 +145,7 @@ def make_personal(section: schema.Personal, seed: int) -> "PersonalOptions | Non
     """Return which parts the section ``[policy.personal]`` gives each agent, None without any."""
     if not section.on:
         return None
-    from decdpo.policies.lm.personal import PersonalOptions
+    from decdpo.policies.lm.adapters.personal import PersonalOptions
 
     return PersonalOptions(**vars(section), seed=seed)
 

@@ -7,14 +7,14 @@ from decdpo.algorithms.running import model_in_message
 from decdpo.build.agents import Ensemble, factors_of
 from decdpo.build.learning import make_learning_rate
 from decdpo.build.meeting import AGES
-from decdpo.comm.delays import age_file
-from decdpo.comm.staleness import AgeLog, StaleExchange
+from decdpo.comm.late.delays import age_file
+from decdpo.comm.late.staleness import AgeLog, StaleExchange
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config, schema
-from decdpo.evaluation import HeldOut
-from decdpo.interference import Interference
-from decdpo.measures import Measures, choose_measures
-from decdpo.metrics import RECORDS, Metrics
+from decdpo.metrics.evaluation import HeldOut
+from decdpo.metrics.interference import Interference
+from decdpo.metrics.measures import Measures, choose_measures
+from decdpo.metrics.recorder import RECORDS, Metrics
 from decdpo.progress import Progress
 from decdpo.records import keep_until
 from decdpo.recovery import Recovery

@@ -1,8 +1,8 @@
 """Which message of a remote neighbour a round mixes: the rule of an exchange.
 
-``Synchronous`` mixes the message of this very round; ``arrival.ByArrival`` the newest that is here.
+``Synchronous`` mixes the message of this very round; ``late.arrival.ByArrival`` the newest that is here.
 Late by schedule needs no rule of its own: it keeps what a synchronous exchange brings
-(``staleness.StaleExchange``).
+(``late.staleness.StaleExchange``).
 """
 
 from typing import Protocol

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from decdpo.comm.late.staleness import Around
 from decdpo.comm.membership import Membership
 from decdpo.comm.mixing import Received, weighted_sum
-from decdpo.comm.staleness import Around
 from decdpo.comm.world import Exchange, Trace
 from decdpo.messages import Inbox, Message
 from decdpo.topology.row import Row

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Command:
     """One subcommand.
 
-    name : also that of its module in ``decdpo.commands``. about : one line. examples : whole
+    name : also that of its module, in the folder of its group. about : one line. examples : whole
     command lines; the first, of 76 characters at most, stands in ``decdpo --help``, all of them in
     the command's own help.
     """
@@ -210,6 +210,16 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
 }
 """The subcommands by what they are for."""
+
+FOLDERS = dict(zip(GROUPS, ("machine", "data", "before", "training", "after", "studies")))
+"""The folder of ``decdpo.commands`` in which the modules of a group lie."""
+
+MODULES = {
+    command.name: f"decdpo.commands.{FOLDERS[title]}.{command.name}"
+    for title, group in GROUPS.items()
+    for command in group
+}
+"""The module of each subcommand."""
 
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}
 """The subcommands by name."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decdpo.data.ingest.columns import Columns
-from decdpo.data.ingest.rated import RatedColumns
+from decdpo.data.ingest.formats.columns import Columns
+from decdpo.data.ingest.formats.rated import RatedColumns
 from decdpo.data.partition import parse_partition
 from decdpo.errors import DataError
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from decdpo.data import partition as deal
 from decdpo.data.gaps import Gaps, drawn, gaps
-from decdpo.data.ingest.answers import Judgment
-from decdpo.data.ingest.doubts import OWN_ITEMS
+from decdpo.data.ingest.formats.answers import Judgment
 from decdpo.data.ingest.ratings import Ratings
-from decdpo.data.ingest.report import ROWS_SHOWN
+from decdpo.data.ingest.reports.doubts import OWN_ITEMS
+from decdpo.data.ingest.reports.report import ROWS_SHOWN
+from decdpo.data.ingest.reports.survey import groups_of
 from decdpo.data.ingest.spill import PairStore
-from decdpo.data.ingest.survey import groups_of
 from decdpo.data.partition import Partition
 from decdpo.data.plan import ITEM, PROMPT, Plan, RatedPlan
 from decdpo.data.topics import Topics

@@ -14,19 +14,19 @@ import numpy as np
 from decdpo.data import partition as deal
 from decdpo.data.folder import commit, require_room, staging
 from decdpo.data.index import ShardEntry, ShardIndex
-from decdpo.data.ingest import report as reporting
-from decdpo.data.ingest.doubts import INCOMPLETE, doubts
-from decdpo.data.ingest.hub import fetch
-from decdpo.data.ingest.leaks import leaks
-from decdpo.data.ingest.numbers import require_held
+from decdpo.data.ingest.files.hub import fetch
+from decdpo.data.ingest.files.places import files_of
+from decdpo.data.ingest.formats.rated import lists_in
 from decdpo.data.ingest.opened import Opened
-from decdpo.data.ingest.places import files_of
-from decdpo.data.ingest.rated import lists_in
 from decdpo.data.ingest.ratings import Ratings, read_ratings
 from decdpo.data.ingest.reading import read_sources
-from decdpo.data.ingest.shown import shown_pairs
+from decdpo.data.ingest.reports import report as reporting
+from decdpo.data.ingest.reports.doubts import INCOMPLETE, doubts
+from decdpo.data.ingest.reports.leaks import leaks
+from decdpo.data.ingest.reports.numbers import require_held
+from decdpo.data.ingest.reports.shown import shown_pairs
+from decdpo.data.ingest.reports.survey import Survey, groups_of, survey
 from decdpo.data.ingest.spill import PairStore
-from decdpo.data.ingest.survey import Survey, groups_of, survey
 from decdpo.data.ingest.texts import Texts
 from decdpo.data.partition import Partition, parse_partition
 from decdpo.data.plan import ITEM, PROMPT, Plan, RatedPlan

@@ -24,14 +24,14 @@ from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams
 from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
 from decdpo.policies.lm import hub
-from decdpo.policies.lm.adapters import LoraOptions
-from decdpo.policies.lm.choice import choose_scorer, probe
-from decdpo.policies.lm.compiled import compile_layers, compile_scorer
+from decdpo.policies.lm.adapters.layers import LoraOptions
+from decdpo.policies.lm.adapters.personal import PersonalOptions, personal_of
+from decdpo.policies.lm.forward.choice import choose_scorer, probe
+from decdpo.policies.lm.forward.compiled import compile_layers, compile_scorer
+from decdpo.policies.lm.forward.plain import PlainLM
 from decdpo.policies.lm.pace import Pace
-from decdpo.policies.lm.personal import PersonalOptions, personal_of
-from decdpo.policies.lm.plain import PlainLM
 from decdpo.policies.lm.reference import CachedReference, FrozenReference, rounding
-from decdpo.policies.lm.speller import Speller, TextRules
+from decdpo.policies.lm.text.speller import Speller, TextRules
 from decdpo.policies.lm.weights import AdaptedModel, WholeModel
 from decdpo.policies.tokens import TokenizedPairs, tokenize
 

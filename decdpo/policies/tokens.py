@@ -11,9 +11,9 @@ import numpy as np
 from decdpo.data.cache import Cache
 from decdpo.data.shard import Pair
 from decdpo.policies.encoded import Tally
-from decdpo.policies.lm.chat import Text, write
-from decdpo.policies.lm.speller import Findings, Speller, total
-from decdpo.policies.lm.token_cache import Spelled, TokenCache
+from decdpo.policies.lm.text.chat import Text, write
+from decdpo.policies.lm.text.speller import Findings, Speller, total
+from decdpo.policies.lm.text.token_cache import Spelled, TokenCache
 
 _BATCH = 256
 

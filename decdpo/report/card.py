@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from decdpo.data.ingest.printed import lines
+from decdpo.data.ingest.reports.printed import lines
 
 
 def card(facts: Mapping[str, str], report: Mapping[str, Any], config: str, use: str) -> str:

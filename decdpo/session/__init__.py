@@ -11,16 +11,19 @@ experiment  the configuration with its objects on this process: shards, world, e
             exchange, checkpoints. It is prepared in the same way to be trained and to be measured.
             ``identity`` says what its checkpoints are compared by.
 training    the loop around an experiment: the first checkpoint, the record of the start, the page.
-measured    the models of an experiment that is not trained, one after another. ``scoring`` scores
-            the pairs of shards with a reference before any run.
+            ``saving`` says when a run saves besides; ``adoption`` takes over the agents of lost
+            processes.
+measuring   the models of an experiment that is not trained, one after another; new people, each
+            with a personal part of its own; the pairs of shards scored with a reference.
+replay      a run made again in one process from its configuration and its history of agents.
 start       what is known of a run before its first round. ``resuming`` says what a continued run
             does otherwise than before.
 plan        what a run will need, before there is one. ``jobscript`` fills a job template in and
             compares what it asks for with that.
 bundle      what a support desk needs to know of a run.
-status      what the files of a run folder say of the run, at any moment.
-endings     what stops a run, what is finished first, and what is said of it. ``status`` says how a
-            run stands, whoever trains it.
+status      what the files of a run folder say of the run, at any moment. ``shown`` puts together
+            what the page of a run shows.
+endings     what stops a run, what is finished first, and what is said of it.
 
 The order of calls of a run: ``job.launch`` starts the processes; the command reads the
 configuration; ``folder.new_folder`` and ``folder.locked`` take the folder; ``experiment.prepare``

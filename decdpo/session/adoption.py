@@ -19,8 +19,8 @@ from decdpo.checkpoint.parts import open_part
 from decdpo.comm.history import MEAN
 from decdpo.comm.world import World
 from decdpo.errors import DecdpoError
-from decdpo.evaluation import mean_of
 from decdpo.files import reason
+from decdpo.metrics.evaluation import mean_of
 from decdpo.run import Agent, Run
 from decdpo.session.experiment import Experiment
 

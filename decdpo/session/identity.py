@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from decdpo import build
-from decdpo.comm.delays import record_digest
+from decdpo.comm.late.delays import record_digest
 from decdpo.comm.world import World
 from decdpo.config import Config
 from decdpo.config.options import options

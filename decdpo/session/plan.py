@@ -165,8 +165,8 @@ def _trained(section: CausalLM, module: Any) -> Layout:
     """Give a module without values the adapters and personal parts asked for; lay out the rest."""
     if not section.lora.on:
         return Layout.of(module)
-    from decdpo.policies.lm.adapters import adapt
-    from decdpo.policies.lm.personal import attach
+    from decdpo.policies.lm.adapters.layers import adapt
+    from decdpo.policies.lm.adapters.personal import attach
 
     tags = adapt(module, build.make_lora(section.lora, seed=0))
     personal = build.make_personal(section.personal, seed=0)

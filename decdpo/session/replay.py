@@ -16,7 +16,7 @@ from decdpo.checkpoint.state import Record, Snapshot, digest, restore
 from decdpo.comm.history import HISTORY, MEAN, History
 from decdpo.comm.replayed import ReplayedWorld
 from decdpo.config import Config, schema
-from decdpo.metrics import Metrics
+from decdpo.metrics.recorder import Metrics
 from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
 from decdpo.session.adoption import mean_of_neighbours

@@ -13,12 +13,12 @@ from typing import Any
 from decdpo import build
 from decdpo.comm.history import HISTORY
 from decdpo.config import Config
-from decdpo.dashboard import require_tensorboard
-from decdpo.divergence import Diverged
 from decdpo.errors import DecdpoError
-from decdpo.evaluation import require_gradient
 from decdpo.files import naming, replacing
-from decdpo.metrics import RECORDS, Metrics
+from decdpo.metrics.dashboard import require_tensorboard
+from decdpo.metrics.divergence import Diverged
+from decdpo.metrics.evaluation import require_gradient
+from decdpo.metrics.recorder import RECORDS, Metrics
 from decdpo.records import Mark, keep_until, last_round
 from decdpo.recovery import Recovery
 from decdpo.report.curves import plot_run, read_metrics

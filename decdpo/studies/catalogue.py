@@ -7,18 +7,18 @@ from decdpo.errors import ConfigError
 from decdpo.studies.study import Study
 
 STUDIES = {
-    "methods": ("decdpo.studies.methods", "Methods"),
-    "local-steps": ("decdpo.studies.local_steps", "LocalSteps"),
-    "participation": ("decdpo.studies.participation", "ParticipationStudy"),
-    "topology": ("decdpo.studies.topology", "Topology"),
-    "staleness": ("decdpo.studies.staleness", "Staleness"),
-    "topology-scaling": ("decdpo.studies.topology_scaling", "TopologyScaling"),
-    "rates": ("decdpo.studies.rates", "Rates"),
-    "advisor": ("decdpo.studies.advisor", "Advisor"),
-    "balanced-toy": ("decdpo.studies.balanced", "BalancedToy"),
-    "heterogeneity": ("decdpo.studies.heterogeneity", "Heterogeneity"),
-    "fedpdpo": ("decdpo.studies.fedpdpo", "FedPDPO"),
-    "lora": ("decdpo.studies.lora", "LoraStudy"),
+    "methods": ("decdpo.studies.builtin.methods", "Methods"),
+    "local-steps": ("decdpo.studies.builtin.local_steps", "LocalSteps"),
+    "participation": ("decdpo.studies.builtin.participation", "ParticipationStudy"),
+    "topology": ("decdpo.studies.builtin.topology", "Topology"),
+    "staleness": ("decdpo.studies.builtin.staleness", "Staleness"),
+    "topology-scaling": ("decdpo.studies.builtin.topology_scaling", "TopologyScaling"),
+    "rates": ("decdpo.studies.builtin.rates", "Rates"),
+    "advisor": ("decdpo.studies.builtin.advisor", "Advisor"),
+    "balanced-toy": ("decdpo.studies.balanced.study", "BalancedToy"),
+    "heterogeneity": ("decdpo.studies.builtin.heterogeneity", "Heterogeneity"),
+    "fedpdpo": ("decdpo.studies.people.fedpdpo", "FedPDPO"),
+    "lora": ("decdpo.studies.builtin.lora", "LoraStudy"),
 }
 """Module and class of each."""
 

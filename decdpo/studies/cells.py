@@ -21,11 +21,11 @@ from decdpo import build
 from decdpo.config import Config, parse
 from decdpo.data.index import ShardIndex
 from decdpo.data.shard import PreferenceShard
-from decdpo.divergence import excess
 from decdpo.errors import DataError
-from decdpo.evaluation import average_model, pooled
 from decdpo.files import read_checked, reason, replacing
-from decdpo.metrics import Metrics
+from decdpo.metrics.divergence import excess
+from decdpo.metrics.evaluation import average_model, pooled
+from decdpo.metrics.recorder import Metrics
 from decdpo.policies.base import Policy
 from decdpo.progress import Progress
 from decdpo.report.curves import read_metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from decdpo.data.index import FILE_NAME, ShardIndex
-from decdpo.data.ingest.columns import Columns
+from decdpo.data.ingest.formats.columns import Columns
 from decdpo.data.sharding import Plan, make_shards
 from decdpo.data.synthetic import Users, synthesize
 from decdpo.errors import ConfigError

@@ -70,7 +70,7 @@ def vectors(shell, run):
 @pytest.mark.parametrize("kind", ["dsgd", "fedavg", "centralized"])
 def test_nothing_but_adapters_leaves_an_agent(shell, people, folder, sent, kind):
     from decdpo.policies.causal_lm import CausalLM
-    from decdpo.policies.lm.adapters import LoraOptions
+    from decdpo.policies.lm.adapters.layers import LoraOptions
 
     shared = CausalLM(folder, max_length=64, lora=LoraOptions(2, 4.0)).layout.size
     shell("train", "run.toml", "--out", "r", "--set", f"algorithm.kind={kind}")
@@ -131,7 +131,7 @@ def adapted(shell, pairs):
 
 
 def test_new_people_adapt_their_own_parts_alone(shell, people, newcomers, monkeypatch):
-    import decdpo.session.newcomers as adapting
+    import decdpo.session.measuring.newcomers as adapting
 
     shell("train", "run.toml", "--out", "r")
     kept = []

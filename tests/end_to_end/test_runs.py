@@ -162,7 +162,7 @@ def test_a_full_disk_ends_a_run_with_one_message(shell, config, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("decdpo.metrics.Metrics.sync", full)
+        patch.setattr("decdpo.metrics.recorder.Metrics.sync", full)
         shell("train", config, "--out", "run", status=2)
     assert "the run cannot go on: run: No space left on device" in shell.said
     assert shell.said.count("decdpo: error:") == 1 and "free some space" in shell.said

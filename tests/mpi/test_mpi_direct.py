@@ -13,11 +13,11 @@ import pytest
 import torch
 from recorded import Recorded
 
+from decdpo.comm.late.staleness import StaleExchange
 from decdpo.comm.links.slots import aligned
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.mixing import Received
 from decdpo.comm.mpi import cuda_aware
-from decdpo.comm.staleness import StaleExchange
 from decdpo.errors import EnvironmentFault
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
@@ -360,7 +360,7 @@ def test_doctor_tells_and_tries(
 ) -> None:
     from decdpo.comm.mpi import boot
     from decdpo.comm.mpi import world as mpi
-    from decdpo.commands import doctor
+    from decdpo.commands.machine import doctor
     from decdpo.session.job import Job
 
     monkeypatch.setattr(mpi, "Stream", LateStream)

@@ -8,10 +8,10 @@ import torch
 from graph_rows import N, ring_row
 from recorded import Recorded
 
+from decdpo.comm.late.staleness import StaleExchange
 from decdpo.comm.links.slots import aligned
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
-from decdpo.comm.staleness import StaleExchange
 from decdpo.messages import BLOCK
 from decdpo.topology.row import Row
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.recall import Recalling, told_since
-from decdpo.comm.delays import RecordedDelays, SeededDelays
+from decdpo.comm.late.delays import RecordedDelays, SeededDelays
+from decdpo.comm.late.staleness import AgeLog, StaleExchange
 from decdpo.comm.local import LocalWorld
-from decdpo.comm.staleness import AgeLog, StaleExchange
 from decdpo.errors import StallError
 from decdpo.messages import BLOCK
 from decdpo.params.optim import SGD

@@ -10,7 +10,7 @@ import pytest
 
 from decdpo.benchmarks.exchange import memory_needed, neighbours, row_of
 from decdpo.comm.mpi.launch import launched_by_mpi
-from decdpo.commands import bench
+from decdpo.commands.studies import bench
 from decdpo.errors import ConfigError, EnvironmentFault
 
 

@@ -7,7 +7,7 @@ import bench_trl
 import numpy as np
 import pytest
 
-from decdpo.commands import bench, bench_step
+from decdpo.commands.studies import bench, bench_step
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError, DataError
 from decdpo.report.step_table import step_table

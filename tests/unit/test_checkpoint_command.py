@@ -14,7 +14,7 @@ from decdpo.checkpoint.format import MANIFEST
 from decdpo.checkpoint.inspect import digests, locate, verify
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.local import LocalWorld
-from decdpo.commands import checkpoint as command
+from decdpo.commands.after import checkpoint as command
 from decdpo.errors import CheckpointError, ConfigError
 
 AGENTS = 5

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from decdpo import cli
-from decdpo.commands import alone, bench, doctor
+from decdpo.commands import alone
+from decdpo.commands.machine import doctor
+from decdpo.commands.studies import bench
 from decdpo.errors import EnvironmentFault
 
 

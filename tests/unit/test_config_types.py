@@ -14,7 +14,7 @@ PACKAGE = Path(decdpo.__file__).parent
 READERS = [
     path
     for folder in ("config", "build", "session", "commands")
-    for path in sorted((PACKAGE / folder).glob("*.py"))
+    for path in sorted((PACKAGE / folder).rglob("*.py"))
 ]
 
 
@@ -23,7 +23,7 @@ def test_no_section_is_of_any_type() -> None:
     assert list(hints) == list(SECTIONS) and Any not in hints.values()
 
 
-@pytest.mark.parametrize("path", READERS, ids=lambda path: f"{path.parent.name}.{path.stem}")
+@pytest.mark.parametrize("path", READERS, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_absent_key_is_a_silent_default(path: Path) -> None:
     """A third argument to getattr is what is taken where a key is absent."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]

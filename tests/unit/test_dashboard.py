@@ -10,7 +10,7 @@ import pytest
 
 from decdpo.cli import main
 from decdpo.data.synthetic import Choices, synthesize
-from decdpo.metrics import Metrics
+from decdpo.metrics.recorder import Metrics
 from decdpo.progress import Progress
 
 ROUNDS = 6
@@ -119,7 +119,7 @@ def test_nothing_is_imported_or_written_unless_it_is_wanted(start, tmp_path, mon
 
 
 def test_without_the_package_the_run_is_refused(start, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("decdpo.dashboard.find_spec", lambda name: None)
+    monkeypatch.setattr("decdpo.metrics.dashboard.find_spec", lambda name: None)
     assert main([*start, "--set", "log.tensorboard=true"]) == 2
     assert "pip install 'decdpo[tensorboard]'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

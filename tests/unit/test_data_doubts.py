@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from decdpo.cli import main
-from decdpo.data.ingest.columns import Columns
-from decdpo.data.ingest.numbers import LARGEST
-from decdpo.data.ingest.survey import MARKERS
+from decdpo.data.ingest.formats.columns import Columns
+from decdpo.data.ingest.reports.numbers import LARGEST
+from decdpo.data.ingest.reports.survey import MARKERS
 from decdpo.data.sharding import Plan, make_shards
 from decdpo.errors import DataError
 

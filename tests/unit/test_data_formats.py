@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from decdpo.data.ingest.columns import Columns
-from decdpo.data.ingest.formats import judgments, recognise
+from decdpo.data.ingest.formats.columns import Columns
+from decdpo.data.ingest.formats.pairs import judgments, recognise
 from decdpo.errors import DataError
 
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from decdpo.data.ingest import hub
-from decdpo.data.ingest.places import files_of
+from decdpo.data.ingest.files import hub
+from decdpo.data.ingest.files.places import files_of
 from decdpo.data.sharding import Plan, make_shards
 from decdpo.errors import DataError, EnvironmentFault
 

@@ -11,8 +11,8 @@ import pytest
 
 from decdpo.cli import main
 from decdpo.data.gaps import drawn, gaps
-from decdpo.data.ingest.printed import lines
-from decdpo.data.ingest.rated import RatedColumns
+from decdpo.data.ingest.formats.rated import RatedColumns
+from decdpo.data.ingest.reports.printed import lines
 from decdpo.data.plan import Plan, RatedPlan
 from decdpo.data.sharding import make_shards
 from decdpo.errors import DataError

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decdpo.commands import shard as command
+from decdpo.commands.data import shard as command
 from decdpo.data.index import ShardIndex
-from decdpo.data.ingest.columns import Columns
-from decdpo.data.ingest.printed import lines
+from decdpo.data.ingest.formats.columns import Columns
+from decdpo.data.ingest.reports.printed import lines
 from decdpo.data.sharding import Plan, make_shards
 from decdpo.errors import DataError, EnvironmentFault
 
@@ -423,7 +423,7 @@ def test_the_command_prints_a_report(tmp_path, capsys):
 
 
 def test_the_command_module_imports_nothing_heavy():
-    code = "import sys, decdpo.commands.shard; print({'h5py', 'numpy'} & set(sys.modules))"
+    code = "import sys, decdpo.commands.data.shard; print({'h5py', 'numpy'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert found.stdout.strip() == "set()", found.stderr
 

@@ -6,16 +6,18 @@ import json
 import lzma
 import math
 import os
+import random
 import sys
 import threading
 import tracemalloc
 
 import pytest
 
-from decdpo.data.ingest import json_values, streams
-from decdpo.data.ingest.sources import records, stems
+from decdpo.data.ingest.files import json_values, streams
+from decdpo.data.ingest.files.sources import records, stems
 from decdpo.errors import DataError, EnvironmentFault
 
+NOISE = random.Random(0).randbytes(9999)
 ROWS = [
     {"prompt": "a, b?", "chosen": 'say "yes"\nplease', "rejected": "no\u2028never"},
     {"prompt": "Größe", "chosen": "x" * 3000, "rejected": "y"},
@@ -243,11 +245,11 @@ def test_a_quote_inside_a_cell_is_text(tmp_path):
         (b"<!DOCTYPE html>\n<html>", "is a web page"),
         (b"PK\x03\x04\x14\x00", "is a zip archive"),
         (b"\x80\x04\x95", "is a pickle, which is never read"),
-        (gzip.compress(b'{"a": 1}\n' * 9999)[:-20], "cannot be read"),
-        (gzip.compress(os.urandom(9999).hex().encode())[:-2000], "cannot be read|no table"),
+        (gzip.compress(b'{"a": 1}\n' * 9999, mtime=0)[:-20], "cannot be read"),
+        (gzip.compress(NOISE.hex().encode(), mtime=0)[:-2000], "cannot be read|no table"),
         (bz2.compress(b'{"a": 1}\n' * 9999)[:-20], "cannot be read"),
         (lzma.compress(b'{"a": 1}\n' * 9999)[:-20], "cannot be read"),
-        (gzip.compress(b'{"a": 1}\n')[:-4] + b"abcd", "cannot be read"),
+        (gzip.compress(b'{"a": 1}\n', mtime=0)[:-4] + b"abcd", "cannot be read"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, content, message):

@@ -5,7 +5,7 @@ from math import inf, log, nan
 import pytest
 
 from decdpo.cli import main
-from decdpo.divergence import Diverged, Divergence
+from decdpo.metrics.divergence import Diverged, Divergence
 from decdpo.report.curves import read_metrics
 
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from decdpo.account import _together
 from decdpo.cli import main
 from decdpo.data.synthetic import Choices, synthesize
+from decdpo.metrics.account import _together
 from decdpo.report.end_table import advise, end_table
 from decdpo.timing import PARTS
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo import evaluation
 from decdpo.comm.local import LocalWorld
 from decdpo.errors import DataError
-from decdpo.evaluation import average_model, require_gradient, squared_gaps
+from decdpo.metrics import evaluation
+from decdpo.metrics.evaluation import average_model, require_gradient, squared_gaps
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.stats import Stats
 from decdpo.run import Agent

@@ -23,7 +23,7 @@ from decdpo.checkpoint.state import Snapshot
 from decdpo.config import parse
 from decdpo.config.places import find_paths
 from decdpo.data.index import ShardEntry, ShardIndex, _checksum
-from decdpo.data.ingest.places import files_of
+from decdpo.data.ingest.files.places import files_of
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.storage import COLUMNS, ShardHeader, checksum, content_digest
 from decdpo.errors import ConfigError, DataError, DecdpoError

@@ -12,14 +12,16 @@ MAY_LEAD_TO_MPI = (
     "decdpo.__main__",
     "decdpo.cli",
     "decdpo.parser",
+    "decdpo.commands.alone",
     *(f"decdpo.commands.{name}" for name in (
-        "alone", "bench", "completion", "doctor", "evaluate", "export", "replay", "report",
-        "resume", "shard", "status", "study", "theory", "tokens", "train",
+        "machine.completion", "machine.doctor", "data.shard", "before.theory", "before.tokens",
+        "training.resume", "training.train", "after.evaluate", "after.export", "after.replay",
+        "after.report", "after.status", "studies.bench", "studies.study",
     )),
     "decdpo.studies",
     *(f"decdpo.session.{name}" for name in (
-        "adoption", "endings", "experiment", "folder", "identity", "job", "measured", "newcomers",
-        "replay", "scoring", "shown", "status", "training",
+        "adoption", "endings", "experiment", "folder", "identity", "job", "measuring", "replay",
+        "shown", "status", "training",
     )),
     "decdpo.benchmarks",
     "decdpo.comm.mpi",
@@ -59,3 +61,10 @@ def test_mpi4py_is_forbidden_to_the_whole_package_but_one_module() -> None:
     mpi = contract("mpi")
     assert mpi["source_modules"].split() == ["decdpo"]
     assert mpi["ignore_imports"].strip() == "decdpo.comm.mpi.boot -> mpi4py"
+
+
+def test_no_folder_and_no_module_is_too_large_to_look_over() -> None:
+    for folder in {path.parent for path in (ROOT / "decdpo").rglob("*.py")}:
+        assert len(list(folder.glob("*.py"))) <= 20, folder
+    for path in (ROOT / "decdpo").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path

@@ -13,9 +13,9 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.errors import PolicyError
 from decdpo.params.flat import FlatParams, Tag
 from decdpo.policies.causal_lm import CausalLM
-from decdpo.policies.lm import adapters
-from decdpo.policies.lm.adapter_folder import read_options
-from decdpo.policies.lm.adapters import LoraOptions
+from decdpo.policies.lm.adapters import layers as adapters
+from decdpo.policies.lm.adapters.folder import read_options
+from decdpo.policies.lm.adapters.layers import LoraOptions
 from decdpo.policies.lm.names import MIX_RULES
 
 # PEFT still asks transformers by a name that is on its way out.

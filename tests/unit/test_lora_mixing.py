@@ -13,7 +13,7 @@ from decdpo.comm.local import LocalWorld
 from decdpo.config import parse
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
-from decdpo.interference import Interference, relative
+from decdpo.metrics.interference import Interference, relative
 from decdpo.params.factors import Factors, Products, interference, truncated
 from decdpo.policies.lm.names import MIX_RULES
 from decdpo.train import train

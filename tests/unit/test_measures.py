@@ -10,10 +10,10 @@ from adapted import PAIRS, encoded, near_start
 from torch.utils.flop_counter import FlopCounterMode
 
 from decdpo.cli import main
-from decdpo.measures import FEWEST, MOST, Measures, choose_measures
+from decdpo.metrics.measures import FEWEST, MOST, Measures, choose_measures
 from decdpo.policies.causal_lm import CausalLM
-from decdpo.policies.lm.adapters import LoraOptions
-from decdpo.policies.lm.personal import PersonalOptions
+from decdpo.policies.lm.adapters.layers import LoraOptions
+from decdpo.policies.lm.adapters.personal import PersonalOptions
 from decdpo.policies.lm.work import Sizes, Work, step_work
 from decdpo.policies.tokens import TokenizedPairs, Truncation
 

@@ -11,7 +11,7 @@ from decdpo import train as train_module
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.world import Counters
 from decdpo.errors import DataError
-from decdpo.metrics import Metrics
+from decdpo.metrics.recorder import Metrics
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.stats import Stats
 from decdpo.progress import Progress

@@ -43,7 +43,7 @@ def test_the_help_lists_the_commands_in_the_order_of_use():
 
 
 def test_every_module_of_commands_that_declares_arguments_is_a_command():
-    modules = Path(commands.__file__).parent.glob("*.py")
+    modules = Path(commands.__file__).parent.rglob("*.py")
     found = {path.stem for path in modules if "\ndef add_arguments(" in path.read_text()}
     assert found == set(COMMANDS)
 

@@ -14,9 +14,9 @@ from decdpo.losses.dpo import DPO
 from decdpo.losses.fedpdpo import FedPDPO, RewardedScores
 from decdpo.params.flat import Tag
 from decdpo.policies.causal_lm import CausalLM
-from decdpo.policies.lm.adapters import LoraOptions
-from decdpo.policies.lm.head import token_logps
-from decdpo.policies.lm.personal import PersonalOptions
+from decdpo.policies.lm.adapters.layers import LoraOptions
+from decdpo.policies.lm.adapters.personal import PersonalOptions
+from decdpo.policies.lm.forward.head import token_logps
 from decdpo.policies.objective import Objective
 
 ROWS = np.arange(len(PAIRS))

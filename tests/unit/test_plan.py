@@ -107,10 +107,10 @@ def test_activations_are_what_autograd_keeps():
     import torch
     import transformers
 
-    from decdpo.policies.lm.attention import Masked, Part
+    from decdpo.policies.lm.forward.attention import Masked, Part
+    from decdpo.policies.lm.forward.packed import PackedLM
+    from decdpo.policies.lm.forward.packing import Segment
     from decdpo.policies.lm.memory import activation_bytes, meta_model
-    from decdpo.policies.lm.packed import PackedLM
-    from decdpo.policies.lm.packing import Segment
 
     config = transformers.LlamaConfig(**SMALL, vocab_size=64)
     planned = activation_bytes(meta_model(config), 200, torch.float32)

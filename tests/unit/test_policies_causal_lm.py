@@ -19,7 +19,7 @@ from decdpo.params.flat import FlatParams
 from decdpo.params.optim import AdamW
 from decdpo.policies.causal_lm import CausalLM
 from decdpo.policies.encoded import summed
-from decdpo.policies.lm.plain import PlainLM, Scored, answer_logps
+from decdpo.policies.lm.forward.plain import PlainLM, Scored, answer_logps
 from decdpo.policies.objective import Objective, check_start
 
 ROOT = Path(__file__).parents[2]
@@ -211,7 +211,7 @@ def test_a_model_that_cannot_limit_its_logits_gives_the_same(policy, monkeypatch
     module, tokens = policy.bind(start(policy, 0.02)), policy.encode(shard()).tokens
     with torch.no_grad():
         expected = PlainLM(module)(tokens, ROWS)
-        monkeypatch.setattr("decdpo.policies.lm.plain._keeps_logits", lambda forward: False)
+        monkeypatch.setattr("decdpo.policies.lm.forward.plain._keeps_logits", lambda forward: False)
         found = PlainLM(module)(tokens, ROWS)
     assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-5)
 

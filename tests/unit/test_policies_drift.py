@@ -7,8 +7,8 @@ import torch
 from decdpo.params.compute import ComputeView
 from decdpo.params.flat import FlatParams, Layout, flatten
 from decdpo.params.optim import AdamW
-from decdpo.policies.lm.packed import PackedLM
-from decdpo.policies.lm.plain import PlainLM
+from decdpo.policies.lm.forward.packed import PackedLM
+from decdpo.policies.lm.forward.plain import PlainLM
 from decdpo.policies.tokens import TokenizedPairs, Truncation
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

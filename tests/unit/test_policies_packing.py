@@ -6,12 +6,12 @@ import torch
 
 from decdpo.errors import EnvironmentFault, PolicyError
 from decdpo.params.flat import FlatParams, Layout, flatten
-from decdpo.policies.lm import attention
-from decdpo.policies.lm.compiled import compile_scorer
-from decdpo.policies.lm.head import token_logps
-from decdpo.policies.lm.packed import PackedLM
-from decdpo.policies.lm.packing import pack, packed_size
-from decdpo.policies.lm.plain import PlainLM
+from decdpo.policies.lm.forward import attention
+from decdpo.policies.lm.forward.compiled import compile_scorer
+from decdpo.policies.lm.forward.head import token_logps
+from decdpo.policies.lm.forward.packed import PackedLM
+from decdpo.policies.lm.forward.packing import pack, packed_size
+from decdpo.policies.lm.forward.plain import PlainLM
 from decdpo.policies.tokens import TokenizedPairs, Truncation
 
 transformers = pytest.importorskip("transformers")
@@ -174,7 +174,7 @@ def test_gradients_of_tokens_gather_in_the_vector_with_autograds_bits(tied, padd
 
 
 def test_a_model_that_wants_ids_is_scored_fast_all_the_same(monkeypatch):
-    from decdpo.policies.lm.choice import choose_scorer
+    from decdpo.policies.lm.forward.choice import choose_scorer
 
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]()).eval()
     inner, calls = model.model.forward, []
@@ -192,7 +192,7 @@ def test_a_model_that_wants_ids_is_scored_fast_all_the_same(monkeypatch):
 
 
 def test_a_way_to_attend_that_a_model_cannot_take_is_named(monkeypatch):
-    from decdpo.policies.lm import choice
+    from decdpo.policies.lm.forward import choice
 
     tried = [attention.Varlen.of, attention.Masked.of]
     monkeypatch.setattr(choice, "ways", lambda *_: tried)
@@ -256,7 +256,7 @@ def test_no_token_and_a_frozen_head_cost_nothing():
 
 
 def test_the_matrix_of_all_logits_never_exists(monkeypatch):
-    from decdpo.policies.lm import head
+    from decdpo.policies.lm.forward import head
 
     made = []
     whole = head.linear
@@ -275,7 +275,7 @@ def test_the_matrix_of_all_logits_never_exists(monkeypatch):
 
 
 def test_what_fits_into_a_chunk_is_computed_once(monkeypatch):
-    from decdpo.policies.lm import head
+    from decdpo.policies.lm.forward import head
 
     made = []
     whole = head.linear

@@ -14,7 +14,7 @@ from decdpo.params.flat import FlatParams
 from decdpo.policies.causal_lm import CausalLM
 from decdpo.policies.lm import reference
 from decdpo.policies.lm.pace import Pace
-from decdpo.policies.lm.speller import Speller, TextRules
+from decdpo.policies.lm.text.speller import Speller, TextRules
 from decdpo.policies.objective import Objective, check_start
 from tests.unit.test_policies_causal_lm import MODEL, PAIRS
 

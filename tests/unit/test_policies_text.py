@@ -10,7 +10,7 @@ from decdpo.errors import DataError, PolicyError
 from decdpo.policies.encoded import Tally, summed
 from decdpo.policies.lm import hub
 from decdpo.policies.lm.foreign import foreign
-from decdpo.policies.lm.speller import Speller, TextRules
+from decdpo.policies.lm.text.speller import Speller, TextRules
 from decdpo.policies.tokens import tokenize
 
 pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")

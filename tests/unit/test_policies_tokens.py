@@ -7,7 +7,7 @@ import pytest
 
 from decdpo.data.shard import Pair
 from decdpo.errors import PolicyError
-from decdpo.policies.lm.chat import as_messages
+from decdpo.policies.lm.text.chat import as_messages
 from decdpo.policies.tokens import tokenize
 
 pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")

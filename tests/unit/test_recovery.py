@@ -23,14 +23,14 @@ from decdpo.comm.local import LocalWorld
 from decdpo.comm.replayed import ReplayedWorld
 from decdpo.comm.server import ServerExchange
 from decdpo.config import parse
-from decdpo.evaluation import mean_of
+from decdpo.metrics.evaluation import mean_of
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import SGD
 from decdpo.policies.stats import Stats
 from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
-from decdpo.session import newcomers
 from decdpo.session.adoption import FAILED, Adoption, neighbours, saved_state
+from decdpo.session.measuring import newcomers
 from decdpo.topology.living import left_of
 from decdpo.topology.participation import Participation
 from decdpo.topology.schedule import make_schedule, round_weights

@@ -13,7 +13,7 @@ import pytest
 from browser import Browser, find_browser
 
 from decdpo.cli import main
-from decdpo.commands.report import read_run
+from decdpo.commands.after.report import read_run
 from decdpo.data.synthetic import Choices, synthesize
 from decdpo.report.compare import RunFacts
 from decdpo.report.page.charts import numbers

@@ -9,9 +9,9 @@ import torch
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.recall import Recalling, told_since
 from decdpo.checkpoint.state import Snapshot, digest, restore
-from decdpo.comm.delays import RecordedDelays, SeededDelays, age_file, read_ages
+from decdpo.comm.late.delays import RecordedDelays, SeededDelays, age_file, read_ages
+from decdpo.comm.late.staleness import AgeLog, StaleExchange
 from decdpo.comm.local import LocalWorld
-from decdpo.comm.staleness import AgeLog, StaleExchange
 from decdpo.errors import DataError
 from decdpo.params.optim import SGD
 from decdpo.rng import Stream, generator

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from decdpo.losses.dpo import DPO
-from decdpo.studies.balanced import policy_heats
-from decdpo.studies.balanced_toy import (
+from decdpo.studies.balanced.study import policy_heats
+from decdpo.studies.balanced.toy import (
     MASKS,
     REWARDS,
     SIZE,
@@ -17,7 +17,7 @@ from decdpo.studies.balanced_toy import (
     toy_losses,
     wins,
 )
-from decdpo.studies.balanced_weights import figure_1, figure_claims, update_weights
+from decdpo.studies.balanced.weights import figure_1, figure_claims, update_weights
 
 
 def test_the_data_follow_the_utilities_and_leave_out_what_is_masked():

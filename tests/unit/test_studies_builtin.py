@@ -5,10 +5,10 @@ import pytest
 
 from decdpo.cli import main
 from decdpo.errors import ConfigError
+from decdpo.studies.builtin.rates import problem_of
 from decdpo.studies.catalogue import STUDIES, builtin
 from decdpo.studies.cells import Memory, Training
 from decdpo.studies.engine import folder_of
-from decdpo.studies.rates import problem_of
 from decdpo.studies.study import Options
 from decdpo.studies.table import Table
 from decdpo.theory.bounds import best_step, federated
@@ -32,9 +32,9 @@ def test_every_study_has_a_grid_of_different_cells_and_undecided_claims(name, tm
 def test_the_default_has_five_seeds_or_two_of_a_language_model(name, tmp_path, monkeypatch):
     monkeypatch.setattr("decdpo.studies.study.Options.room", tmp_path)
     monkeypatch.setattr("decdpo.studies.study.usual_users", small_users)
-    monkeypatch.setattr("decdpo.studies.topology_scaling.TRAINED_SIZES", (8,))
-    monkeypatch.setattr("decdpo.studies.fedpdpo.UNSEEN", 1)
-    monkeypatch.setattr("decdpo.studies.fedpdpo.FedPDPO.agents", 2)
+    monkeypatch.setattr("decdpo.studies.builtin.topology_scaling.TRAINED_SIZES", (8,))
+    monkeypatch.setattr("decdpo.studies.people.fedpdpo.UNSEEN", 1)
+    monkeypatch.setattr("decdpo.studies.people.fedpdpo.FedPDPO.agents", 2)
     cells = builtin(name).cells(Options(tmp_path))
     assert {cell.labels["seed"] for cell in cells} == set(range(2 if name == "lora" else 5))
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from small_models import write_model
 
+from decdpo.studies.builtin.lora import FLOOR, INTERFERENCE
+from decdpo.studies.builtin.small import Tastes
 from decdpo.studies.catalogue import builtin
 from decdpo.studies.cells import Memory
-from decdpo.studies.lora import FLOOR, INTERFERENCE
-from decdpo.studies.small import Tastes
 from decdpo.studies.study import Options
 from decdpo.studies.table import Table
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from decdpo.studies import mixing
-from decdpo.studies.mixing import Consensus, rounds_to_consensus, starting_point
+from decdpo.studies.builtin import mixing
+from decdpo.studies.builtin.mixing import Consensus, rounds_to_consensus, starting_point
 from decdpo.topology.schedule import make_schedule, round_weights
 
 

@@ -11,9 +11,9 @@ from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
 from decdpo.studies.catalogue import builtin
 from decdpo.studies.data import Sharded
-from decdpo.studies.fedpdpo import ALL, ARMS
-from decdpo.studies.item_model import HIDDEN, write_item_model
-from decdpo.studies.people import SHOTS, World
+from decdpo.studies.people.fedpdpo import ALL, ARMS
+from decdpo.studies.people.item_model import HIDDEN, write_item_model
+from decdpo.studies.people.training import SHOTS, World
 from decdpo.studies.study import Options
 from decdpo.studies.table import Table
 
@@ -106,7 +106,7 @@ def test_claims_pair_every_person_with_itself(gain, spread, better, two):
 
 
 def test_the_study_runs_to_its_few_shots(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("decdpo.studies.people.STEPS", 2)
+    monkeypatch.setattr("decdpo.studies.people.training.STEPS", 2)
     arguments = ["--quick", "--seeds", "1", "--agents", "2", "--set", "run.rounds=1"]
     assert main(["study", "fedpdpo", "--out", str(tmp_path / "s"), *arguments]) == 0
     page = (tmp_path / "s" / "summary.md").read_text()

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from decdpo.studies.builtin.rates import tight
 from decdpo.studies.catalogue import builtin
-from decdpo.studies.rates import tight
 from decdpo.studies.table import Table
 
 SEEDS = range(5)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from decdpo.studies.builtin.heterogeneity import METHODS
 from decdpo.studies.catalogue import builtin
 from decdpo.studies.claims import all_of, fit, mean_of, seed_means, within
-from decdpo.studies.heterogeneity import METHODS
 from decdpo.studies.table import Table
 
 SEEDS = range(5)

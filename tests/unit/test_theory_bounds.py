@@ -10,7 +10,7 @@ from decdpo.algorithms.dsgd import Dsgd
 from decdpo.comm.local import LocalWorld
 from decdpo.errors import ConfigError
 from decdpo.params.optim import SGD
-from decdpo.studies.mixing import starting_point
+from decdpo.studies.builtin.mixing import starting_point
 from decdpo.theory.advisor import Budget, Cost, advise, per_round, suitable
 from decdpo.theory.bounds import Problem, best_step, decentralized, federated, stale
 from decdpo.theory.stability import largest_stable_step, smallest_eigenvalue

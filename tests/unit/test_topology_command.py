@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from decdpo.commands import topology as command
+from decdpo.commands.before import topology as command
 from decdpo.errors import DecdpoError, TopologyError
 from decdpo.report.topology_table import table
 from decdpo.topology.analysis import diameter, summarize
@@ -145,7 +145,7 @@ def test_plot_without_matplotlib_names_the_extra(
 
 def test_the_command_imports_nothing_heavy() -> None:
     code = (
-        "import sys, decdpo.commands.topology\n"
+        "import sys, decdpo.commands.before.topology\n"
         "print({'numpy', 'scipy', 'networkx', 'torch', 'mpi4py'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,9 +6,9 @@ import torch
 
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
+from decdpo.metrics.traffic import Sent
 from decdpo.topology.participation import Participation
 from decdpo.topology.schedule import Averaging, make_schedule
-from decdpo.traffic import Sent
 
 N, P = 6, 5
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo import divergence
 from decdpo import train as train_module
 from decdpo.algorithms.catalogue import ALGORITHMS
 from decdpo.algorithms.centralized import Centralized
@@ -21,6 +20,7 @@ from decdpo.comm.server import ServerExchange
 from decdpo.config import needs
 from decdpo.data.shard import SourceRows
 from decdpo.errors import NumericalError
+from decdpo.metrics import divergence
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.params.optim import SGD
 from decdpo.policies import objective

@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from decdpo.comm.arrival import ByArrival
 from decdpo.comm.checks import incomplete
 from decdpo.comm.exchange import Place, RankExchange
 from decdpo.comm.faults import differing, pack, unpack
+from decdpo.comm.late.arrival import ByArrival
 from decdpo.comm.links.base import Links, Memory, Route
 from decdpo.comm.links.direct import DeviceMemory, Stream
 from decdpo.comm.links.host import HostMemory

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from decdpo.data.ingest.sources import Record, records
-from decdpo.data.ingest.values import Unusable, name_of
+from decdpo.data.ingest.files.sources import Record, records
+from decdpo.data.ingest.formats.values import Unusable, name_of
 from decdpo.errors import DataError
 
 _SAMPLE = 100

@@ -8,15 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from decdpo.data.ingest.columns import Columns
-from decdpo.data.ingest.items import Items
+from decdpo.data.ingest.files.sources import Record
+from decdpo.data.ingest.formats.columns import Columns
+from decdpo.data.ingest.formats.items import Items
+from decdpo.data.ingest.formats.rated import (
+    RatedColumns,
+    RatedFormat,
+    Rating,
+    checked,
+    recognise_rated,
+)
+from decdpo.data.ingest.formats.values import Unusable, name_of
 from decdpo.data.ingest.opened import Opened, naming, values_of
-from decdpo.data.ingest.rated import RatedColumns, RatedFormat, Rating, checked, recognise_rated
-from decdpo.data.ingest.sources import Record
 from decdpo.data.ingest.spill import Names
 from decdpo.data.ingest.tally import Tally, one_by_one
 from decdpo.data.ingest.texts import Texts
-from decdpo.data.ingest.values import Unusable, name_of
 from decdpo.errors import DataError
 
 

@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from decdpo.data.ingest.answers import verdicts_of
-from decdpo.data.ingest.columns import Columns
-from decdpo.data.ingest.formats import Format, judgments, recognise
+from decdpo.data.ingest.files.sources import Record
+from decdpo.data.ingest.formats.answers import verdicts_of
+from decdpo.data.ingest.formats.columns import Columns
+from decdpo.data.ingest.formats.pairs import Format, judgments, recognise
+from decdpo.data.ingest.formats.repeated import without_repeated_prompt
+from decdpo.data.ingest.formats.verdicts import in_words
 from decdpo.data.ingest.opened import Opened, naming, values_of
-from decdpo.data.ingest.repeated import without_repeated_prompt
-from decdpo.data.ingest.report import Labels
-from decdpo.data.ingest.sources import Record
+from decdpo.data.ingest.reports.report import Labels
 from decdpo.data.ingest.spill import PairStore
 from decdpo.data.ingest.tally import Tally, one_by_one
-from decdpo.data.ingest.verdicts import in_words
 from decdpo.errors import DataError
 
 

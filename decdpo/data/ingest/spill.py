@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decdpo.data.ingest.answers import Judgment
+from decdpo.data.ingest.formats.answers import Judgment
 from decdpo.data.shard import row_of
 
 _PART = 1 << 22

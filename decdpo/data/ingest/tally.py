@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-from decdpo.data.ingest.formats import Format
+from decdpo.data.ingest.files.sources import Record, short_names, stems, written
+from decdpo.data.ingest.formats.pairs import Format
+from decdpo.data.ingest.formats.rated import RatedFormat
 from decdpo.data.ingest.opened import Opened, used_columns
-from decdpo.data.ingest.rated import RatedFormat
-from decdpo.data.ingest.report import Drops
-from decdpo.data.ingest.sources import Record, short_names, stems, written
+from decdpo.data.ingest.reports.report import Drops
 from decdpo.errors import DataError
 
 _PROGRESS_SECONDS = 2.0

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decdpo.policies.lm.attention import SEGMENTS
-from decdpo.policies.lm.head import CHUNK_VALUES
+from decdpo.policies.lm.forward.attention import SEGMENTS
+from decdpo.policies.lm.forward.head import CHUNK_VALUES
 
 COUNTED = "decdpo_counted"
 """The name under which transformers finds ``counted_attention``."""

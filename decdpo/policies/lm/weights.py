@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from decdpo.errors import PolicyError
 from decdpo.params.factors import Factors
 from decdpo.params.flat import FlatParams, Layout, Tag, flatten
-from decdpo.policies.lm import adapter_folder, adapters, hub
-from decdpo.policies.lm.adapters import LoraOptions
-from decdpo.policies.lm.personal import PersonalOptions, attach, personal_of
+from decdpo.policies.lm import hub
+from decdpo.policies.lm.adapters import folder as adapter_folder
+from decdpo.policies.lm.adapters import layers as adapters
+from decdpo.policies.lm.adapters.layers import LoraOptions
+from decdpo.policies.lm.adapters.personal import PersonalOptions, attach, personal_of
 
 
 class Weights(Protocol):

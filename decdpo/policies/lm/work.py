@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decdpo.policies.lm.packing import packed_size
-from decdpo.policies.lm.personal import personal_of
+from decdpo.policies.lm.adapters.personal import personal_of
+from decdpo.policies.lm.forward.packing import packed_size
 from decdpo.policies.tokens import TokenizedPairs
 
 PEAKS = (

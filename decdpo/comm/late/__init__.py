@@ -1,0 +1,1 @@
+"""Messages that are late: by a schedule, or as they arrive."""

@@ -1,0 +1,1 @@
+"""Subcommands for runs that are under way or over."""

@@ -1,0 +1,1 @@
+"""Subcommands that show what a run would do."""

@@ -1,0 +1,1 @@
+"""Subcommands for the machine: once, before anything else."""

@@ -1,0 +1,1 @@
+"""Subcommands that train, or have training done."""

@@ -1,0 +1,1 @@
+"""Records to preferences and ratings, whatever their columns are called."""

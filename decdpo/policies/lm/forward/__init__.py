@@ -1,0 +1,1 @@
+"""From tokens to the log-probabilities of answers, and back to the gradient."""

@@ -1,0 +1,1 @@
+"""Pairs as texts, and texts as tokens."""

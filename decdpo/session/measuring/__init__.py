@@ -1,0 +1,1 @@
+"""Models of runs that are measured or exported, not trained."""

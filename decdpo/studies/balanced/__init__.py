@@ -1,0 +1,1 @@
+"""Balanced-DPO: its toy experiment and its figures."""

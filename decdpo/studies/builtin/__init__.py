@@ -1,0 +1,1 @@
+"""The studies of the sources' claims, one module each."""

@@ -1,0 +1,1 @@
+"""Personalised models of people who rate items: FedPDPO."""
