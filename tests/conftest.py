@@ -84,3 +84,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[Any]:
 def make_model(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a tiny random language model; see ``write_model``."""
     return lambda name="model", *args, **settings: write_model(tmp_path / name, *args, **settings)
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Draw no curves at the end of a run in this process: it takes long. Tests of figures do."""
+    if "figure" not in request.node.name:
+        monkeypatch.setattr("decdpo.session.training.plot_run", lambda *_: None)

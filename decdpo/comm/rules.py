@@ -1,6 +1,6 @@
 """Which message of a remote neighbour a round mixes: the rule of an exchange.
 
-``Synchronous`` mixes the message of this very round; ``late.arrival.ByArrival`` the newest that is here.
+``Synchronous`` mixes the message of this very round, ``late.arrival.ByArrival`` the newest here.
 Late by schedule needs no rule of its own: it keeps what a synchronous exchange brings
 (``late.staleness.StaleExchange``).
 """

@@ -291,6 +291,7 @@ class Log:
     tensorboard: bool = option(
         False, "also write the records as TensorBoard event files, under TRL's names"
     )
+    figure: bool = option(True, "draw curves.png and curves.svg whenever a run ends or stops")
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,8 @@ def write_page(
 ) -> None:
     """Write ``summary.txt`` and ``curves.png`` from the metrics of the run folder ``out``.
 
+    The figure is drawn unless ``log.figure`` is false.
+
     end : the lines of ``report.end_table``, which stand last in ``summary.txt``.
     """
     records = read_metrics(out / "metrics.jsonl")
@@ -186,6 +188,8 @@ def write_page(
     }
     text = summarize(records, facts, title) + "".join(f"{line}\n" for line in ("", *end) if end)
     (out / "summary.txt").write_text(text, encoding="utf-8")
+    if not config.log.figure:
+        return
     try:
         plot_run(records, out / "curves.png", title)
     except DecdpoError as fault:

@@ -4,13 +4,6 @@ import pytest
 from shells import CONFIG, ROOT, Shell
 
 
-@pytest.fixture(autouse=True)
-def without_figures(monkeypatch, request):
-    """Draw no curves at the end of a run in this process: it takes long. Tests of figures do."""
-    if "figure" not in request.node.name:
-        monkeypatch.setattr("decdpo.session.training.plot_run", lambda *_: None)
-
-
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     """Return a folder with the embedded data set, one shard for each of 8 users."""

@@ -18,7 +18,7 @@ def test_a_figure_that_fails_does_not_fail_a_finished_run(shell, config, monkeyp
         raise ValueError("Key backend: 'module://inline' is not a valid value")
 
     monkeypatch.setattr("decdpo.report.curves.plain", plain)
-    shell("train", config, "--out", "run")
+    shell("train", config, "--out", "run", "--set", "log.figure=true")
     assert "no curves.png: the figure was not drawn: ValueError: Key backend" in shell.said
     assert "done" in shell.said and (shell.folder / "run" / "summary.txt").exists()
 

@@ -196,11 +196,13 @@ def test_another_model_data_or_topology_is_refused(shell, config, key, value):
 
 
 def test_what_the_run_folder_holds(shell, config):
-    shell("train", config, "--out", "run", "--trace", ranks=2)
-    run, optional = shell.folder / "run", (".lock", "curves.png", "curves.svg")
-    assert sorted(p.name for p in run.iterdir() if p.name not in optional) == [
+    shell("train", config, "--out", "run", "--trace", "--set", "log.figure=true", ranks=2)
+    run = shell.folder / "run"
+    assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == [
         "checkpoints",
         "config.toml",
+        "curves.png",
+        "curves.svg",
         "metrics.jsonl",
         "run.json",
         "summary.txt",

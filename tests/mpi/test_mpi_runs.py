@@ -45,12 +45,6 @@ def options(pairs):
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-@pytest.fixture(autouse=True)
-def without_figures(monkeypatch):
-    """Draw no curves at the end of a run: it takes longer than the run."""
-    monkeypatch.setattr("decdpo.session.training.plot_run", lambda *_: None)
-
-
 @pytest.fixture
 def shell(tmp_path, agree):
     """Return a shell in a folder that all ranks share."""

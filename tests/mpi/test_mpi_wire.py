@@ -172,9 +172,8 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def shell(tmp_path, agree, made, monkeypatch):
+def shell(tmp_path, agree, made):
     """Return a shell in a folder that all ranks share, with run.toml."""
-    monkeypatch.setattr("decdpo.session.training.plot_run", lambda *_: None)
     folder = type(tmp_path)(agree.texts(str(tmp_path))[0])
     shell = RankShell(folder, lambda text: agree.texts(text)[0], agree.rank)
     where = shell.share(str(made))

@@ -24,6 +24,8 @@ shards = "{shards}"
 dimension = 4096
 [checkpoint]
 every = 4
+[log]
+figure = false
 [comm]
 timeout = 60.0
 """

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -74,6 +75,14 @@ def test_the_figure_is_drawn_twice_over(runs):
     assert main(["report", "one", "two", "--plot", str(runs / "both.png")]) == 0
     assert (runs / "both.png").stat().st_size > 1000
     assert b"<svg" in (runs / "both.svg").read_bytes()
+
+
+def test_a_run_leaves_a_figure_unless_it_is_told_not_to(runs):
+    pytest.importorskip("matplotlib")
+    for words, kinds in ([], [".png", ".svg"]), (["--set", "log.figure=false"], []):
+        main(["train", "run.toml", "--out", "three", "--set", "run.rounds=1", *words])
+        assert sorted(path.suffix for path in (runs / "three").glob("curves.*")) == kinds
+        shutil.rmtree(runs / "three")
 
 
 def test_what_is_no_run_or_not_begun_is_one_error(runs, capsys):

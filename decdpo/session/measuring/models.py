@@ -50,7 +50,7 @@ class MeasuredModels:
             yield agent
 
     def mean(self) -> FlatParams:
-        """Return the mean of all models (P,), see ``metrics.evaluation.average_model``. Collective."""
+        """Return the mean of all models (P,), as ``evaluation.average_model`` does. Collective."""
         first = self._agents[0]
         like = first.params
         if self._world.num_agents == 1 and not like.layout.has_personal:
