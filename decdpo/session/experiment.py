@@ -107,8 +107,8 @@ def prepare(
     id : of a new run; None is that of the run in ``out``, whose checkpoints alone are taken.
     training : whether it shall train; otherwise its run folder is only read, no exchange is made,
     a checkpoint need only be of the same agents, model and data, and its models are measured one
-    after another (``measuring.models.saved_models``). trace : whether to keep a timeline. progress :
-    how it shows how far it is, of ``progress.MODES``.
+    after another (``measuring.models.saved_models``). trace : whether to keep a timeline.
+    progress : how it shows how far it is, of ``progress.MODES``.
     """
     job.set_timeout(config.comm.timeout)
     index = job.together(lambda: build.open_index(config))
