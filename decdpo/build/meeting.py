@@ -9,8 +9,8 @@ import torch
 from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.catalogue import needs_of
 from decdpo.comm.late.delays import Delays, RecordedDelays, SeededDelays
-from decdpo.comm.server import ServerExchange
 from decdpo.comm.late.staleness import StaleExchange
+from decdpo.comm.server import ServerExchange
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config, schema
 from decdpo.config.algorithms import FedAvg
