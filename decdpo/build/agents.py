@@ -15,7 +15,7 @@ from decdpo.algorithms.running import Running
 from decdpo.build.learning import make_algorithm, make_loss, make_optimizer
 from decdpo.build.meeting import make_topology, scheduled_age
 from decdpo.comm.world import World
-from decdpo.config import Config, schema
+from decdpo.config import Config, policies
 from decdpo.data.index import ShardIndex
 from decdpo.data.sampling import EpochSampler
 from decdpo.data.shard import PreferenceShard
@@ -85,7 +85,7 @@ def make_policy(
     pace : shows how far a long preparation is.
     """
     section = config.policy
-    if isinstance(section, schema.CausalLM):
+    if isinstance(section, policies.CausalLM):
         from decdpo.policies.causal_lm import CausalLM
 
         if not section.model:
@@ -107,10 +107,10 @@ def make_policy(
             adapter=Path(lora.adapter) if lora.adapter else None,
             personal=make_personal(section.personal, config.run.seed),
         )
-    if isinstance(section, schema.Trajectory):
+    if isinstance(section, policies.Trajectory):
         path = section.feature_map or Path(config.data.shards) / FEATURES_FILE
         return Trajectory(load_features(Path(path)), section.dtype)
-    if isinstance(section, schema.Tabular):
+    if isinstance(section, policies.Tabular):
         return Tabular(
             section.states, section.actions, section.hidden, section.dtype, config.run.seed
         )
@@ -120,7 +120,7 @@ def make_policy(
     return LogLinear(dimension, features=section.features, dtype=section.dtype)
 
 
-def make_lora(section: schema.Lora, seed: int) -> "LoraOptions":
+def make_lora(section: policies.Lora, seed: int) -> "LoraOptions":
     """Return what adapters the section ``[policy.lora]`` asks for; ``seed`` is of A.
 
     Raises ``PolicyError`` for a folder of PEFT that cannot be used.
@@ -141,7 +141,7 @@ def make_lora(section: schema.Lora, seed: int) -> "LoraOptions":
     )
 
 
-def make_personal(section: schema.Personal, seed: int) -> "PersonalOptions | None":
+def make_personal(section: policies.Personal, seed: int) -> "PersonalOptions | None":
     """Return which parts the section ``[policy.personal]`` gives each agent, None without any."""
     if not section.on:
         return None
@@ -165,7 +165,7 @@ def make_run_algorithm(
     optimizer = make_optimizer(config.optim)
     algorithm = make_algorithm(config.algorithm, optimizer, layout, config.run.seed)
     section = config.policy
-    if isinstance(section, schema.CausalLM) and section.lora.mix == "svd" and policy is not None:
+    if isinstance(section, policies.CausalLM) and section.lora.mix == "svd" and policy is not None:
         start = policy.initial()[: layout.num_shared]
         algorithm = ProductMixing(algorithm, layout.num_shared, factors_of(policy), start)
     if LOSSES[config.loss.kind].has_state:

@@ -10,7 +10,7 @@ from decdpo.build.meeting import AGES
 from decdpo.comm.late.delays import age_file
 from decdpo.comm.late.staleness import AgeLog, StaleExchange
 from decdpo.comm.world import Exchange, World
-from decdpo.config import Config, schema
+from decdpo.config import Config, policies, schema
 from decdpo.metrics.evaluation import HeldOut
 from decdpo.metrics.interference import Interference
 from decdpo.metrics.measures import Measures, choose_measures
@@ -24,7 +24,7 @@ from decdpo.run import Agent, Run, Store
 def make_measures(config: Config, most_heldout: int) -> Measures:
     """Return what is measured; most_heldout : held-out pairs of the agent that has most."""
     return choose_measures(
-        costly=isinstance(config.policy, schema.CausalLM),
+        costly=isinstance(config.policy, policies.CausalLM),
         rounds=config.run.rounds,
         round_pairs=config.algorithm.local_steps * config.data.batch_size,
         most_heldout=most_heldout,

@@ -17,7 +17,8 @@ from decdpo.config.needs import check_faults, check_late, check_needs
 from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest, options
 from decdpo.config.personal import check_personal, check_rewards
-from decdpo.config.schema import SECTIONS, AdamW, CausalLM, LogLinear, Sgd
+from decdpo.config.policies import CausalLM, LogLinear
+from decdpo.config.schema import SECTIONS, AdamW, Sgd
 from decdpo.errors import ConfigError
 from decdpo.files import os_fault, read_text
 from decdpo.topology.names import RANDOM, options_used, weights_allowed
@@ -25,9 +26,8 @@ from decdpo.topology.names import RANDOM, options_used, weights_allowed
 __all__ = ["Config", "load", "parse", "parse_override"]
 
 OF_OTHERS = {
-    "policy.max_prompt_length": "a prompt has no limit of its own here: what is longer than "
-    "policy.max_length loses the start of its prompt, down to half of the limit, then the end of "
-    "its answers; set policy.max_length",
+    "policy.max_prompt_length": "a prompt has no limit of its own: what is longer than policy."
+    "max_length loses the start of its prompt, down to half of it, then the end of its answers",
 }
 """Keys that other trainers have, or earlier versions had, and what there is instead."""
 

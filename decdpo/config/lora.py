@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from decdpo.config.options import options
-from decdpo.config.schema import AdamW, CausalLM, Lora, Sgd
+from decdpo.config.policies import CausalLM, Lora
+from decdpo.config.schema import AdamW, Sgd
 from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:

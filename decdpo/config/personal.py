@@ -1,7 +1,7 @@
 """The section ``[policy.personal]``: what of it cannot mean anything."""
 
 from decdpo.config.options import options
-from decdpo.config.schema import CausalLM, Personal
+from decdpo.config.policies import CausalLM, Personal
 from decdpo.errors import ConfigError
 
 REWARDED = "fedpdpo"

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from decdpo.config import Config
 from decdpo.config.options import changed, options, writable
-from decdpo.config.schema import CausalLM
+from decdpo.config.policies import CausalLM
 from decdpo.errors import ConfigError
 from decdpo.files import read_checked, reason
 

@@ -15,7 +15,7 @@ from decdpo.comm.device import check_devices
 from decdpo.comm.history import HISTORY, History
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
-from decdpo.config.schema import CausalLM
+from decdpo.config.policies import CausalLM
 from decdpo.data.index import ShardIndex
 from decdpo.errors import DataError
 from decdpo.files import naming, reason

@@ -9,7 +9,7 @@ from typing import Any
 
 from decdpo.config import Config
 from decdpo.config.options import nearest
-from decdpo.config.schema import CausalLM
+from decdpo.config.policies import CausalLM
 from decdpo.errors import ConfigError
 from decdpo.session.plan import plan
 

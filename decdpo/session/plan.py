@@ -17,7 +17,7 @@ from decdpo.algorithms.base import Algorithm
 from decdpo.checkpoint.state import LARGE, tensor_bytes
 from decdpo.comm.membership import Membership
 from decdpo.config import Config
-from decdpo.config.schema import CausalLM, LogLinear
+from decdpo.config.policies import CausalLM, LogLinear
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
 from decdpo.params.flat import Layout, Tag

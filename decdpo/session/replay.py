@@ -15,7 +15,7 @@ from decdpo.checkpoint.inspect import digests, locate
 from decdpo.checkpoint.state import Record, Snapshot, digest, restore
 from decdpo.comm.history import HISTORY, MEAN, History
 from decdpo.comm.replayed import ReplayedWorld
-from decdpo.config import Config, schema
+from decdpo.config import Config, policies, schema
 from decdpo.metrics.recorder import Metrics
 from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
@@ -147,7 +147,7 @@ def replay(
     index = build.open_index(config)
     history = recorded(manifest, build.num_agents(config, index))
     world = ReplayedWorld(history)
-    device = job.device(config.device, isinstance(config.policy, schema.CausalLM))
+    device = job.device(config.device, isinstance(config.policy, policies.CausalLM))
     if isinstance(config.staleness, schema.Arrival):
         late = schema.Replay(run=str(out), max_age=config.staleness.max_age)
         config = replace(config, staleness=late)

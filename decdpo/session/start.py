@@ -10,7 +10,7 @@ from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.machine import machine
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config
-from decdpo.config.schema import CausalLM
+from decdpo.config.policies import CausalLM
 from decdpo.policies.base import Policy
 from decdpo.report.start import distinct
 from decdpo.run import Agent, Schedule

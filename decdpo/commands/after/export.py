@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decdpo.commands.after.measuring import read_measured
-from decdpo.config.schema import CausalLM
+from decdpo.config.policies import CausalLM
 from decdpo.errors import ConfigError
 
 if TYPE_CHECKING:

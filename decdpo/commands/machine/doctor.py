@@ -81,7 +81,7 @@ def _facts(job: "Job", args: argparse.Namespace, device: str) -> dict[str, Any]:
         found = job.boot.collect({i: here for i in job.boot.local_agents})
         return {"processes": list(found.values()), "wanted_device": args.device}
     from decdpo.config import load
-    from decdpo.config.schema import CausalLM
+    from decdpo.config.policies import CausalLM
     from decdpo.session.experiment import prepare
     from decdpo.session.training import starting
 

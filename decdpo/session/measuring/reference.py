@@ -8,7 +8,7 @@ import numpy as np
 
 from decdpo import build
 from decdpo.config import Config, parse, parse_override
-from decdpo.config.schema import CausalLM
+from decdpo.config.policies import CausalLM
 from decdpo.data.cache import REFERENCE
 from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError, EnvironmentFault
