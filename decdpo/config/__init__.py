@@ -26,8 +26,8 @@ from decdpo.topology.names import RANDOM, options_used, weights_allowed
 __all__ = ["Config", "load", "parse", "parse_override"]
 
 OF_OTHERS = {
-    "policy.max_prompt_length": "a prompt has no limit of its own: what is longer than policy."
-    "max_length loses the start of its prompt, down to half of it, then the end of its answers",
+    "policy.max_prompt_length": "a prompt has no limit of its own: set policy.max_length; what is "
+    "longer loses the start of its prompt, down to half of that, then the end of its answers",
 }
 """Keys that other trainers have, or earlier versions had, and what there is instead."""
 
