@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from model_families import FAMILIES, family_config, random_model
 
 from decdpo.errors import EnvironmentFault, PolicyError
 from decdpo.params.flat import FlatParams, Layout, flatten
@@ -17,30 +18,6 @@ from decdpo.policies.tokens import TokenizedPairs, Truncation
 transformers = pytest.importorskip("transformers")
 
 VOCABULARY = 97
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2}
-FAMILIES = {
-    "grouped heads": lambda: transformers.LlamaConfig(**GROUPED),
-    "biased projections": lambda: transformers.Qwen2Config(**GROUPED),
-    "absolute positions": lambda: transformers.GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, n_positions=128, vocab_size=VOCABULARY,
-        bos_token_id=0, eos_token_id=1,
-    ),  # fmt: skip
-    "soft caps": lambda: transformers.Gemma2Config(
-        **GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=64,
-        attn_logit_softcapping=3.0, final_logit_softcapping=2.0,
-    ),  # fmt: skip
-    "biased head": lambda: transformers.PhiConfig(**SIZES),
-}
 
 
 def recompute(model):
@@ -122,18 +99,10 @@ def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed, way, m
     way, _, long = way.partition(", ")
     if long:
         monkeypatch.setattr(attention, "LONG", 1)
-    torch.manual_seed(0)
-    config = FAMILIES[family]()
-    for name in vars(config):
-        if "drop" in name and isinstance(getattr(config, name), float):
-            setattr(config, name, 0.0)
-    plain = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for p in plain.parameters():
-            p.normal_(0, 0.3 if p.dim() > 1 else 0.1)
+    plain = random_model(family, VOCABULARY)
     pairs, rows = tokens(5), np.array([3, 0, 4])
     weights = torch.linspace(-1, 1, 6).view(2, 3)
-    expected = PlainLM(plain.eval())(pairs, rows)
+    expected = PlainLM(plain)(pairs, rows)
     slope = gradients(plain, expected, weights)
     if recomputed:
         plain.train()
@@ -153,7 +122,8 @@ def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed, way, m
 @pytest.mark.parametrize("padding", [None, 5])
 def test_gradients_of_tokens_gather_in_the_vector_with_autograds_bits(tied, padding):
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**GROUPED, tie_word_embeddings=tied, pad_token_id=padding)
+    config = family_config("grouped heads")
+    config.tie_word_embeddings, config.pad_token_id = tied, padding
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     pairs, weights = tokens(6), torch.linspace(-1, 1, 4).view(2, 2)
     layout = Layout.of(model)
@@ -176,7 +146,7 @@ def test_gradients_of_tokens_gather_in_the_vector_with_autograds_bits(tied, padd
 def test_a_model_that_wants_ids_is_scored_fast_all_the_same(monkeypatch):
     from decdpo.policies.lm.forward.choice import choose_scorer
 
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]()).eval()
+    model = transformers.AutoModelForCausalLM.from_config(family_config("grouped heads")).eval()
     inner, calls = model.model.forward, []
 
     def forward(input_ids=None, inputs_embeds=None, **rest):
@@ -196,7 +166,7 @@ def test_a_way_to_attend_that_a_model_cannot_take_is_named(monkeypatch):
 
     tried = [attention.Varlen.of, attention.Masked.of]
     monkeypatch.setattr(choice, "ways", lambda *_: tried)
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["soft caps"]()).eval()
+    model = transformers.AutoModelForCausalLM.from_config(family_config("soft caps")).eval()
     scorer, (note,) = choice.choose_scorer(model, VOCABULARY, 64, 0)
     assert isinstance(scorer, PackedLM)
     assert "masks, which is slower" in note and "attention scores are capped" in note
@@ -204,7 +174,7 @@ def test_a_way_to_attend_that_a_model_cannot_take_is_named(monkeypatch):
 
 def test_rows_hold_as_many_pairs_as_the_budget_and_all_in_order():
     pairs, rows = tokens(20), np.array([3, 3, 19, 0, 7, 8, 1])
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]())
+    model = transformers.AutoModelForCausalLM.from_config(family_config("grouped heads"))
     sizes = packed_size(pairs, rows)
     for budget in (0, int(sizes.max()), 90, 10**6):
         parts = PackedLM(model, budget).parts(pairs, rows)
@@ -217,7 +187,7 @@ def test_rows_hold_as_many_pairs_as_the_budget_and_all_in_order():
 
 
 def test_a_released_model_has_its_own_attention_back():
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]())
+    model = transformers.AutoModelForCausalLM.from_config(family_config("grouped heads"))
     own = model.config._attn_implementation
     packed = PackedLM(model)
     assert model.config._attn_implementation != own
@@ -305,13 +275,9 @@ def test_the_gradient_of_a_half_precision_head_is_summed_in_float32():
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own ways
 def test_compiled_layers_score_alike_and_are_compiled_once_for_all_lengths():
     torch._dynamo.reset()
-    torch.manual_seed(0)
-    config = FAMILIES["grouped heads"]()
-    plain = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    for p in plain.parameters():
-        p.data.normal_(0, 0.3 if p.dim() > 1 else 0.1)
+    plain = random_model("grouped heads", VOCABULARY)
     pairs = tokens(6)
-    scorer = PackedLM(plain.eval(), 10**6)
+    scorer = PackedLM(plain, 10**6)
     weights = torch.linspace(-1, 1, 6).view(2, 3)
     found = []
     for number in range(2):
@@ -332,7 +298,7 @@ def test_compiled_layers_score_alike_and_are_compiled_once_for_all_lengths():
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch):
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES["grouped heads"]()).eval()
+    model = transformers.AutoModelForCausalLM.from_config(family_config("grouped heads")).eval()
     scorer = PackedLM(model, 10**6)
 
     def broken(*_, **__):
