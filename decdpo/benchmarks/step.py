@@ -12,6 +12,7 @@ programs can then take turns.
     reference      the reference's log-probabilities known beforehand
     bf16           arithmetic in bfloat16, parameters in float32
     checkpointing  activations computed again in the backward pass
+    lora           adapters of the attention's projections trained, the model itself frozen
     compile        the model's layers compiled by torch
 """
 
@@ -34,6 +35,7 @@ from decdpo.losses.dpo import DPO
 from decdpo.params.flat import FlatParams
 from decdpo.params.optim import AdamW
 from decdpo.policies.causal_lm import CausalLM, TokenShard
+from decdpo.policies.lm.adapters.layers import LoraOptions
 from decdpo.policies.lm.forward.packed import PackedLM
 from decdpo.policies.lm.reference import FrozenReference
 from decdpo.policies.lm.text.speller import TextRules
@@ -43,6 +45,8 @@ from decdpo.policies.tokens import TokenizedPairs, Truncation, tokenize
 
 WARM_UP = 1
 """Steps that are not counted: they make what is made once."""
+ADAPTERS = LoraOptions(rank=8, alpha=16.0, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
+"""What "lora" trains."""
 
 
 def some_tokens(count: int, vocabulary: int, limit: int) -> TokenizedPairs:
@@ -89,9 +93,12 @@ class Bench:
             device=spec["device"],
             max_length=spec["max_length"],
             gradient_checkpointing="checkpointing" in on,
+            # Without adapters what scores by the reference is made below, once the way is chosen.
+            cache_reference="reference" in on or "lora" not in on,
             tokens_at_once=spec["tokens_at_once"] if "packing" in on else 0,
             compiled="compile" in on,
             rules=TextRules(chat_template=spec.get("chat_template", "")),
+            lora=ADAPTERS if "lora" in on else None,
         )
         scorer = self.policy.scorer
         if "prefix" not in on:
@@ -99,7 +106,7 @@ class Bench:
                 scorer.release()
             rows: Any = TwoRows(scorer.module, "head" not in on)
             scorer = self.policy.scorer = rows
-        if "reference" not in on:
+        if not on & {"reference", "lora"}:
             frozen = copy.deepcopy(scorer.module).requires_grad_(False)
             self.policy.reference = FrozenReference(scorer.of(frozen))
         tokens = read_tokens(spec, self.policy)

@@ -79,6 +79,22 @@ def test_every_ingredient_takes_the_same_steps(make_model, shards):
     assert found[2]["physical_tokens"] < found[1]["physical_tokens"]
 
 
+def test_adapters_take_the_same_steps_by_every_way(make_model, shards):
+    from decdpo.benchmarks.step import Bench, measure
+
+    model = make_model()
+    ways = bench_step.ways_of("lora,head,prefix,packing,reference")[1:]
+    found = [measure(specification(model, shards, way, lr=0.1)) for way in ways]
+    for record in found:
+        assert record["losses"][0] == pytest.approx(np.log(2), abs=1e-6)
+        assert record["losses"] == pytest.approx(found[0]["losses"], rel=1e-5)
+    assert found[0]["losses"][0] != found[0]["losses"][1]
+    bench = Bench(specification(model, shards, ways[-1]))
+    own = bench.policy.scorer.module.model.layers[0].self_attn
+    projections = (own.q_proj, own.k_proj, own.v_proj, own.o_proj)
+    assert bench.params.data.numel() == sum(8 * sum(part.weight.shape) for part in projections)
+
+
 def test_the_table_says_what_was_measured_and_what_failed(make_model, shards, capsys, tmp_path):
     out = tmp_path / "page.json"
     words = ("--data", shards, "--steps", 1, "--pairs", 4, "--max-length", 100, "--with", "head",
@@ -148,6 +164,40 @@ def test_ratios_are_of_step_and_memory():
         "trl": {"seconds": 8.0, "peak_memory_bytes": 4e9, "losses": [0.69]},
         "ours": {"seconds": 2.0, "peak_memory_bytes": 2e9},
     }  # fmt: skip
-    lora = {**cell, "case": "LoRA fp32", "ours": "absent"}
-    lines = bench_trl.table([cell, lora]).splitlines()
-    assert "4.00" in lines[1] and "0.50" in lines[1] and "absent" in lines[2]
+    lines = bench_trl.table([cell, {**cell, "case": "LoRA fp32", "ratio_step": 1.5}]).splitlines()
+    assert "4.00" in lines[1] and "0.50" in lines[1]
+    assert lines[2].startswith("hh      LoRA fp32") and "1.50" in lines[2]
+
+
+class Recorded:
+    """Stands for a contestant that takes a second a step."""
+
+    commands: list[list[str]] = []
+
+    def __init__(self, command, threads):
+        self.commands.append([str(word) for word in command])
+
+    def answer(self, key):
+        return {key: True}
+
+    def step(self):
+        return {"loss": 0.5, "cpu": 1.0, "wall": 1.0, "peak": 10**9}
+
+    def end(self):
+        pass
+
+
+def test_both_train_the_same_adapters(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_trl, "Contestant", Recorded)
+    monkeypatch.setattr(Recorded, "commands", [])
+    args = bench_trl.parse(["--data", "hh=shards:256", "--steps", "2"])
+    shared = {"tokens": str(tmp_path / "tokens.npz"), "batch": 2, "max_length": 256}
+    for case in ("LoRA fp32", "fp32"):
+        cell = {"data": "hh", "case": case, "batch": 2, "shared": shared}
+        found = bench_trl.compare(args, tmp_path / "python", cell)
+        assert found["ratio_step"] == found["ratio_memory"] == 1.0
+    (trl, ours), (whole, also) = Recorded.commands[:2], Recorded.commands[2:]
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert json.loads(trl[-1])["lora"] == {"rank": 8, "alpha": 16.0, "targets": targets}
+    assert "lora" in json.loads(ours[-2])["with"]
+    assert json.loads(whole[-1])["lora"] is None and "lora" not in json.loads(also[-2])["with"]
