@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from decdpo.algorithms.base import Algorithm
 from decdpo.comm.history import Change, History
+from decdpo.comm.world import World
 from decdpo.metrics.evaluation import average_model
 from decdpo.run import Agent, Run, Schedule
 from decdpo.topology.living import Left, left_of
@@ -192,7 +194,7 @@ class Recovery:
     def _finish(self, run: Run, rounds: int) -> None:
         """Let the algorithm restart where it must, and say what has happened. Collective."""
         if run.algorithm.needs.on_loss == "restarts":
-            restart(run, rounds)
+            restart(run.world, run.algorithm, run.agents, rounds)
         event = self._event(run, perf_counter() - self._began)
         self._lost.clear()
         self._adopted, self._nobody = {}, False
@@ -222,13 +224,18 @@ class Recovery:
         }
 
 
-def restart(run: Run, rounds: int) -> None:
-    """Let every local agent begin its conserved sums anew after ``rounds`` rounds. Collective."""
+def restart(
+    world: World, algorithm: Algorithm[Any], agents: list[Agent], rounds: int
+) -> None:
+    """Let all agents begin their conserved sums anew after ``rounds`` rounds. Collective.
+
+    agents : those of this process.
+    """
     mean: Tensor | None = None
-    if run.algorithm.needs.fixed_weights:
-        mean = average_model(run.world, run.agents).shared
-    for agent in run.agents:
-        run.algorithm.restart(agent.state, rounds, mean)
+    if algorithm.needs.fixed_weights:
+        mean = average_model(world, agents).shared
+    for agent in agents:
+        algorithm.restart(agent.state, rounds, mean)
 
 
 def words(event: Mapping[str, Any]) -> str:

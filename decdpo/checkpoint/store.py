@@ -58,10 +58,12 @@ class CheckpointStore:
         those of the same one.
     read_only : to load, and never to save: nothing in ``folder`` is made or removed.
     reasons : by key, says why it may not differ, from the value saved and the rounds done.
+    as_saved : returns the identity of the first so many agents, for a run that is given more.
 
     Attributes
     ----------
     extra : what was saved beside the states in the checkpoint last loaded.
+    held : the agents in it, ascending; the states of others are left as they are.
     changed : whether that checkpoint has another identity, in what was allowed to differ.
     """
 
@@ -80,11 +82,13 @@ class CheckpointStore:
         run: str = "",
         read_only: bool = False,
         reasons: Mapping[str, Callable[[str, int], str]] | None = None,
+        as_saved: Callable[[int], Mapping[str, str]] | None = None,
     ) -> None:
         if keep < 1 or keep_every < 0:
             raise ValueError(f"keep {keep} must be at least 1, keep_every {keep_every} at least 0")
         self.folder = Path(folder)
         self.extra: Mapping[str, Any] = {}
+        self.held: tuple[int, ...] = ()
         self.changed = False
         self.run = run
         self._world = world
@@ -98,6 +102,7 @@ class CheckpointStore:
             reasons=dict(reasons or {}),
             read_only=read_only,
             warn=self._warn,
+            as_saved=as_saved,
         )
         self._serial = 0
         self._retention = Retention(self.folder, keep, keep_every, self._foreign, self._warn)
@@ -205,7 +210,8 @@ class CheckpointStore:
         Parameters
         ----------
         states : freshly initialised states, filled in place: tensors keep their addresses.
-        allow : keys of the identity that may differ from the saved ones.
+        allow : keys of the identity that may differ from the saved ones; ``agents.count`` for
+            more agents than were saved.
         required : whether it is an error that there is no checkpoint at all.
         round : take the checkpoint of this round or none.
 
@@ -296,6 +302,7 @@ class CheckpointStore:
             return False
         self._world.require(refusal)
         self.extra = manifest.extra
+        self.held = tuple(manifest.held)
         self.changed = changed
         self._serial = manifest.serial
         self.run = manifest.run

@@ -25,13 +25,16 @@ class Change:
 
     round : the first round that the new members mix, from 0. midway : whether that round had begun,
     so that its local steps were taken before. lost : agents that left. joined : agents that came
-    (back), and what each one began from: the round of a checkpoint, or ``MEAN``.
+    (back), and what each one began from: the round of a checkpoint, or ``MEAN``. grown : whether
+    the run was given them, and with them another graph; then those of ``joined`` that it had not
+    lost are new to it.
     """
 
     round: int
     midway: bool
     lost: tuple[int, ...] = ()
     joined: Mapping[str, int] = field(default_factory=dict)
+    grown: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

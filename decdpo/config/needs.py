@@ -180,6 +180,31 @@ def _check_adoption(config: "Config") -> None:
         )
 
 
+def check_newcomers(config: "Config") -> None:
+    """Raise ``ConfigError`` where an agent that comes anew cannot begin at a mean of models."""
+    from decdpo.algorithms.catalogue import needs_of
+
+    kind, remedy = config.algorithm.kind, "take as many agents as were saved, or start anew"
+    if needs_of(kind).on_loss == "refuses":
+        raise ConfigError(
+            f"algorithm.kind = {kind!r} takes no new agents: with others its result would be "
+            "another one (the class of the algorithm says why)",
+            remedy,
+        )
+    if config.algorithm.has_outer_momentum:
+        raise ConfigError(
+            f"algorithm.kind = {kind!r} takes no new agents here: they would not know the "
+            "momentum that all agents hold in common",
+            remedy,
+        )
+    if config.staleness.kind != "none":
+        raise ConfigError(
+            f"staleness.kind = {config.staleness.kind!r} takes no new agents: they have sent none "
+            "of the older messages that their neighbours would mix",
+            remedy,
+        )
+
+
 def _instead(needs: "Needs") -> str:
     """Name the algorithm that does without what this one needs, as the end of a remedy."""
     return f", or use algorithm.kind = {needs.instead!r}" if needs.instead else ""

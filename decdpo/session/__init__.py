@@ -12,7 +12,7 @@ experiment  the configuration with its objects on this process: shards, world, e
             ``identity`` says what its checkpoints are compared by.
 training    the loop around an experiment: the first checkpoint, the record of the start, the page.
             ``saving`` says when a run saves besides; ``adoption`` takes over the agents of lost
-            processes.
+            processes, ``growing`` gives a state to agents that a resumed run did not have.
 measuring   the models of an experiment that is not trained, one after another; new people, each
             with a personal part of its own; the pairs of shards scored with a reference.
 replay      a run made again in one process from its configuration and its history of agents.

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from decdpo import build
+from decdpo.algorithms.base import Needs
 from decdpo.checkpoint.format import committed, read_manifest
 from decdpo.checkpoint.parts import open_part
 from decdpo.comm.history import MEAN
@@ -23,6 +24,7 @@ from decdpo.files import reason
 from decdpo.metrics.evaluation import mean_of
 from decdpo.run import Agent, Run
 from decdpo.session.experiment import Experiment
+from decdpo.topology.row import Mixing
 
 FAILED = -2
 """What a process answers for an agent that it could not take over."""
@@ -142,13 +144,22 @@ def mean_of_neighbours(run: Run, agent: int, t: int) -> Tensor:
 
 def neighbours(run: Run, agent: int, t: int) -> tuple[int, ...]:
     """Return whose models a new ``agent`` begins with the mean of, before round ``t``."""
-    left = run.world.members.agents
-    if run.algorithm.needs.meets == "server":
-        return left[:1]
     assert run.recovery is not None
-    row = run.recovery.full.mixing(t).row(agent)
-    near = tuple(j for j in left if j in row.sources)
-    return near or left
+    mixing = run.recovery.full.mixing(t)
+    return models_for(run.algorithm.needs, mixing, agent, run.world.members.agents)
+
+
+def models_for(
+    needs: Needs, mixing: Mixing, agent: int, others: Sequence[int]
+) -> tuple[int, ...]:
+    """Return whose models a new ``agent`` begins with the mean of, out of ``others``.
+
+    mixing : of the round before which it comes. All of them if it has no neighbour there.
+    """
+    if needs.meets == "server":
+        return tuple(others[:1])
+    sources = mixing.row(agent).sources
+    return tuple(j for j in others if j in sources) or tuple(others)
 
 
 def saved_state(folder: Path, run: str, agent: int, state: Any) -> int:

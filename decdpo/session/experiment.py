@@ -4,6 +4,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from decdpo.policies.base import Policy
 from decdpo.policies.encoded import Tally, summed
 from decdpo.policies.objective import Objective
 from decdpo.run import Agent, Schedule
-from decdpo.session.identity import POLICY, at_default, identify, learnt
+from decdpo.session.identity import POLICY, at_default, identify, learnt, of_first
 from decdpo.session.job import Job
 from decdpo.session.record import run_id, versions
 from decdpo.session.resuming import why_rounds_matter
@@ -99,6 +100,7 @@ def prepare(
     *,
     id: str | None = None,
     training: bool = True,
+    more: bool = False,
     trace: bool = False,
     progress: str = "auto",
 ) -> Experiment:
@@ -107,14 +109,17 @@ def prepare(
     id : of a new run; None is that of the run in ``out``, whose checkpoints alone are taken.
     training : whether it shall train; otherwise its run folder is only read, no exchange is made,
     a checkpoint need only be of the same agents, model and data, and its models are measured one
-    after another (``measuring.models.saved_models``). trace : whether to keep a timeline.
-    progress : how it shows how far it is, of ``progress.MODES``.
+    after another (``measuring.models.saved_models``). more : whether agents that the checkpoint
+    does not hold take part, too. trace : whether to keep a timeline. progress : how it shows how
+    far it is, of ``progress.MODES``.
     """
     job.set_timeout(config.comm.timeout)
     index = job.together(lambda: build.open_index(config))
-    agents = saved_agents(job, out) if id is None else None
+    agents: Sequence[int] = range(build.num_agents(config, index))
+    if id is None and not more:
+        agents = saved_agents(job, out, agents)
     world = job.world(
-        range(build.num_agents(config, index)) if agents is None else agents,
+        agents,
         config.comm,
         survive=training and config.faults.on_loss != "abort",
     )
@@ -131,7 +136,7 @@ def prepare(
     if training:
         layout = ensemble.objective.policy.layout
         exchange = build.make_exchange(config, world, ensemble.algorithm, layout, device)
-    store = open_store(job, world, config, out, names, ensemble, id=id, training=training)
+    store = open_store(job, world, config, out, names, ensemble, index, id=id, training=training)
     timeline = job.together(lambda: start_trace(job, out)) if trace else None
     if exchange is not None and timeline is not None:
         exchange.trace = timeline
@@ -140,14 +145,15 @@ def prepare(
     )
 
 
-def saved_agents(job: Job, out: Path) -> list[int] | None:
-    """Return the agents that the newest checkpoint in ``out`` holds, None without one. Collective.
+def saved_agents(job: Job, out: Path, agents: Sequence[int]) -> Sequence[int]:
+    """Return those of ``agents`` that the newest checkpoint in ``out`` holds. Collective.
 
-    Those that were lost before it was saved are not among them.
+    Those that were lost before it was saved are not among them. All are returned if there is no
+    checkpoint, or it holds others, too, as its store will say.
     """
     found = job.together(lambda: newest_agents(out / "checkpoints") if job.is_root else None)
-    agents: list[int] | None = job.boot.collect({job.rank: found})[0]
-    return agents
+    saved: list[int] | None = job.boot.collect({job.rank: found})[0]
+    return saved if saved is not None and set(saved) <= set(agents) else agents
 
 
 def look_at(job: Job, world: World, ensemble: build.Ensemble, *, training: bool) -> None:
@@ -168,6 +174,7 @@ def open_store(
     out: Path,
     names: dict[str, str],
     ensemble: build.Ensemble,
+    index: ShardIndex,
     *,
     id: str | None,
     training: bool,
@@ -176,19 +183,21 @@ def open_store(
 
     names : of ``identify``. id : of a new run, None for the one that is there.
     """
+    compared = names if training else learnt(names)
     return CheckpointStore(
         out / "checkpoints",
         world=world,
         run=job.together(lambda: run_id(out)) if id is None else id,
         keep=config.checkpoint.keep,
         keep_every=config.checkpoint.keep_every,
-        identity=names if training else learnt(names),
+        identity=compared,
         lately=[POLICY, *ensemble.objective.policy.identity, *at_default(config)],
         config=config.to_toml(),
         versions=versions(),
         warn=job.say,
         read_only=not training,
         reasons={"run.rounds": lambda saved, done: why_rounds_matter(config, saved, done)},
+        as_saved=partial(of_first, compared, index),
     )
 
 

@@ -1,6 +1,7 @@
 """What makes a run the one it is: what its checkpoints are compared by before they are loaded."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +12,7 @@ from decdpo.comm.world import World
 from decdpo.config import Config
 from decdpo.config.options import options
 from decdpo.config.schema import Replay
-from decdpo.data.index import ShardIndex
+from decdpo.data.index import ShardEntry, ShardIndex
 from decdpo.session.job import Job
 
 FREE_KEYS = {
@@ -64,7 +65,7 @@ def identify(
         "agents": str(count),
         "model": f"{policy.layout.digest[:16]} at {start[:16]}",
         POLICY: policy.digest[:16],
-        "data": sha256("".join(entry.digest for entry in entries).encode()).hexdigest()[:16],
+        "data": data_digest(entries),
         "topology": ensemble.schedule.digest[:16],
         **policy.identity,
         **identity(config),
@@ -75,6 +76,20 @@ def identify(
         names["staleness.run"] = job.together(lambda: record_digest(folder, len(entries)))[:16]
     world.require_same("the model, data and topology", json.dumps(names))
     return names
+
+
+def data_digest(entries: Sequence[ShardEntry]) -> str:
+    """Return what the shards of some agents are compared by."""
+    return sha256("".join(entry.digest for entry in entries).encode()).hexdigest()[:16]
+
+
+def of_first(names: Mapping[str, str], index: ShardIndex, count: int) -> dict[str, str]:
+    """Return the identity ``names`` of more agents as that of the first ``count`` of them.
+
+    Their graph is left out: it is another one, and what it is made from is compared by key.
+    """
+    found = {key: text for key, text in names.items() if key != "topology"}
+    return {**found, "agents": str(count), "data": data_digest(index.agents[:count])}
 
 
 def learnt(names: dict[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from decdpo.checkpoint.state import Record, Snapshot, digest, restore
 from decdpo.comm.history import HISTORY, MEAN, History
 from decdpo.comm.replayed import ReplayedWorld
 from decdpo.config import Config, policies, schema
+from decdpo.errors import CheckpointError
 from decdpo.metrics.recorder import Metrics
 from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
@@ -140,12 +141,14 @@ def replay(
 
     job : of one process. say : prints a line for each loss.
 
-    Raises ``CheckpointError`` if there is no such checkpoint.
+    Raises ``CheckpointError`` if there is no such checkpoint, or the run was given more agents
+    before it.
     """
     folder = locate(out, round, run_id(out))
     manifest = read_manifest(folder)
     index = build.open_index(config)
     history = recorded(manifest, build.num_agents(config, index))
+    require_one_graph(folder, history)
     world = ReplayedWorld(history)
     device = job.device(config.device, isinstance(config.policy, policies.CausalLM))
     if isinstance(config.staleness, schema.Arrival):
@@ -183,6 +186,19 @@ def replay(
     saved = {agent: of.state for agent, of in digests(folder)}
     same = {agent: found.get(agent) == state for agent, state in saved.items()}
     return Replayed(manifest.round, history, same)
+
+
+def require_one_graph(folder: Path, history: History) -> None:
+    """Raise ``CheckpointError`` if a run was given more agents, and with them another graph."""
+    for change in history.changes:
+        if change.grown:
+            raise CheckpointError(
+                f"{folder} cannot be made again: agents {', '.join(change.joined)} were added "
+                f"before round {change.round + 1}, and the configuration no longer says how the "
+                "run was before",
+                "replay checkpoints of a run that keeps its number of agents; other ranks and a "
+                "resume are compared by `decdpo checkpoint digest`",
+            )
 
 
 def recorded(manifest: Manifest, num_agents: int) -> History:

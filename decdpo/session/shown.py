@@ -29,7 +29,7 @@ MOST_DIGESTED = 256 << 20
 MOST_LISTED = 64
 """Agents whose digests are listed."""
 
-CHANGES = ("lost", "adopted")
+CHANGES = ("lost", "adopted", "joined")
 """Keys of an event in run.json that list agents."""
 
 LOOKED_AT = 64
@@ -83,7 +83,7 @@ def _events(record: Mapping[str, Any]) -> list[Event]:
 
 
 def _changes(event: Mapping[str, Any]) -> list[Event]:
-    """Return what an event of run.json is: agents lost, or adopted."""
+    """Return what an event of run.json is: agents lost, adopted, or new."""
     found = []
     for kind in CHANGES:
         agents = tuple(int(agent) for agent in event.get(kind) or ())

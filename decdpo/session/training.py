@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from decdpo import build
-from decdpo.comm.history import HISTORY
+from decdpo.comm.history import HISTORY, History
 from decdpo.config import Config
 from decdpo.errors import DecdpoError
 from decdpo.files import naming, replacing
@@ -38,8 +38,13 @@ SAVED = "earlier checkpoints are intact"
 """What may be said of a run once its first checkpoint is written."""
 
 
-def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
-    """Train from ``next_round`` on, and write the run's files. Collective."""
+def execute(
+    job: Job, experiment: Experiment, next_round: int, news: Mapping[str, Any] | None = None
+) -> Ending:
+    """Train from ``next_round`` on, and write the run's files. Collective.
+
+    news : that agents are new, see ``growing.grow``.
+    """
     config, world, out = experiment.config, experiment.world, experiment.out
     if config.log.tensorboard:
         job.together(require_tensorboard)
@@ -54,11 +59,17 @@ def execute(job: Job, experiment: Experiment, next_round: int) -> Ending:
             path.write_text(config.to_toml(), encoding="utf-8")
     start = _write_facts(job, experiment, next_round)
     with naming("the run cannot go on", out, SAVED):
-        return _train(job, experiment, next_round, start)
+        if news and world.is_root:
+            record_event(out, news)
+        return _train(job, experiment, next_round, start, news)
 
 
 def _train(
-    job: Job, experiment: Experiment, next_round: int, start: Mapping[str, Any]
+    job: Job,
+    experiment: Experiment,
+    next_round: int,
+    start: Mapping[str, Any],
+    news: Mapping[str, Any] | None,
 ) -> Ending:
     """Run the loop, and leave the run's page behind. Collective. start : of ``start_facts``."""
     config, world, out = experiment.config, experiment.world, experiment.out
@@ -86,7 +97,10 @@ def _train(
     )
     run.trace = experiment.trace
     assert isinstance(run.monitor, Metrics)
-    store.extra = partial(_beside, run.monitor, recovery)
+    history = experiment.history if recovery is None else recovery.history
+    store.extra = partial(_beside, run.monitor, history)
+    if news:
+        run.monitor.changed(news, run)
     with watching(job, world, out, experiment.store):
         try:
             ending = train(run)
@@ -134,11 +148,11 @@ def make_recovery(job: Job, experiment: Experiment) -> Recovery | None:
     return Recovery(experiment.schedule, history, note=note, say=job.say, adopt=adoption)
 
 
-def _beside(monitor: Metrics, recovery: Recovery | None) -> dict[str, Any]:
+def _beside(monitor: Metrics, history: History) -> dict[str, Any]:
     """Return what is saved beside the states: how far the records go, and who took part when."""
-    if recovery is None or not recovery.history.changes:
+    if not history.changes:
         return monitor.mark()
-    return {**monitor.mark(), HISTORY: recovery.history.to_json()}
+    return {**monitor.mark(), HISTORY: history.to_json()}
 
 
 def _leave_page(job: Job, experiment: Experiment, end: Sequence[str] = ()) -> None:

@@ -167,6 +167,21 @@ def test_a_run_goes_on_wherever_its_agents_are(shell, config, interleaved, name)
     assert shell.metrics("part") == shell.metrics("whole")
 
 
+@pytest.mark.parametrize("name", ["dsgd", "fedavg", "gradient_tracking", "choco"])
+def test_new_agents_begin_alike_on_any_ranks(shell, config, interleaved, name):
+    words = options([f"algorithm.kind={name}", *ALGORITHMS.get(name, [])])
+    few = options(["agents.count=5", "run.rounds=5"])
+    more = (*options(["agents.count=8", "run.rounds=9"]), "--allow", "agents.count")
+    for out in ("spread", "alone"):
+        shell.alone("train", config, "--out", out, *words, *few)
+    with interleaved():
+        shell("resume", "spread", *more)
+    shell.alone("resume", "alone", *more)
+    assert len(shell.digests("spread")) == 8
+    assert shell.digests("spread") == shell.digests("alone")
+    assert shell.metrics("spread") == shell.metrics("alone")
+
+
 @pytest.mark.parametrize("name", STALE)
 def test_late_and_compressed_messages_go_on_on_these_ranks(shell, config, name):
     words = options(STALE[name])

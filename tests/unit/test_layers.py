@@ -20,8 +20,8 @@ MAY_LEAD_TO_MPI = (
     )),
     "decdpo.studies",
     *(f"decdpo.session.{name}" for name in (
-        "adoption", "endings", "experiment", "folder", "identity", "job", "measuring", "replay",
-        "shown", "status", "training",
+        "adoption", "endings", "experiment", "folder", "growing", "identity", "job", "measuring",
+        "replay", "shown", "status", "training",
     )),
     "decdpo.benchmarks",
     "decdpo.comm.mpi",

@@ -2,6 +2,11 @@
 
 The model, the data, the topology and the algorithm must be those of the run; what else may change,
 such as optim.lr, is named with --allow. More rounds are asked for with --set run.rounds=N.
+
+More agents are asked for with --set agents.count=N --allow agents.count, and with --set
+data.shards=FOLDER where the run's own folder has not as many shards. The saved agents keep their
+shards, unless --allow data lets them change. A new agent begins at the mean of its neighbours'
+models; `decdpo replay` does not make such a run again.
 """
 
 import argparse
@@ -35,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from decdpo.session.endings import finish
     from decdpo.session.experiment import prepare
     from decdpo.session.folder import locked
+    from decdpo.session.growing import grow
     from decdpo.session.job import Job, launch
     from decdpo.session.resuming import change, step_sizes
     from decdpo.session.training import execute, restore_records
@@ -49,7 +55,12 @@ def run(args: argparse.Namespace) -> int:
         with locked(job, args.folder):
             job.together(lambda: move_damaged(args.folder, job.say) if job.is_root else None)
             experiment = prepare(
-                job, config, args.folder, trace=args.trace, progress=args.progress
+                job,
+                config,
+                args.folder,
+                more=bool({"agents", "agents.count"} & set(args.allow)),
+                trace=args.trace,
+                progress=args.progress,
             )
             store, states = experiment.store, experiment.states()
             done = store.load(states, allow=args.allow, required=True) or 0
@@ -59,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             sizes = step_sizes(before, config, done)
             news = f"; the step size goes {change(sizes)}" if sizes else ""
             job.say(f"resuming after round {done} of {config.run.rounds}{news}")
-            ending = execute(job, experiment, next_round=done)
+            ending = execute(job, experiment, next_round=done, news=grow(job, experiment, done))
             experiment.close()
         return finish(job, args.folder, ending is Ending.STOPPED, config.run.rounds)
 

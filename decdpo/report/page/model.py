@@ -10,9 +10,9 @@ from decdpo.report.compare import RunFacts
 
 @dataclass(frozen=True)
 class Event:
-    """What befell a run after ``round`` rounds. kind : "restart", "lost", "adopted", ...
+    """What befell a run after ``round`` rounds. kind : "restart", "lost", "adopted", "joined".
 
-    agents : those that were lost or adopted.
+    agents : those that were lost or have come.
     """
 
     round: int
