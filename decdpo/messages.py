@@ -34,6 +34,7 @@ class Inbox(Protocol):
     messages : from the in-neighbours, in ascending source id, so that sums keep their bits. A body
         may be read outside ``displace`` and ``combine`` only after ``settle``.
     own : w_ii of agent i's row; not a number in an inbox that was made without it.
+    agent : i; -1 in an inbox that was made without it.
     """
 
     @property
@@ -49,6 +50,9 @@ class Inbox(Protocol):
 
     @property
     def own(self) -> float: ...
+
+    @property
+    def agent(self) -> int: ...
 
     def settle(self) -> None:
         """Wait until every message has arrived in full."""
@@ -70,6 +74,14 @@ class Inbox(Protocol):
 
         x : (M,). The same as ``displace`` where the row sums to one, and right where it does not,
         as with column-stochastic weights.
+        """
+        ...
+
+    def average(self, out: Tensor) -> None:
+        """Write the average of what was sent and received: out <- w_ii m_i + sum_j w_ij m_j.
+
+        out : (M,). The agent's own term has its place by id, so that agents with the same weights
+        of the same messages hold the same bits.
         """
         ...
 

@@ -54,6 +54,7 @@ ALGORITHMS = {
     "exact_diffusion": [""],
     "fedavg": ["", "participants = 5\nlocal_steps = 2"],
     "outer_momentum": ["local_steps = 2"],
+    "gossip_outer_momentum": ["local_steps = 2"],
     "choco": ['codec = "topk"', 'codec = "int8"'],
 }
 GRAPHS = ("ring", "star", "path", "complete", "torus", "random_matching")

@@ -8,6 +8,7 @@ from decdpo.algorithms.choco import Choco
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.gossip_outer_momentum import GossipOuterMomentum
 from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.local import Local
 from decdpo.algorithms.outer_momentum import OuterMomentum
@@ -20,6 +21,7 @@ ALGORITHMS: dict[str, Any] = {
     "centralized": Centralized,
     "fedavg": FedAvg,
     "outer_momentum": OuterMomentum,
+    "gossip_outer_momentum": GossipOuterMomentum,
     "gradient_tracking": GradientTracking,
     "exact_diffusion": ExactDiffusion,
     "quasi_global_momentum": QuasiGlobalMomentum,

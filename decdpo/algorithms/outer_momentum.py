@@ -88,12 +88,16 @@ class OuterMomentum:
 
     def mix(self, state: OuterState, inbox: Inbox) -> None:
         """Take the outer step from x_t along the average change, and begin the next round there."""
-        inbox.settle()
-        (message,) = inbox.messages
         shared = state.x[: self.num_shared]
-        torch.sub(state.anchor, message.body, out=shared)
+        torch.sub(state.anchor, self.average(state, inbox), out=shared)
         self.outer.step(state.anchor, state.outer, shared, self.outer_lr)
         shared.copy_(state.anchor)
+
+    def average(self, state: OuterState, inbox: Inbox) -> Tensor:
+        """Return the average (M,) of where the local steps have led, made by the server."""
+        inbox.settle()
+        (message,) = inbox.messages
+        return message.body
 
     def restart(self, state: OuterState, rounds: int, mean: Tensor | None) -> None:
         """Do nothing: all agents hold the same anchor and momentum."""

@@ -88,7 +88,8 @@ def make_algorithm(
         return OuterMomentum(optimizer, shared, SGD(momentum=section.server_momentum))
     if isinstance(section, sections.OuterMomentum):
         outer = SGD(momentum=section.outer_momentum, nesterov=section.nesterov)
-        return OuterMomentum(optimizer, shared, outer, section.outer_lr)
+        cls: type[OuterMomentum] = ALGORITHMS[section.kind]
+        return cls(optimizer, shared, outer, section.outer_lr)
     if isinstance(section, sections.Choco):
         codec = make_codec(section, shared, layout.dtype, seed)
         return Choco(optimizer, shared, codec, section.gamma or codec.delta)

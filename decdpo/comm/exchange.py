@@ -208,7 +208,7 @@ class RankExchange:
         parts: Iterable[slice] = WHOLE
         if claims or self._waits.trace:
             parts = self._arrivals(agent, round, claims)
-        return Received(sent, tuple(messages), parts, plan.row.own)
+        return Received(sent, tuple(messages), parts, plan.row.own, agent)
 
     def close(self) -> None:
         """Complete the sends, cancel the receives, free requests and buffers. Collective.

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,10 +107,10 @@ class LocalExchange:
                 for source, weight in zip(row.sources, row.weights)
             )
             mine = self._bodies[agent] if sent.get(agent) == round else self._empty
-            inbox = self._inboxes[agent] = Received(mine, messages, own=row.own)
+            inbox = self._inboxes[agent] = Received(mine, messages, own=row.own, agent=agent)
         if self.trace:
             arrivals = self._traced(self.trace, agent, round)
-            return Received(inbox.sent, inbox.messages, arrivals, row.own)
+            return replace(inbox, arrivals=arrivals)
         return inbox
 
     def _traced(self, trace: Trace, agent: int, round: int) -> Iterator[slice]:

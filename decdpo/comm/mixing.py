@@ -1,5 +1,6 @@
 """The mixing of vectors: sums of weighted messages, one fused pass per block, as they arrive."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,7 @@ class Received:
     messages: tuple[Message, ...]
     arrivals: Iterable[slice] = field(default=WHOLE)
     own: float = float("nan")
+    agent: int = -1
 
     def settle(self) -> None:
         """Wait until every message has arrived in full."""
@@ -56,6 +58,18 @@ class Received:
         if not self.messages and self.own == 1.0:
             return self.settle()
         self._add(x, (self.own - 1.0, *(message.weight for message in self.messages)))
+
+    def average(self, out: Tensor) -> None:
+        """Write the average of what was sent and received: out <- w_ii m_i + sum_j w_ij m_j.
+
+        out : (M,). Terms are added in ascending id, the agent's own among them.
+        """
+        place = bisect_left(self.messages, self.agent, key=lambda message: message.source)
+        weights = [message.weight for message in self.messages]
+        bodies = [message.body for message in self.messages]
+        weights.insert(place, self.own)
+        bodies.insert(place, self.sent)
+        weighted_sum(out, weights, bodies, self.arrivals)
 
     def without_last(self, count: int) -> "Received":
         """Return the same inbox of vectors (M - count,), which lack the last ``count`` values."""

@@ -120,6 +120,21 @@ class OuterMomentum(AlgorithmSection):
 
 
 @dataclass(frozen=True)
+class GossipOuterMomentum(OuterMomentum):
+    """GASLoC, NoLoCo: local steps, then an outer momentum step along what neighbours average."""
+
+    neighbours: ClassVar[bool] = True
+
+    kind: str = option("gossip_outer_momentum", "which algorithm")
+    outer_lr: float = option(0.7, "step size of the outer step", above=0.0, high=1.0)
+
+    @property
+    def has_outer_momentum(self) -> bool:
+        """Never so: every agent's momentum is its own."""
+        return False
+
+
+@dataclass(frozen=True)
 class GradientTracking(AlgorithmSection):
     """Gradient tracking: steps along the tracked average gradient; twice the bytes."""
 
@@ -187,6 +202,7 @@ ALGORITHM_SECTIONS: dict[str, type[AlgorithmSection]] = {
     "centralized": Centralized,
     "fedavg": FedAvg,
     "outer_momentum": OuterMomentum,
+    "gossip_outer_momentum": GossipOuterMomentum,
     "gradient_tracking": GradientTracking,
     "exact_diffusion": ExactDiffusion,
     "quasi_global_momentum": QuasiGlobalMomentum,

@@ -19,6 +19,7 @@ from decdpo.comm.server import ServerExchange
 from decdpo.errors import ConfigError, DataError, EnvironmentFault, StallError
 from decdpo.messages import BLOCK, Message
 from decdpo.topology.row import Row
+from decdpo.topology.schedule import make_schedule
 
 N = 8
 KINDS: dict[str, Any] = {
@@ -475,6 +476,28 @@ def test_spans_name_agent_and_round(world: Any) -> None:
     for name, begin, end, spot in spans:
         assert begin <= end
         assert name != "wait" or spot["neighbour"] not in world.local_agents
+    exchange.close()
+
+
+@pytest.mark.parametrize("graph", ["complete", "ring", "random_matching"])
+def test_an_average_has_the_agents_own_term_in_its_place(world: Any, graph: str) -> None:
+    """The bits are those of the sum in ascending id, for every agent on its own rank."""
+    schedule = make_schedule(graph, "auto", N, seed=4)
+    exchange = world.exchange(41, torch.float32)
+    for t in range(3):
+        sent = {i: initial(i + t * N, 41, torch.float32) for i in range(N)}
+        rows = {i: schedule.mixing(t).row(i) for i in range(N)}
+        for i in world.local_agents:
+            exchange.start(i, t, rows[i], sent[i])
+        exchange.collect(t)
+        for i in world.local_agents:
+            terms = sorted([(i, rows[i].own), *zip(rows[i].sources, rows[i].weights)])
+            expected = torch.zeros(41)
+            for source, weight in terms:
+                expected.add_(sent[source], alpha=weight)
+            out = torch.full((41,), float("nan"))
+            exchange.inbox(i, t).average(out)
+            assert torch.equal(out, expected)
     exchange.close()
 
 

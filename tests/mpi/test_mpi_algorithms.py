@@ -12,6 +12,7 @@ from decdpo.algorithms.choco import Choco
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.gossip_outer_momentum import GossipOuterMomentum
 from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.push_sum import PushSum
@@ -28,7 +29,6 @@ from decdpo.topology.schedule import Averaging, make_schedule
 
 pytestmark = pytest.mark.mpi
 N, P, ROUNDS = 8, 300, 9
-SERVER = (FedAvg, OuterMomentum, Centralized)
 CASES = {
     "dsgd": (Dsgd(SGD(momentum=0.9), P), "ring"),
     "centralized": (Centralized(SGD()), Averaging(range(N))),
@@ -41,6 +41,10 @@ CASES = {
     "outer momentum": (
         OuterMomentum(AdamW(), P, SGD(momentum=0.9, nesterov=True), 0.7),
         Averaging(range(N)),
+    ),
+    "outer momentum by gossip": (
+        GossipOuterMomentum(AdamW(), P, SGD(momentum=0.9, nesterov=True), 0.7),
+        "random_matching",
     ),
     "gradient tracking": (GradientTracking(SGD(momentum=0.9), P), "one_peer_exponential"),
     "gradient tracking, pairs": (GradientTracking(AdamW(), P), "random_matching"),
@@ -56,7 +60,7 @@ CASES = {
     "choco with a statistic": (Running(Choco(SGD(), P, TopK(P, torch.float32, 30), 0.2)), "ring"),
     "fedavg with a statistic": (Running(FedAvg(SGD(), P)), Participation(N, 3, seed=2)),
 }
-ADAPT_FIRST = (*SERVER, ExactDiffusion)
+ADAPT_FIRST = (FedAvg, OuterMomentum, Centralized, ExactDiffusion)
 """Algorithms without overlap."""
 
 
@@ -95,7 +99,7 @@ def train(world: Any, name: str, overlap: bool) -> tuple[dict[int, torch.Tensor]
         dtype = torch.uint8 if isinstance(kind, Choco) else torch.float32
         return world.exchange(algorithm.message_size(P), dtype, digest=name)
 
-    server = isinstance(kind, SERVER)
+    server = kind.needs.meets == "server"
     exchange = ServerExchange(new(), new(), all_hear=N) if server else new()
     states = {i: algorithm.init(torch.zeros(P)) for i in world.local_agents}
 

@@ -21,6 +21,9 @@ ALGORITHMS = {
     "fedavg": ["algorithm.participants=3", "algorithm.local_steps=2", "optim.momentum=0.9"],
     "fedavg with momentum": ["algorithm.participants=2", "algorithm.server_momentum=0.9"],
     "outer_momentum": ["algorithm.local_steps=2", "optim.kind=adamw", "optim.lr=0.01"],
+    "gossip_outer_momentum": [
+        "algorithm.local_steps=2", "optim.kind=adamw", "topology.graph=random_matching",
+    ],
     "gradient_tracking": ["optim.momentum=0.9", "topology.graph=one_peer_exponential"],
     "exact_diffusion": ["topology.graph=random_matching"],
     "quasi_global_momentum": ["algorithm.local_steps=2", "topology.graph=exponential"],
@@ -137,6 +140,16 @@ def test_the_baselines(shell, same_bits, kind):
     assert records[-1]["messages"] == (12 * 2 * 7 if kind == "centralized" else 0)
     different = {agent["x"] for agent in shell.digests("alone").values()}
     assert len(different) == (1 if kind == "centralized" else 8)
+
+
+def test_on_the_complete_graph_outer_momentum_by_gossip_is_that_of_a_server(shell, config):
+    words = ["algorithm.local_steps=3", "optim.kind=adamw", "optim.lr=0.01"]
+    gossip = ["algorithm.kind=gossip_outer_momentum", "topology.graph=complete"]
+    shell("train", config, "--out", "gossip", *options([*words, *gossip]))
+    shell("train", config, "--out", "server", *options([*words, "algorithm.kind=outer_momentum"]))
+    assert shell.digests("gossip") == shell.digests("server")
+    different = {agent["x"] for agent in shell.digests("gossip").values()}
+    assert len(different) == 1
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -15,6 +15,7 @@ from decdpo.algorithms.centralized import Centralized
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.gossip_outer_momentum import GossipOuterMomentum
 from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.push_sum import PushSum
@@ -215,6 +216,63 @@ def test_outer_momentum_steps_along_the_average_change(nesterov, momentum, sched
     ours = trained(algorithm, schedule, problem, server=True, local_steps=4)
     agree(ours, outer_oracle(problem, schedule, 4, momentum, 0.7, 0.8, nesterov))
     assert (ours == ours[:, :1]).all()
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_gossip_outer_momentum_is_its_recursion(graph, nesterov, momentum):
+    problem, schedule = Quadratics(), make_schedule(graph, "auto", N, seed=3)
+    outer = SGD(momentum=0.8, nesterov=nesterov)
+    algorithm = GossipOuterMomentum(SGD(momentum=momentum), P, outer, 0.7)
+    ours = trained(algorithm, schedule, problem, local_steps=4)
+    X, inner, v, theirs = zeros(), zeros(), zeros(), [zeros()]
+    for t in range(ROUNDS):
+        Y = X
+        for step in range(4 * t, 4 * t + 4):
+            inner = momentum * inner + problem.slopes(Y, step)
+            Y = Y - LR * inner
+        delta = X - dense(schedule, t) @ Y
+        v = 0.8 * v + delta
+        X = X - 0.7 * (delta + 0.8 * v if nesterov else v)
+        theirs.append(X)
+    agree(ours, theirs)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_the_mean_takes_the_outer_step_of_the_mean_change(graph):
+    problem, schedule = Quadratics(), make_schedule(graph, "auto", N, seed=3)
+    algorithm = GossipOuterMomentum(SGD(), P, SGD(momentum=0.8, nesterov=True), 0.7)
+    X = trained(algorithm, schedule, problem, local_steps=2)
+    v = zeros(P)
+    for t in range(ROUNDS):
+        ends = [local_path(problem, X[t, i], i, range(2 * t, 2 * t + 2)) for i in range(N)]
+        delta = X[t].mean(axis=0) - np.mean(ends, axis=0)
+        v = 0.8 * v + delta
+        mean = X[t].mean(axis=0) - 0.7 * (delta + 0.8 * v)
+        np.testing.assert_allclose(X[t + 1].mean(axis=0), mean, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), AdamW()])
+def test_on_the_complete_graph_gossip_is_diloco_to_the_bit(optimizer):
+    n, outer = 8, SGD(momentum=0.9, nesterov=True)
+    everybody, complete = Averaging(range(n)), make_schedule("complete", "auto", n)
+    algorithm = GossipOuterMomentum(optimizer, P, outer, 0.7)
+    gossip = trained(algorithm, complete, Quadratics(n), local_steps=3)
+    algorithm = OuterMomentum(optimizer, P, outer, 0.7)
+    diloco = trained(algorithm, everybody, Quadratics(n), server=True, local_steps=3)
+    assert (gossip == diloco).all()
+    assert np.abs(gossip[-1]).max() > 0.05
+
+
+@pytest.mark.parametrize("graph", [*GRAPHS, "path"])
+def test_with_its_defaults_gossip_outer_momentum_keeps_agents_together(graph):
+    problem, schedule = Quadratics(n=16, noise=0.0), make_schedule(graph, "auto", 16, seed=1)
+    algorithm = GossipOuterMomentum(SGD(), P, SGD(momentum=0.9, nesterov=True), 0.7)
+    X = trained(algorithm, schedule, problem, rounds=400, lr=0.01, local_steps=5)
+    away = np.linalg.norm(X.mean(axis=1) - problem.optimum, axis=1)
+    assert away[-1] < away[0] / 2
+    assert np.abs(X[300:]).max() < np.abs(problem.c).max()
 
 
 def test_heavy_ball_is_slowmo_while_the_step_size_stays():
@@ -444,6 +502,7 @@ GOSSIP = {
     "exact_diffusion": lambda m: ExactDiffusion(SGD(), m),
     "quasi_global_momentum": lambda m: QuasiGlobalMomentum(SGD(), m, beta=0.0),
     "push_sum": lambda m: PushSum(SGD(), m),
+    "gossip_outer_momentum": lambda m: GossipOuterMomentum(SGD(), m, SGD(), 1.0),
 }
 SERVER = {
     "fedavg": lambda m: FedAvg(SGD(), m),
@@ -469,7 +528,7 @@ def test_a_single_agent_does_plain_sgd(name):
 
 
 @pytest.mark.parametrize("name", ["fedavg", "outer_momentum", "push_sum", "quasi_global_momentum",
-                                  "gradient_tracking"])  # fmt: skip
+                                  "gradient_tracking", "gossip_outer_momentum"])  # fmt: skip
 def test_with_uniform_weights_among_all_it_is_centralized(name):
     central = trained(Centralized(SGD()), Averaging(range(N)), Quadratics(), server=True)
     np.testing.assert_allclose(common(name), central, rtol=0, atol=1e-12)
@@ -510,6 +569,11 @@ RESUMED = {
     "outer_momentum": (
         OuterMomentum(AdamW(), P - 1, SGD(momentum=0.9, nesterov=True), 0.7),
         Averaging(range(N)),
+        {"local_steps": 3},
+    ),
+    "gossip_outer_momentum": (
+        GossipOuterMomentum(AdamW(), P - 1, SGD(momentum=0.9, nesterov=True), 0.7),
+        make_schedule("random_matching", "auto", N, seed=2),
         {"local_steps": 3},
     ),
     "gradient_tracking": (

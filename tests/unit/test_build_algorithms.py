@@ -10,6 +10,7 @@ import torch
 from decdpo import build
 from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
 from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.gossip_outer_momentum import GossipOuterMomentum
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.recall import Recalling
 from decdpo.algorithms.running import Running
@@ -57,6 +58,38 @@ def test_by_default_outer_momentum_is_that_of_diloco():
     assert algorithm.outer == SGD(momentum=0.9, nesterov=True) and algorithm.outer_lr == 0.7
     assert schedule.mixing(0).row(1).sources == (0, 1, 2, 3)
     assert isinstance(exchange, ServerExchange)
+
+
+def test_outer_momentum_by_gossip_meets_neighbours():
+    algorithm, schedule, exchange = made('[algorithm]\nkind = "gossip_outer_momentum"')
+    assert type(algorithm) is GossipOuterMomentum
+    assert algorithm.outer == SGD(momentum=0.9, nesterov=True) and algorithm.outer_lr == 0.7
+    assert schedule.mixing(0).row(1).sources == (0, 2)
+    assert not isinstance(exchange, ServerExchange)
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("outer_lr = 1.5", "algorithm.outer_lr = 1.5"),
+        ("outer_momentum = 0", "algorithm.nesterov = true is ignored"),
+        ("overlap = true", "overlap"),
+        ('[staleness]\nkind = "seeded"', "enters them once"),
+        ('[topology]\nweights = "push"', "would not converge"),
+    ],
+)
+def test_outer_momentum_by_gossip_refuses_what_breaks_it(text, found):
+    with pytest.raises(ConfigError, match=found):
+        parse('[algorithm]\nkind = "gossip_outer_momentum"\n' + text)
+
+
+def test_an_adopted_agent_begins_its_round_at_the_mean_of_its_neighbours():
+    algorithm, _, _ = made('[algorithm]\nkind = "gossip_outer_momentum"')
+    parse('[algorithm]\nkind = "gossip_outer_momentum"\n[faults]\non_loss = "adopt"')
+    state = algorithm.init(torch.zeros(4))
+    state.x.copy_(mean := torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    algorithm.restart(state, 5, None)
+    assert torch.equal(state.anchor, mean)
 
 
 def test_push_sum_takes_push_weights_unless_told_otherwise():
@@ -109,7 +142,7 @@ def test_what_the_loss_of_an_agent_means_to_each_algorithm():
     assert {k for k, v in meaning.items() if v == "keeps"} == {
         "dsgd", "push_sum", "fedavg", "outer_momentum"
     }  # fmt: skip
-    restarts = {"gradient_tracking", "exact_diffusion", "choco"}
+    restarts = {"gradient_tracking", "exact_diffusion", "choco", "gossip_outer_momentum"}
     assert {k for k, v in meaning.items() if v == "restarts"} == restarts
     assert all("The loss of an agent" in ALGORITHMS[kind].__doc__ for kind in ALGORITHMS)
 

@@ -301,6 +301,7 @@ REFUSED = {
     "choco": "codec adds up differences of A and B",
     "fedavg": "server adds up A and B",
     "outer_momentum": "server adds up A and B",
+    "gossip_outer_momentum": "momentum is of A and B",
     "centralized": "server adds up gradients",
     "local": "agents mix nothing",
 }

@@ -132,7 +132,9 @@ class StaleExchange(Around):
             self.counters.ages[age] += 1
             body = self._kept[message.source][(round - age) % self._depth]
             messages.append(Message(message.source, message.weight, age, body))
-        return Received(received.sent, tuple(messages), own=received.own)
+        return Received(
+            received.sent, tuple(messages), own=received.own, agent=received.agent
+        )
 
     def recall(self, rows: Mapping[int, Row], history: Mapping[int, Mapping[int, Tensor]]) -> None:
         """Receive again what agents sent before the run was resumed. Collective.
