@@ -36,18 +36,20 @@ step() { # name, time limit in seconds, command...
     SUMMARY+=("$(printf '%-22s %5d s  %s' "$name" $((SECONDS - began)) "$verdict")")
 }
 
+declare -A AWAITED=()
 beside() { # as step, in the background: the others go on meanwhile
     (
-        step "$@" >"$BESIDE/said" 2>&1
-        printf '%s\n' "${SUMMARY[@]: -1}" >"$BESIDE/summary"
+        step "$@" >"$BESIDE/$1.said" 2>&1
+        printf '%s\n' "${SUMMARY[@]: -1}" >"$BESIDE/$1.summary"
         exit "$FAILED"
     ) &
+    AWAITED["$1"]=$!
 }
 
-joined() { # waits for the step in the background and takes over what it found
-    wait "$!" || FAILED=1
-    cat "$BESIDE/said"
-    SUMMARY+=("$(cat "$BESIDE/summary") (beside the others)")
+joined() { # name: waits for that step in the background and takes over what it found
+    wait "${AWAITED["$1"]}" || FAILED=1
+    cat "$BESIDE/$1.said"
+    SUMMARY+=("$(cat "$BESIDE/$1.summary") (beside others)")
 }
 
 mpich() { # ranks, tests...: with MPICH's MPI in the place of the environment's, all else shared
@@ -77,35 +79,44 @@ mapfile -t UNIT_TESTS < <(existing tests/unit tests/contract tests/slurm)
 mapfile -t WHOLE_TESTS < <(existing tests/end_to_end)
 mapfile -t MPI_TESTS < <(existing tests/contract tests/mpi)
 
-if [ "${1:-}" != quick ]; then # its jobs mostly wait
-    beside "tests, SLURM" 1500 "$PYTHON" -m pytest -rs --durations=25 -m slurm tests/slurm
-fi
-step "lint (flake8)" 300 "$PYTHON" -m flake8 "${SOURCES[@]}"
-step "lint (isort)" 300 "$PYTHON" -m isort --check-only --quiet "${SOURCES[@]}"
-step "types (mypy)" 600 "$PYTHON" -m mypy
-step "layers" 300 lint-imports
+statics() { # what needs no run of a test
+    step "lint (flake8)" 300 "$PYTHON" -m flake8 "${SOURCES[@]}"
+    step "lint (isort)" 300 "$PYTHON" -m isort --check-only --quiet "${SOURCES[@]}"
+    step "types (mypy)" 600 "$PYTHON" -m mypy
+    step "layers" 300 lint-imports
+}
+
+ranks() { # beside|step number [argument of pytest]...
+    "$1" "tests, $2 rank(s)" 1000 bash tools/test-ranks.sh "$2" "${MPI_TESTS[@]}" "${@:3}"
+}
+
 if [ "${1:-}" = quick ]; then
+    statics
     step "tests, quick" 600 "$PYTHON" -m pytest -rs -m "not slow and not slurm" "${UNIT_TESTS[@]}"
 else
-    # Two processes share the tests of one process; ranks would wait for each other's cores.
+    # Its jobs mostly wait.
+    beside "tests, SLURM" 1500 "$PYTHON" -m pytest -rs --durations=25 -m slurm tests/slurm
+    statics
+    # Two processes share the tests, each of which mostly has one process or waits for several.
     step "tests, one process" 1500 "$PYTHON" -m pytest -rs --durations=25 -n 2 --dist worksteal \
         -m "not slurm" "${UNIT_TESTS[@]}"
     if [ "${#WHOLE_TESTS[@]}" -gt 0 ]; then
-        step "tests, whole runs" 2000 "$PYTHON" -m pytest -rs --durations=25 "${WHOLE_TESTS[@]}"
+        step "tests, whole runs" 2000 "$PYTHON" -m pytest -rs --durations=25 -n 2 --dist worksteal \
+            "${WHOLE_TESTS[@]}"
     fi
     if [ "${#MPI_TESTS[@]}" -gt 0 ]; then
-        for ranks in 1 2 3 4; do
-            # Whole runs take longest; three ranks host their eight agents unevenly.
-            leave=(--ignore=tests/mpi/test_mpi_runs.py)
-            [ "$ranks" -ne 3 ] || leave=()
-            step "tests, $ranks rank(s)" 1000 bash tools/test-ranks.sh "$ranks" "${MPI_TESTS[@]}" \
-                "${leave[@]}"
-        done
+        # Whole runs take longest; three ranks host their eight agents unevenly.
+        runs=tests/mpi/test_mpi_runs.py
+        ranks beside 1 -m "not slow" --ignore="$runs"
+        ranks step 2 --ignore="$runs"
+        joined "tests, 1 rank(s)"
+        ranks step 3 -m "not slow"
+        ranks step 4 -m "not slow" --ignore="$runs"
         export PYTHON
         step "tests, MPICH" 600 bash -c 'mpich "$@"' mpich 2 -m "not slow" tests/contract \
             tests/mpi/test_mpi_saving.py tests/mpi/test_mpi_stop.py
     fi
-    joined
+    joined "tests, SLURM"
 fi
 
 echo

@@ -13,7 +13,7 @@ VECTOR = 4 * 4096
 
 
 def vectors():
-    """Return how many vectors of that length are alive, whoever holds them."""
+    """Return how many vectors of that length are alive of those made since ``alive`` began."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     tensors = [tensor for tensor in tensors if tensor.device.type != "meta"]
@@ -24,13 +24,15 @@ def vectors():
 @pytest.fixture
 def alive(monkeypatch):
     """Return the numbers of vectors that were alive whenever something was measured or exported."""
-    before, found = vectors(), []
+    # What is there already need not be looked through again and again.
+    gc.freeze()
+    found = []
 
     def watch(owner, name):
         whole = getattr(owner, name)
 
         def watched(*args, **more):
-            found.append(vectors() - before)
+            found.append(vectors())
             return whole(*args, **more)
 
         monkeypatch.setattr(owner, name, watched)
@@ -42,7 +44,8 @@ def alive(monkeypatch):
         result, found[:] = list(found), []
         return result
 
-    return since
+    yield since
+    gc.unfreeze()
 
 
 def test_evaluate_and_export_hold_one_vector_and_the_mean(shell, config, alive):

@@ -25,8 +25,8 @@ def test_late_messages_change_the_run_and_no_delay_does_not(shell, config):
 
 def test_a_run_by_arrival_is_replayed_in_one_process(shell, config):
     arrival = ["--set", "staleness.kind=arrival", "--set", "log.every=6"]
-    shell("train", config, "--out", "live", *arrival, "--set", "run.rounds=6", ranks=4)
-    shell("resume", "live", "--set", "run.rounds=12", ranks=3)
+    shell("train", config, "--out", "live", *arrival, "--set", "run.rounds=6", ranks=3)
+    shell("resume", "live", "--set", "run.rounds=12", ranks=2)
     replay = ["--set", "staleness.kind=replay", "--set", "staleness.run=live"]
     shell("train", config, "--out", "again", *replay)
     again, live = ({i: d["x"] for i, d in shell.digests(r).items()} for r in ("again", "live"))

@@ -105,7 +105,7 @@ def test_a_resumed_run_hears_the_old_messages_again(world: Any, agree: Any) -> N
 
 
 @pytest.mark.parametrize("graph", ["ring", "complete", "exponential"])
-@pytest.mark.parametrize("size", [300, 2 * BLOCK])
+@pytest.mark.parametrize("size", [300, pytest.param(2 * BLOCK, marks=pytest.mark.slow)])
 def test_arrivals_are_replayed_in_one_process(
     world: Any, tmp_path: Path, graph: str, size: int
 ) -> None:

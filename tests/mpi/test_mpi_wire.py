@@ -12,7 +12,7 @@ from small_models import write_model
 
 from decdpo.params.flat import FlatParams, Layout
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
 
 RUN = 4
