@@ -27,6 +27,7 @@ class Needs:
     sends_bytes : whether a message is a code of uint8; else it has the type of the parameters.
     sends_model : whether a message ends with the shared parameters, which neighbours average by
         weights that sum to one.
+    in_parts : whether it can mix a part of the vector by itself (``fragments.InParts``).
     against_products : why adapters cannot be mixed as products of their factors (``products``); ""
         if they can.
     on_loss : what the survivors do when an agent is lost: go on with the state they have ("keeps"),
@@ -42,6 +43,7 @@ class Needs:
     momentum: str = ""
     sends_bytes: bool = False
     sends_model: bool = False
+    in_parts: bool = False
     against_products: str = ""
     on_loss: Literal["keeps", "restarts", "refuses"]
 

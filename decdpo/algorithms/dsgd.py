@@ -48,7 +48,7 @@ class Dsgd:
     average it.
     """
 
-    needs: ClassVar[Needs] = Needs(sends_model=True, on_loss="keeps")
+    needs: ClassVar[Needs] = Needs(sends_model=True, in_parts=True, on_loss="keeps")
 
     optimizer: Optimizer
     num_shared: int
@@ -71,7 +71,11 @@ class Dsgd:
 
     def mix(self, state: DsgdState, inbox: Inbox) -> None:
         """x_i <- x_i + sum_j w_ij (m_j - m_i)."""
-        inbox.displace(state.x[: self.num_shared])
+        self.mix_part(state, inbox, slice(self.num_shared))
+
+    def mix_part(self, state: DsgdState, inbox: Inbox, part: slice) -> None:
+        """Mix ``part`` of x_i with what was sent of it."""
+        inbox.displace(state.x[part])
 
     def restart(self, state: DsgdState, rounds: int, mean: Tensor | None) -> None:
         """Do nothing: nothing is conserved but the mean of the models."""

@@ -54,19 +54,21 @@ class GossipOuterMomentum(OuterMomentum):
 
     The loss of an agent restarts the round where each agent is, x_i,t <- x_i, which changes nothing
     but for an adopted one that begins at the mean of its neighbours. Momenta stay: any doubly
-    stochastic weights average what is left, and what the lost one added decays with beta.
+    stochastic weights average what is left, and what the lost one added decays with beta. Where a
+    part of the vector travels in a round, the local steps that other parts have taken meanwhile
+    stand as they are, without an outer step.
     """
 
     needs: ClassVar[Needs] = Needs(
         every_message=True,
         sends_model=True,
+        in_parts=True,
         against_products="its momentum is of A and B, whose coordinates turn with every cut",
         on_loss="restarts",
     )
 
-    def average(self, state: OuterState, inbox: Inbox) -> Tensor:
-        """Return sum_j w_ij x_j,E (M,), which takes the place of x_i,E."""
-        shared = state.x[: self.num_shared]
+    def average(self, shared: Tensor, inbox: Inbox) -> Tensor:
+        """Return sum_j w_ij x_j,E, which takes the place of x_i,E in ``shared``."""
         inbox.average(shared)
         return shared
 

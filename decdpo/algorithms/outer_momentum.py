@@ -61,7 +61,10 @@ class OuterMomentum:
     """
 
     needs: ClassVar[Needs] = Needs(
-        meets="server", against_products="its server adds up A and B", on_loss="keeps"
+        meets="server",
+        in_parts=True,
+        against_products="its server adds up A and B",
+        on_loss="keeps",
     )
 
     optimizer: Optimizer
@@ -88,13 +91,21 @@ class OuterMomentum:
 
     def mix(self, state: OuterState, inbox: Inbox) -> None:
         """Take the outer step from x_t along the average change, and begin the next round there."""
-        shared = state.x[: self.num_shared]
-        torch.sub(state.anchor, self.average(state, inbox), out=shared)
-        self.outer.step(state.anchor, state.outer, shared, self.outer_lr)
-        shared.copy_(state.anchor)
+        self.mix_part(state, inbox, slice(self.num_shared))
 
-    def average(self, state: OuterState, inbox: Inbox) -> Tensor:
-        """Return the average (M,) of where the local steps have led, made by the server."""
+    def mix_part(self, state: OuterState, inbox: Inbox, part: slice) -> None:
+        """Take the outer step of ``part``, whose anchor is where its last one has led."""
+        shared, anchor, memory = state.x[part], state.anchor[part], state.outer
+        torch.sub(anchor, self.average(shared, inbox), out=shared)
+        outer = OptimState(memory.first[part], memory.second, memory.steps)
+        self.outer.step(anchor, outer, shared, self.outer_lr)
+        shared.copy_(anchor)
+
+    def average(self, shared: Tensor, inbox: Inbox) -> Tensor:
+        """Return the average of where the local steps have led, as the server has made it.
+
+        shared : the same values of the agent itself, which may be overwritten.
+        """
         inbox.settle()
         (message,) = inbox.messages
         return message.body

@@ -12,7 +12,7 @@ from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.products import ProductMixing
 from decdpo.algorithms.recall import Recalling
 from decdpo.algorithms.running import Running
-from decdpo.build.learning import make_algorithm, make_loss, make_optimizer
+from decdpo.build.learning import in_fragments, make_algorithm, make_loss, make_optimizer
 from decdpo.build.meeting import make_topology, scheduled_age
 from decdpo.comm.world import World
 from decdpo.config import Config, policies
@@ -164,6 +164,7 @@ def make_run_algorithm(
     """
     optimizer = make_optimizer(config.optim)
     algorithm = make_algorithm(config.algorithm, optimizer, layout, config.run.seed)
+    algorithm = in_fragments(algorithm, config.algorithm.fragments, layout.num_shared)
     section = config.policy
     if isinstance(section, policies.CausalLM) and section.lora.mix == "svd" and policy is not None:
         start = policy.initial()[: layout.num_shared]

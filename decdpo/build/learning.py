@@ -8,6 +8,7 @@ import torch
 from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.catalogue import ALGORITHMS
 from decdpo.algorithms.choco import Choco
+from decdpo.algorithms.fragments import Fragments
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.codecs.base import Codec
 from decdpo.codecs.cast import Cast
@@ -94,6 +95,23 @@ def make_algorithm(
         codec = make_codec(section, shared, layout.dtype, seed)
         return Choco(optimizer, shared, codec, section.gamma or codec.delta)
     return plain_algorithm(section, optimizer, shared)
+
+
+def in_fragments(algorithm: Algorithm[Any], count: int, num_shared: int) -> Algorithm[Any]:
+    """Return the algorithm, a part of whose vector travels in a round if ``count`` is above 1.
+
+    Raises ``ConfigError`` if there are fewer values than parts.
+    """
+    if count == 1:
+        return algorithm
+    assert algorithm.needs.in_parts, "its section has no such key otherwise"
+    if count > num_shared:
+        raise ConfigError(
+            f"algorithm.fragments = {count}, but only {num_shared} parameters are shared",
+            f"set algorithm.fragments to {num_shared} or less",
+        )
+    inner: Any = algorithm
+    return Fragments(inner, num_shared, count)
 
 
 def plain_algorithm(

@@ -1,6 +1,7 @@
 """From a configuration to whom the agents meet: the mixing weights, and how messages travel."""
 
 from collections.abc import Sequence
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,22 @@ def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
             f"{algorithm.kind.replace('_', ' ')} is known to converge with symmetric ones only",
             "symmetrize them" + (f", or use algorithm.kind = {other!r}" if other else ""),
         )
+    _check_period(algorithm.fragments, schedule.period, section.graph)
     if section.graph in TIME_VARYING:
         require_connected_union(schedule, num_agents, min(config.run.rounds, UNION_ROUNDS))
     return schedule
+
+
+def _check_period(fragments: int, period: int, graph: str) -> None:
+    """Refuse parts of the vector that would meet some of the graph's weights only."""
+    common = gcd(fragments, period)
+    if common > 1:
+        raise TopologyError(
+            f"algorithm.fragments = {fragments} does not suit topology.graph = {graph!r}, which "
+            f"repeats after {period} rounds: a part would be mixed by the same {period // common} "
+            f"of its {period} matrices for ever",
+            f"choose algorithm.fragments without a common factor with {period}",
+        )
 
 
 def make_delays(config: Config, world: World) -> Delays:

@@ -9,6 +9,9 @@ from decdpo.errors import ConfigError
 CODECS = ("topk", "randomk", "int8", "int4", "bf16", "identity")
 """Ways to compress a message."""
 
+FRAGMENTS = "F, parts of the vector: one travels in a round, in turn, so 1/F of the bytes"
+"""What the key of that name means."""
+
 SPARSE = ("topk", "randomk")
 """Those that keep a chosen part of the values."""
 
@@ -35,6 +38,11 @@ class AlgorithmSection:
         return False
 
     @property
+    def fragments(self) -> int:
+        """F, parts of the vector of which one travels in a round."""
+        return 1
+
+    @property
     def has_outer_momentum(self) -> bool:
         """Whether the agents hold a common momentum of their averaged changes."""
         return False
@@ -50,6 +58,7 @@ class Dsgd(AlgorithmSection):
     kind: str = option("dsgd", "which algorithm")
     local_steps: int = option(1, "E, local steps between two exchanges", low=1)
     overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+    fragments: int = option(1, FRAGMENTS, low=1)
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class OuterMomentum(AlgorithmSection):
     outer_lr: float = option(0.7, "step size of the outer step", above=0.0)
     outer_momentum: float = option(0.9, "momentum of the outer step", low=0.0, below=1.0)
     nesterov: bool = option(True, "Nesterov's outer step (DiLoCo); else heavy ball (SlowMo)")
+    fragments: int = option(1, FRAGMENTS, low=1)
 
     @property
     def has_outer_momentum(self) -> bool:

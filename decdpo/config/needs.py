@@ -6,6 +6,7 @@ that a plain one is read without them.
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from decdpo.config.policies import CausalLM
 from decdpo.config.schema import Sgd
 from decdpo.errors import ConfigError
 from decdpo.topology.names import DIRECTED, TIME_VARYING
@@ -32,6 +33,7 @@ class Traits(NamedTuple):
 def check_needs(config: "Config") -> None:
     """Raise ``ConfigError`` for what makes the algorithm unsound, or what it would ignore."""
     config.algorithm.check()
+    _check_fragments(config)
     traits = _traits(config)
     if not any(traits):
         return
@@ -103,6 +105,33 @@ def _check_weights(config: "Config", traits: Traits, needs: "Needs") -> None:
             f"topology.graph = {config.graph!r} is directed: {name} is known to converge "
             "with symmetric weights only",
             f"use an undirected graph{_instead(needs)}",
+        )
+
+
+def _check_fragments(config: "Config") -> None:
+    """Raise ``ConfigError`` where parts of the vector cannot be mixed one at a time."""
+    if config.algorithm.fragments == 1:
+        return
+    name, policy = f"algorithm.fragments = {config.algorithm.fragments}", config.policy
+    late = config.staleness.kind
+    if late != "none":
+        raise ConfigError(
+            f"{name} does not suit staleness.kind = {late!r}: a message of an earlier round holds "
+            "another part of the vector",
+            "remove algorithm.fragments, or remove [staleness]",
+        )
+    if isinstance(policy, CausalLM) and policy.lora.mix == "svd":
+        raise ConfigError(
+            f"{name} does not suit policy.lora.mix = 'svd': a product needs both of its factors, "
+            "which need not be in one part",
+            "remove algorithm.fragments, or choose another rule",
+        )
+    if config.graph == "one_peer_exponential" and config.faults.on_loss != "abort":
+        raise ConfigError(
+            f"{name} with topology.graph = 'one_peer_exponential' does not suit faults.on_loss = "
+            f"{config.faults.on_loss!r}: with fewer agents the graph may repeat after as many "
+            "rounds as the parts do, and would leave a part unmixed",
+            'choose another graph, or set faults.on_loss = "abort"',
         )
 
 

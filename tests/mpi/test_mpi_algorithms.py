@@ -12,6 +12,7 @@ from decdpo.algorithms.choco import Choco
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.fragments import Fragments
 from decdpo.algorithms.gossip_outer_momentum import GossipOuterMomentum
 from decdpo.algorithms.gradient_tracking import GradientTracking
 from decdpo.algorithms.outer_momentum import OuterMomentum
@@ -46,6 +47,12 @@ CASES = {
         GossipOuterMomentum(AdamW(), P, SGD(momentum=0.9, nesterov=True), 0.7),
         "random_matching",
     ),
+    "dsgd in fragments": (Fragments(Dsgd(SGD(momentum=0.9), P), P, 7), "ring"),
+    "outer momentum in fragments": (
+        Fragments(OuterMomentum(AdamW(), P, SGD(momentum=0.9), 0.7), P, 7),
+        Averaging(range(N)),
+    ),
+    "fragments with a statistic": (Running(Fragments(Dsgd(SGD(), P), P, 7)), "random_matching"),
     "gradient tracking": (GradientTracking(SGD(momentum=0.9), P), "one_peer_exponential"),
     "gradient tracking, pairs": (GradientTracking(AdamW(), P), "random_matching"),
     "exact diffusion": (ExactDiffusion(SGD(), P), "ring"),
@@ -65,8 +72,10 @@ ADAPT_FIRST = (FedAvg, OuterMomentum, Centralized, ExactDiffusion)
 
 
 def _kind(algorithm: Any) -> Any:
-    """Return the algorithm, without what shares a statistic beside it."""
-    return getattr(algorithm, "inner", algorithm)
+    """Return the algorithm, without what shares a statistic beside it, or sends parts of it."""
+    while hasattr(algorithm, "inner"):
+        algorithm = algorithm.inner
+    return algorithm
 
 
 @pytest.fixture
@@ -115,7 +124,7 @@ def train(world: Any, name: str, overlap: bool) -> tuple[dict[int, torch.Tensor]
             for step in range(2 * t, 2 * t + 2):
                 if schedule.mixing(t).row(i).active:
                     algorithm.local_step(state, gradient(i, step, state.x), 0.05)
-                    if kind is not algorithm:
+                    if isinstance(algorithm, Running):
                         # What is shared acts on the model, so that its bits are compared, too.
                         state.running += float(state.x[0])
                         state.x[1] += float(state.running) / 100

@@ -17,6 +17,7 @@ PAIRS = 40
 """Pairs of each of the 8 users."""
 ALGORITHMS = {
     "dsgd": ["algorithm.local_steps=2", "optim.kind=adamw", "optim.lr=0.01"],
+    "dsgd in fragments": ["algorithm.fragments=5", "optim.momentum=0.9"],
     "centralized": ["optim.kind=adamw", "optim.lr=0.01"],
     "fedavg": ["algorithm.participants=3", "algorithm.local_steps=2", "optim.momentum=0.9"],
     "fedavg with momentum": ["algorithm.participants=2", "algorithm.server_momentum=0.9"],
@@ -24,6 +25,7 @@ ALGORITHMS = {
     "gossip_outer_momentum": [
         "algorithm.local_steps=2", "optim.kind=adamw", "topology.graph=random_matching",
     ],
+    "gossip_outer_momentum in fragments": ["algorithm.local_steps=2", "algorithm.fragments=3"],
     "gradient_tracking": ["optim.momentum=0.9", "topology.graph=one_peer_exponential"],
     "exact_diffusion": ["topology.graph=random_matching"],
     "quasi_global_momentum": ["algorithm.local_steps=2", "topology.graph=exponential"],
@@ -203,6 +205,17 @@ def test_late_and_compressed_messages_go_on_on_these_ranks(shell, config, name):
     shell("resume", "part", "--set", "run.rounds=12")
     assert shell.digests("part") == shell.digests("whole")
     assert shell.metrics("part") == shell.metrics("whole")
+
+
+def test_fragments_divide_the_bytes_of_a_round(shell, same_bits, agree):
+    records = same_bits("algorithm.fragments=4", "algorithm.overlap=true")
+    assert [r["messages"] for r in records] == [16 * r["round"] for r in records]
+    assert [r["bytes"] for r in records] == [16 * r["round"] * 4096 for r in records]
+    ranks = len(agree.texts(""))
+    crossing = 2 * ranks if ranks > 1 else 0
+    lines = (shell.folder / "spread" / "metrics.jsonl").read_text().splitlines()
+    system = [json.loads(line)["system"] for line in lines]
+    assert [s["bytes_between_processes"] for s in system] == [0, *[crossing * (64 + 4096)] * 12]
 
 
 def test_compressed_messages_are_counted_as_they_travel(shell, same_bits, agree):

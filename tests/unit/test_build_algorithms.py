@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from decdpo import build
 from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
 from decdpo.algorithms.fedavg import FedAvg
+from decdpo.algorithms.fragments import Fragments
 from decdpo.algorithms.gossip_outer_momentum import GossipOuterMomentum
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.recall import Recalling
@@ -90,6 +92,56 @@ def test_an_adopted_agent_begins_its_round_at_the_mean_of_its_neighbours():
     state.x.copy_(mean := torch.tensor([1.0, 2.0, 3.0, 4.0]))
     algorithm.restart(state, 5, None)
     assert torch.equal(state.anchor, mean)
+
+
+def run_algorithm(text):
+    return build.make_run_algorithm(parse(text), LAYOUT)
+
+
+@pytest.mark.parametrize("kind", ["dsgd", "outer_momentum", "gossip_outer_momentum"])
+def test_fragments_send_a_part_of_the_vector(kind):
+    text = f'[algorithm]\nkind = "{kind}"\nfragments = '
+    assert type(run_algorithm(text + "1")) is ALGORITHMS[kind]
+    algorithm = run_algorithm(text + "3")
+    assert isinstance(algorithm, Fragments) and algorithm.message_size(4) == 2
+    assert algorithm.needs.on_loss == "restarts" and not algorithm.needs.sends_model
+    state = algorithm.init(torch.arange(4.0))
+    sent = []
+    for turn in range(4):
+        algorithm.restart(state, turn, None)
+        sent.append(algorithm.message(state).tolist())
+    assert sent == [[0, 1], [1, 2], [2, 3], [0, 1]]
+    with pytest.raises(ConfigError, match="fragments = 5, but only 4"):
+        run_algorithm(text + "5")
+
+
+def test_fragments_are_an_option_of_the_algorithms_that_mix_in_parts():
+    known = {kind for kind, section in SECTIONS["algorithm"].items()
+             if "fragments" in {f.name for f in fields(section)}}  # fmt: skip
+    assert known == {kind for kind in ALGORITHMS if needs_of(kind).in_parts}
+    assert known == {"dsgd", "outer_momentum", "gossip_outer_momentum"}
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ('[staleness]\nkind = "seeded"', "another part of the vector"),
+        ('[policy]\nkind = "causal_lm"\n[policy.lora]\nrank = 2\nmix = "svd"', "both of its"),
+        ('[topology]\ngraph = "one_peer_exponential"\n[faults]\non_loss = "survive"', "unmixed"),
+    ],
+)
+def test_fragments_are_refused_where_parts_do_not_suit(text, found):
+    with pytest.raises(ConfigError, match=found):
+        parse("[algorithm]\nfragments = 3\n" + text)
+    parse("[algorithm]\nfragments = 1\n" + text)
+
+
+def test_fragments_and_a_graph_that_repeats_must_not_keep_step():
+    text = '[algorithm]\nfragments = %d\n[topology]\ngraph = "one_peer_exponential"'
+    build.make_topology(parse(text % 3), PAIRS)
+    with pytest.raises(TopologyError, match="repeats after 2 rounds") as caught:
+        build.make_topology(parse(text % 4), PAIRS)
+    assert "without a common factor with 2" in caught.value.remedy
 
 
 def test_push_sum_takes_push_weights_unless_told_otherwise():

@@ -219,6 +219,11 @@ def _not_covered(config: Config) -> tuple[list[str], list[str]]:
         steps.append(
             f"algorithm.kind = {algorithm.kind!r}: the theory is of dsgd, fedavg and centralized"
         )
+    if algorithm.fragments > 1:
+        steps.append(
+            f"algorithm.fragments = {algorithm.fragments}: the theory mixes the whole vector in "
+            "every round"
+        )
     if optim.kind != "sgd":
         steps.append(f"optim.kind = {optim.kind!r}: the theory is of sgd")
     for key, value, why in (
