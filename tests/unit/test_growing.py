@@ -1,14 +1,17 @@
 """Resuming with more agents than were saved: what the new ones begin from, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from shells import CONFIG, Shell
 
+from decdpo.checkpoint.format import MANIFEST, Manifest
 from decdpo.checkpoint.inspect import locate
 from decdpo.checkpoint.parts import open_part
+from decdpo.comm.history import HISTORY, MEAN, Change
 
 MORE = ("--set", "agents.count=6", "--set", "run.rounds=8")
 ALLOWED = (*MORE, "--allow", "agents.count")
@@ -175,3 +178,47 @@ def test_a_server_gives_new_agents_its_model(shell: Shell) -> None:
     assert "each begins at the common model" in shell.said
     after = saved(shell, 4)
     assert len({after[agent].tobytes() for agent in range(6)}) == 1
+
+
+def write_history(shell: Shell, *changes: Change, held: tuple[int, ...]) -> None:
+    """Let the newest checkpoint be one of a run that lost agents, and adopted some of them."""
+    folder = locate(shell.folder / "run")
+    found = Manifest.read(folder)
+    (part,) = found.parts
+    extra = {**found.extra, HISTORY: [change.to_json() for change in changes]}
+    parts = (replace(part, agents=held),)
+    changed = replace(found, agents=len(held), parts=parts, extra=extra)
+    (folder / MANIFEST).write_bytes(changed.to_bytes())
+
+
+def history(shell: Shell) -> list[dict[str, object]]:
+    """Return the history in the newest checkpoint."""
+    found: list[dict[str, object]] = Manifest.read(locate(shell.folder / "run")).extra[HISTORY]
+    return found
+
+
+def test_an_agent_that_was_lost_comes_back_if_that_is_allowed(shell: Shell) -> None:
+    train(shell)
+    write_history(shell, Change(1, True, (1,)), held=(0, 2, 3))
+    shell("resume", "run", "--set", "run.rounds=5")
+    before = saved(shell, 5)
+    assert sorted(before) == [0, 2, 3]
+    shell("resume", "run", "--set", "run.rounds=6", "--allow", "agents.count")
+    assert "agent 1 is new beside 3 that were saved" in shell.said
+    after = saved(shell, 5)
+    mean = (before[0].astype(np.float64) + before[2]) / 2
+    np.testing.assert_allclose(after[1], mean, rtol=1e-6)
+    assert [change["joined"] for change in history(shell)] == [{}, {"1": MEAN}]
+    assert json.loads((shell.folder / "run/run.json").read_text())["start"]["agents"] == 4
+    assert sorted(saved(shell, 6)) == [0, 1, 2, 3]
+    # With nobody to come back, the leave changes nothing.
+    shell("resume", "run", "--set", "run.rounds=7", "--allow", "agents.count")
+    assert "new beside" not in shell.said
+
+
+def test_the_history_stays_where_all_lost_agents_were_adopted(shell: Shell) -> None:
+    train(shell)
+    changes = Change(1, True, (1,)), Change(2, False, (), {"1": MEAN})
+    write_history(shell, *changes, held=(0, 1, 2, 3))
+    shell("resume", "run", "--set", "run.rounds=5")
+    assert history(shell) == [json.loads(json.dumps(change.to_json())) for change in changes]
