@@ -2,23 +2,21 @@
 
     mpirun --with-ft ulfm --oversubscribe -n 2 python tools/bench_survive.py [--size 1e6]
 
-Agents on a ring, one on every rank, send ``size`` floats and mix what they receive. The contestants
-take turns, round by round, in one job; a round's time is that of the slowest rank. Printed are the
-lower quartile and the median in ms, and the median of survive - p2p in the same turn:
+Agents on a ring, one a rank, mix ``size`` floats in turns, round by round, in one job. Printed are
+lower quartile and median of the slowest rank in ms, and the median of survive - p2p in a turn:
 
-    auto        abort, by shared memory where there is some
-    p2p         abort, every message sent, which is how survive sends
+    auto        abort, by shared memory where there is some; p2p with every message sent
     survive     p2p and the agreement on the round
     agreement   the agreement alone, of ranks that come together
 
-``--compute MS`` computes so long between sending and collecting, as algorithm.overlap = true does.
+``--compute MS`` computes so long before collecting, as with algorithm.overlap = true.
 """
 
 import argparse
 import time
 from collections.abc import Callable
 
-import networkx as nx
+import networkx
 import numpy as np
 import torch
 
@@ -33,7 +31,7 @@ def rounds_of(world: MpiWorld, size: int, compute: float) -> Callable[[int], Non
     """Return what takes one round by its number. Collective."""
     exchange = world.exchange(size, torch.float32)
     (agent,) = world.local_agents
-    row = row_of(nx.cycle_graph(world.num_agents), agent)
+    row = row_of(networkx.cycle_graph(world.num_agents), agent)
     x, work = torch.full((size,), float(agent)), np.ones(20_000)
 
     def step(turn: int) -> None:
