@@ -2,8 +2,8 @@
 
 A new agent begins at the mean of the models of its neighbours in the graph that it joins, out of
 those that were saved; where a server averages, at the model that all hold; its optimizer is fresh.
-Then algorithms with conserved sums begin these anew, as after a loss. Agents that were lost before
-come back in the same way.
+Then an algorithm that restarts after a loss does so, which rebuilds conserved sums. Agents that
+were lost before come back in the same way.
 """
 
 from collections.abc import Mapping
@@ -63,8 +63,8 @@ def words(event: Mapping[str, Any], needs: Needs) -> str:
     new = ", ".join(map(str, event["joined"]))
     several = len(event["joined"]) > 1
     start = "the common model" if needs.meets == "server" else "the mean of its neighbours' models"
-    sums = "; all agents begin their sums anew" if needs.on_loss == "restarts" else ""
+    again = "; the algorithm restarts on all agents" if needs.on_loss == "restarts" else ""
     return (
         f"agent{'s' if several else ''} {new} {'are' if several else 'is'} new beside "
-        f"{event['before']} that were saved: each begins at {start}, with a fresh optimizer{sums}"
+        f"{event['before']} that were saved: each begins at {start}, with a fresh optimizer{again}"
     )

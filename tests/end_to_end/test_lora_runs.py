@@ -48,6 +48,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(shell, lora, mix):
         assert "lora/interference" not in last
 
 
+def test_new_agents_join_a_run_of_adapters(shell, lora):
+    few = ["--set", "agents.count=3", "--set", "run.rounds=2", "--set", "policy.lora.mix=svd"]
+    shell("train", "run.toml", "--out", "r", *few)
+    more = ["--set", "agents.count=4", "--set", "run.rounds=4", "--allow", "agents.count"]
+    shell("resume", "r", *more)
+    assert "agent 3 is new beside 3 that were saved" in shell.said
+    *_, before, _, last = shell.metrics("r")
+    assert len(last["heldout/accuracy_by_agent"]) == 4 and last["loss"] < before["loss"] + 0.05
+    shell("export", "r", "--out", "adapter")
+
+
 def test_an_adapter_goes_to_peft_and_comes_back(shell, lora, folder):
     peft = pytest.importorskip("peft", reason="peft is not installed (extra test)")
     from transformers import AutoModelForCausalLM

@@ -160,7 +160,7 @@ def test_the_mean_of_all_models_follows_the_mean_gradient_again(shell: Shell, ki
     here nothing; the trackers have the sum of the gradients."""
     train(shell, f"algorithm.kind={kind}")
     shell("resume", "run", *ALLOWED, "--set", "optim.lr=1e-30", "--allow", "optim.lr")
-    again = "begin their sums anew" in shell.said
+    again = "the algorithm restarts on all agents" in shell.said
     assert again == (kind != "push_sum")
     if kind == "gradient_tracking":
         sums = [sum(saved(shell, 8, name).values()) for name in ("y", "grad")]
@@ -170,6 +170,22 @@ def test_the_mean_of_all_models_follows_the_mean_gradient_again(shell: Shell, ki
     mean = np.mean(list(first.values()), axis=0)
     np.testing.assert_allclose(np.mean(list(last.values()), axis=0), mean, atol=1e-7)
     assert np.ptp(list(last.values()), axis=0).max() < np.ptp(list(first.values()), axis=0).max()
+
+
+@pytest.mark.parametrize("kind, fragments", [("gossip_outer_momentum", 1), ("dsgd", 3)])
+def test_a_new_agent_is_in_the_same_round_as_the_others(
+    shell: Shell, kind: str, fragments: int
+) -> None:
+    train(shell, f"algorithm.kind={kind}", f"algorithm.fragments={fragments}")
+    shell("resume", "run", *ALLOWED)
+    assert "the algorithm restarts on all agents" in shell.said
+    if fragments > 1:
+        with open_part(locate(shell.folder / "run", 4) / "part_0000.h5") as reader:
+            assert {reader.contents(agent)[2]["turn"] for agent in range(6)} == {4}
+    else:
+        models, anchors = saved(shell, 4), saved(shell, 4, "anchor")
+        for agent in range(6):
+            np.testing.assert_array_equal(models[agent], anchors[agent])
 
 
 def test_a_server_gives_new_agents_its_model(shell: Shell) -> None:
@@ -222,3 +238,12 @@ def test_the_history_stays_where_all_lost_agents_were_adopted(shell: Shell) -> N
     write_history(shell, *changes, held=(0, 1, 2, 3))
     shell("resume", "run", "--set", "run.rounds=5")
     assert history(shell) == [json.loads(json.dumps(change.to_json())) for change in changes]
+
+
+def test_a_model_from_before_is_measured_with_as_many_agents_as_there_were(shell: Shell) -> None:
+    train(shell, "checkpoint.every=2", "checkpoint.keep=5")
+    shell("resume", "run", *ALLOWED)
+    shell("evaluate", "run", "--round", "2", status=3)
+    assert "agents: saved 4, now 6" in shell.said and "as many agents as were saved" in shell.said
+    few = ("--set", "agents.count=4")
+    assert json.loads(shell("evaluate", "run", "--round", "2", "--json", *few))["round"] == 2
