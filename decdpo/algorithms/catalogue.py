@@ -5,6 +5,7 @@ from typing import Any
 from decdpo.algorithms.base import Needs
 from decdpo.algorithms.centralized import Centralized
 from decdpo.algorithms.choco import Choco
+from decdpo.algorithms.clipped_gossip import ClippedGossip
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.fedavg import FedAvg
@@ -14,6 +15,7 @@ from decdpo.algorithms.local import Local
 from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.push_sum import PushSum
 from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+from decdpo.algorithms.trimmed_mean import TrimmedMean
 
 ALGORITHMS: dict[str, Any] = {
     "dsgd": Dsgd,
@@ -27,6 +29,8 @@ ALGORITHMS: dict[str, Any] = {
     "quasi_global_momentum": QuasiGlobalMomentum,
     "push_sum": PushSum,
     "choco": Choco,
+    "clipped_gossip": ClippedGossip,
+    "trimmed_mean": TrimmedMean,
 }
 """Every algorithm by its name."""
 

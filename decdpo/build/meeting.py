@@ -5,6 +5,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from decdpo.algorithms.base import Algorithm
@@ -74,10 +75,23 @@ def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
             f"{algorithm.kind.replace('_', ' ')} is known to converge with symmetric ones only",
             "symmetrize them" + (f", or use algorithm.kind = {other!r}" if other else ""),
         )
+    _check_majority(algorithm.dishonest, schedule.num_sources, section.graph)
     _check_period(algorithm.fragments, schedule.period, section.graph)
     if section.graph in TIME_VARYING:
         require_connected_union(schedule, num_agents, min(config.run.rounds, UNION_ROUNDS))
     return schedule
+
+
+def _check_majority(dishonest: int, num_sources: np.ndarray, graph: str) -> None:
+    """Refuse a graph on which an agent's neighbours may be dishonest by half or more."""
+    fewest = int(num_sources.min())
+    if dishonest and fewest <= 2 * dishonest:
+        raise TopologyError(
+            f"algorithm.dishonest = {dishonest} needs more than {2 * dishonest} neighbours of each "
+            f"agent, but on topology.graph = {graph!r} agent {int(num_sources.argmin())} has "
+            f"{fewest}",
+            "choose a graph with more links, such as complete, or fewer dishonest neighbours",
+        )
 
 
 def _check_period(fragments: int, period: int, graph: str) -> None:

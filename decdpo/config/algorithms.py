@@ -12,6 +12,9 @@ CODECS = ("topk", "randomk", "int8", "int4", "bf16", "identity")
 FRAGMENTS = "F, parts of the vector: one travels in a round, in turn, so 1/F of the bytes"
 """What the key of that name means."""
 
+DISHONEST = "b, neighbours of an agent that may send anything; it needs more than 2 b in all"
+"""What the key of that name means."""
+
 SPARSE = ("topk", "randomk")
 """Those that keep a chosen part of the values."""
 
@@ -41,6 +44,11 @@ class AlgorithmSection:
     def fragments(self) -> int:
         """F, parts of the vector of which one travels in a round."""
         return 1
+
+    @property
+    def dishonest(self) -> int:
+        """b, how many neighbours of an agent it must not trust."""
+        return 0
 
     @property
     def has_outer_momentum(self) -> bool:
@@ -206,6 +214,24 @@ class Choco(AlgorithmSection):
             )
 
 
+@dataclass(frozen=True)
+class ClippedGossip(AlgorithmSection):
+    """Gossip among untrusted neighbours: each pulls a bounded way."""
+
+    kind: str = option("clipped_gossip", "which algorithm")
+    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
+    dishonest: int = option(1, DISHONEST, low=1)
+
+
+@dataclass(frozen=True)
+class TrimmedMean(AlgorithmSection):
+    """Gossip among untrusted neighbours: the extreme values of each coordinate are left out."""
+
+    kind: str = option("trimmed_mean", "which algorithm")
+    local_steps: int = option(1, "E, local steps between two exchanges", low=1)
+    dishonest: int = option(1, DISHONEST, low=1)
+
+
 ALGORITHM_SECTIONS: dict[str, type[AlgorithmSection]] = {
     "dsgd": Dsgd,
     "local": Local,
@@ -218,5 +244,7 @@ ALGORITHM_SECTIONS: dict[str, type[AlgorithmSection]] = {
     "quasi_global_momentum": QuasiGlobalMomentum,
     "push_sum": PushSum,
     "choco": Choco,
+    "clipped_gossip": ClippedGossip,
+    "trimmed_mean": TrimmedMean,
 }
 """The section of every algorithm by its ``kind``, the default first."""

@@ -9,6 +9,7 @@ import torch
 
 from decdpo.algorithms.centralized import Centralized
 from decdpo.algorithms.choco import Choco
+from decdpo.algorithms.clipped_gossip import ClippedGossip
 from decdpo.algorithms.dsgd import Dsgd
 from decdpo.algorithms.exact_diffusion import ExactDiffusion
 from decdpo.algorithms.fedavg import FedAvg
@@ -19,6 +20,7 @@ from decdpo.algorithms.outer_momentum import OuterMomentum
 from decdpo.algorithms.push_sum import PushSum
 from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
 from decdpo.algorithms.running import Running
+from decdpo.algorithms.trimmed_mean import TrimmedMean
 from decdpo.codecs.quantize import Quantize
 from decdpo.codecs.randomk import RandomK
 from decdpo.codecs.topk import TopK
@@ -62,12 +64,16 @@ CASES = {
     "choco, top-k": (Choco(SGD(momentum=0.9), P, TopK(P, torch.float32, 30), 0.2), "ring"),
     "choco, random-k": (Choco(SGD(), P, RandomK(P, torch.float32, 41, 3), 0.1), "exponential"),
     "choco, int4": (Choco(AdamW(), P, Quantize(P, torch.float32, 4, 3), 0.6), "complete"),
+    "clipped gossip": (ClippedGossip(SGD(momentum=0.9), P, 1), "exponential"),
+    "trimmed mean": (TrimmedMean(AdamW(), P, 2), "complete"),
     "push-sum, one peer": (PushSum(SGD(), P), "one_peer_exponential"),
     "dsgd with a statistic": (Running(Dsgd(SGD(), P)), "ring"),
     "choco with a statistic": (Running(Choco(SGD(), P, TopK(P, torch.float32, 30), 0.2)), "ring"),
     "fedavg with a statistic": (Running(FedAvg(SGD(), P)), Participation(N, 3, seed=2)),
 }
-ADAPT_FIRST = (FedAvg, OuterMomentum, Centralized, ExactDiffusion)
+ADAPT_FIRST = (
+    FedAvg, OuterMomentum, Centralized, ExactDiffusion, ClippedGossip, TrimmedMean
+)  # fmt: skip
 """Algorithms without overlap."""
 
 

@@ -30,6 +30,8 @@ ALGORITHMS = {
     "exact_diffusion": ["topology.graph=random_matching"],
     "quasi_global_momentum": ["algorithm.local_steps=2", "topology.graph=exponential"],
     "push_sum": ["optim.momentum=0.9", "topology.graph=exponential"],
+    "clipped_gossip": ["topology.graph=exponential", "optim.momentum=0.9"],
+    "trimmed_mean": ["topology.graph=complete", "algorithm.dishonest=2"],
     "choco": ["algorithm.codec=randomk", "algorithm.gamma=0.1", "optim.momentum=0.9"],
 }
 LATE = ["staleness.kind=seeded", "staleness.max_age=3"]

@@ -302,6 +302,8 @@ REFUSED = {
     "fedavg": "server adds up A and B",
     "outer_momentum": "server adds up A and B",
     "gossip_outer_momentum": "momentum is of A and B",
+    "clipped_gossip": "clips differences of A and B",
+    "trimmed_mean": "sorts values of A and B",
     "centralized": "server adds up gradients",
     "local": "agents mix nothing",
 }
