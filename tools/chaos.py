@@ -171,11 +171,16 @@ class Victims:
         try:
             return self.process.wait(limit)
         except subprocess.TimeoutExpired:
+            self.end()
+            return -1
+
+    def end(self) -> None:
+        """End the run, if it has not ended, so that nothing of it is left."""
+        if self.process.poll() is None:
             for rank in range(len(self._pids)):
                 self.hit(rank)
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            return -1
 
 
 def run_trial(trial: Trial, folder: Path, shards: Path) -> Outcome:
@@ -183,14 +188,17 @@ def run_trial(trial: Trial, folder: Path, shards: Path) -> Outcome:
     config = folder / "run.toml"
     config.write_text(trial.config.format(shards=shards))
     victims = Victims(trial.ranks, folder, "run", ["train", "run.toml", "--out", "run"])
-    victims.await_round(0)
-    began = time.monotonic()
-    for at, ranks in trial.kills:
-        time.sleep(max(0.0, at - (time.monotonic() - began)))
-        if victims.process.poll() is None:
-            for rank in ranks:
-                victims.hit(rank)
-    code = victims.wait()
+    try:
+        victims.await_round(0)
+        began = time.monotonic()
+        for at, ranks in trial.kills:
+            time.sleep(max(0.0, at - (time.monotonic() - began)))
+            if victims.process.poll() is None:
+                for rank in ranks:
+                    victims.hit(rank)
+        code = victims.wait()
+    finally:
+        victims.end()
     outcome = Outcome(said=victims.said)
     if code != 0:
         outcome.fault = "hangs" if code < 0 else f"status {code}"
@@ -229,6 +237,8 @@ def main() -> int:
     parser.add_argument("--on-loss", default="survive", choices=("survive", "adopt"))
     args = parser.parse_args()
     least, _, most = args.ranks.partition("-")
+    # Whoever ends this program early leaves no run behind, either.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     faults, times, lost = [], [], 0
     with tempfile.TemporaryDirectory(prefix="decdpo-chaos-") as name:
         shards = make_shards(Path(name))
