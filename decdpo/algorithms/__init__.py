@@ -69,6 +69,10 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
 - ``Inbox.displace`` mixes whatever the messages came through, part by part while they arrive.
   Weights that do not sum to one in a row are the business of ``combine``. Otherwise call ``settle``
   before reading a message's body.
+- If it mixes value by value, and each value's memory is changed by its own mixing alone, parts of
+  the vector may travel in turn (``fragments.py``): give it ``mix_part`` beside ``mix``, as
+  ``dsgd.py`` has, ``in_parts=True`` among its needs, and its section the key ``fragments``.
+- ``Inbox.average`` writes the average itself, the agent's own term in its place by id.
 - The same bits on any number of ranks come by themselves if ``mix`` takes the messages in their
   order and random numbers come from ``decdpo.rng``.
 
