@@ -116,6 +116,10 @@ def test_the_study_runs_to_its_few_shots(tmp_path, capsys, monkeypatch):
     assert "new people gain" in capsys.readouterr().out
 
 
+TAKEN = sorted(f"u{i}" for i in range(30))[np.random.default_rng(5).permutation(30)[0]]
+"""The first of 30 people to be chosen; the others rate nothing that this one alone rates."""
+
+
 @pytest.fixture
 def make_people(tmp_path, monkeypatch):
     """Return a function that runs tools/rated_people.py on a table of 30 people and 12 items."""
@@ -154,12 +158,11 @@ def test_a_table_of_ratings_becomes_people_and_a_model_of_the_others(make_people
         ([], [], "row 1 of .* has no user, item and rating in user, item, rating"),
         (["--item", "joke"], [("u1", "j1", "good")], "row 361 of .*good"),
         (["--item", "joke", "--people", "20"], [], "30 people rate, of whom 40 are taken"),
-        (["--item", "joke"], [("new", "j99", 1.0)], "such as 'j99'"),
+        (["--item", "joke"], [(TAKEN, "j99", 1.0)], "such as 'j99'"),
     ],
 )
 def test_ratings_that_do_not_do_are_one_error(make_people, words, more, said):
     with pytest.raises(SystemExit, match=said):
-        # Whoever rates the new item is taken, or is alone.
         make_people(*words, more=more)
 
 

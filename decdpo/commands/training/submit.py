@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import decdpo
 from decdpo.errors import ConfigError, EnvironmentFault
 
 ASKED = {
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from decdpo.report.plan_table import size
     from decdpo.session.jobscript import check, fill, find_template
 
-    home = Path(os.environ.get("DECDPO_HOME") or Path(__file__).resolve().parents[2])
+    home = Path(os.environ.get("DECDPO_HOME") or Path(decdpo.__file__).resolve().parents[1])
     template = find_template(args.template, home)
     out = args.out or Path("runs") / Path(args.config).stem
     if out.name in ("", ".."):
