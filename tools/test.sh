@@ -79,10 +79,10 @@ mapfile -t UNIT_TESTS < <(existing tests/unit tests/contract tests/slurm)
 mapfile -t WHOLE_TESTS < <(existing tests/end_to_end)
 mapfile -t MPI_TESTS < <(existing tests/contract tests/mpi)
 
-statics() { # what needs no run of a test
+statics() { # beside|step, for the types: what needs no run of a test
+    "$1" "types (mypy)" 900 "$PYTHON" -m mypy
     step "lint (flake8)" 300 "$PYTHON" -m flake8 "${SOURCES[@]}"
     step "lint (isort)" 300 "$PYTHON" -m isort --check-only --quiet "${SOURCES[@]}"
-    step "types (mypy)" 600 "$PYTHON" -m mypy
     step "layers" 300 lint-imports
 }
 
@@ -91,15 +91,16 @@ ranks() { # beside|step number [argument of pytest]...
 }
 
 if [ "${1:-}" = quick ]; then
-    statics
+    statics step
     step "tests, quick" 600 "$PYTHON" -m pytest -rs -m "not slow and not slurm" "${UNIT_TESTS[@]}"
 else
     # Its jobs mostly wait.
     beside "tests, SLURM" 1500 "$PYTHON" -m pytest -rs --durations=25 -m slurm tests/slurm
-    statics
+    statics beside
     # Two processes share the tests, each of which mostly has one process or waits for several.
     step "tests, one process" 1500 "$PYTHON" -m pytest -rs --durations=25 -n 2 --dist worksteal \
         -m "not slurm" "${UNIT_TESTS[@]}"
+    joined "types (mypy)"
     if [ "${#WHOLE_TESTS[@]}" -gt 0 ]; then
         step "tests, whole runs" 2000 "$PYTHON" -m pytest -rs --durations=25 -n 2 --dist worksteal \
             "${WHOLE_TESTS[@]}"
@@ -111,7 +112,9 @@ else
         ranks step 2 --ignore="$runs"
         joined "tests, 1 rank(s)"
         ranks step 3 -m "not slow"
-        ranks step 4 -m "not slow" --ignore="$runs"
+        # What lies on a device, and what may be late, has met uneven hosts on three ranks.
+        ranks step 4 -m "not slow" --ignore="$runs" --ignore=tests/mpi/test_mpi_direct.py \
+            --ignore=tests/mpi/test_mpi_staging.py --ignore=tests/mpi/test_mpi_staleness.py
         export PYTHON
         step "tests, MPICH" 600 bash -c 'mpich "$@"' mpich 2 -m "not slow" tests/contract \
             tests/mpi/test_mpi_saving.py tests/mpi/test_mpi_stop.py
