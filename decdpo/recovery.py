@@ -207,7 +207,6 @@ class Recovery:
         change = self.history.changes[-1]
         schedule = run.schedule
         notes = schedule.notes if isinstance(schedule, Historic) else ()
-        rho = schedule.rho
         return {
             "round": change.round + 1,
             "midway": change.midway,
@@ -217,16 +216,22 @@ class Recovery:
                 for agent, (rank, begun) in sorted(self._adopted.items())
             },
             "agents": len(self.history.now),
-            "when": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            **moment(schedule),
             "recovery_ms": round(1e3 * seconds, 3),
-            "gap": None if rho is None else 1.0 - rho,
             "notes": list(notes),
         }
 
 
-def restart(
-    world: World, algorithm: Algorithm[Any], agents: list[Agent], rounds: int
-) -> None:
+def moment(schedule: Schedule) -> dict[str, Any]:
+    """Return what every event has: when it was, and the spectral gap of the graph that it left."""
+    rho = schedule.rho
+    return {
+        "when": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "gap": None if rho is None else 1.0 - rho,
+    }
+
+
+def restart(world: World, algorithm: Algorithm[Any], agents: list[Agent], rounds: int) -> None:
     """Let all agents begin their conserved sums anew after ``rounds`` rounds. Collective.
 
     agents : those of this process.
@@ -240,16 +245,17 @@ def restart(
 
 def words(event: Mapping[str, Any]) -> str:
     """Return one line that says what an event is."""
-    lost = _listed(event["lost"])
+    lost = listed(event["lost"])
     gap = "" if event["gap"] is None else f", spectral gap {event['gap']:.3g}"
     notes = "".join(f"; the graph: {note}" for note in event["notes"])
     when = "in" if event["midway"] else "before"
     what = f"lost {when} round {event['round']}: {lost}" if event["lost"] else ""
     if event["adopted"]:
-        taken = _listed(list(event["adopted"]))
+        taken = listed(list(event["adopted"]))
         what += ("; " if what else "") + f"adopted before round {event['round']}: {taken}"
     return f"{what}; {event['agents']} go on after {event['recovery_ms']:.1f} ms{gap}{notes}"
 
 
-def _listed(agents: Sequence[Any]) -> str:
+def listed(agents: Sequence[Any]) -> str:
+    """Return "agents 2, 5", or "agent 2"."""
     return f"agent{'s' * (len(agents) > 1)} " + ", ".join(map(str, agents))

@@ -7,14 +7,13 @@ were lost before come back in the same way.
 """
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import Any
 
 from decdpo.algorithms.base import Needs
 from decdpo.comm.history import HISTORY, MEAN, Change
 from decdpo.config.needs import check_newcomers
 from decdpo.metrics.evaluation import mean_of
-from decdpo.recovery import restart
+from decdpo.recovery import listed, moment, restart
 from decdpo.session.adoption import models_for
 from decdpo.session.experiment import Experiment
 from decdpo.session.job import Job
@@ -45,14 +44,12 @@ def grow(job: Job, experiment: Experiment, done: int) -> dict[str, Any] | None:
     history = experiment.history
     history.changes.append(Change(done, False, (), {str(a): MEAN for a in new}, grown=True))
     experiment.store.extra = {**experiment.store.extra, HISTORY: history.to_json()}
-    rho = experiment.schedule.rho
     event = {
         "round": done + 1,
         "joined": new,
         "before": len(held),
         "agents": world.num_agents,
-        "when": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-        "gap": None if rho is None else 1.0 - rho,
+        **moment(experiment.schedule),
     }
     job.say(words(event, needs))
     return event
@@ -60,11 +57,10 @@ def grow(job: Job, experiment: Experiment, done: int) -> dict[str, Any] | None:
 
 def words(event: Mapping[str, Any], needs: Needs) -> str:
     """Return one line that says which agents are new, and what they begin from."""
-    new = ", ".join(map(str, event["joined"]))
-    several = len(event["joined"]) > 1
+    new = event["joined"]
     start = "the common model" if needs.meets == "server" else "the mean of its neighbours' models"
     again = "; the algorithm restarts on all agents" if needs.on_loss == "restarts" else ""
     return (
-        f"agent{'s' if several else ''} {new} {'are' if several else 'is'} new beside "
+        f"{listed(new)} {'are' if len(new) > 1 else 'is'} new beside "
         f"{event['before']} that were saved: each begins at {start}, with a fresh optimizer{again}"
     )

@@ -40,6 +40,8 @@ STALE = {
     "late": LATE,
     "compressed": [*CHOCO, "algorithm.codec=int4"],
     "late, with a statistic": ["loss.kind=beta_dpo", *LATE],
+    "late, clipped": ["algorithm.kind=clipped_gossip", "topology.graph=complete", *LATE],
+    "late, trimmed": ["algorithm.kind=trimmed_mean", "topology.graph=complete", *LATE],
 }
 SYNTHETIC = {
     "loglinear": ("choices", ["policy.features=columns"]),
