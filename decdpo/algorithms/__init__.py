@@ -5,7 +5,7 @@ How to add one
 An algorithm says what agent i does with its gradient and with the messages it receives. It knows
 nothing of ranks, rounds or data: the loop in ``decdpo.train`` calls it, and an exchange carries its
 messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a complete one, the file
-``consensus_penalty.py``:
+``gossip/consensus_penalty.py``:
 
     '''Decentralized SGD with a penalty on disagreement.
 
@@ -65,13 +65,13 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
   its address, so change it in place. The algorithm itself holds constants only.
 - The first ``num_shared`` parameters travel, the others are the agent's own.
 - ``message`` returns a contiguous view of any size, ``message_size`` values; the exchange copies
-  it. Put what travels together side by side in memory, as ``gradient_tracking.py`` does.
+  it. Put what travels together side by side in memory, as ``gossip/gradient_tracking.py`` does.
 - ``Inbox.displace`` mixes whatever the messages came through, part by part while they arrive.
   Weights that do not sum to one in a row are the business of ``combine``. Otherwise call ``settle``
   before reading a message's body.
 - If it mixes value by value, and each value's memory is changed by its own mixing alone, parts of
-  the vector may travel in turn (``fragments.py``): give it ``mix_part`` beside ``mix``, as
-  ``dsgd.py`` has, ``in_parts=True`` among its needs, and its section the key ``fragments``.
+  the vector may travel in turn (``wrappers/fragments.py``): give it ``mix_part`` beside ``mix``, as
+  ``gossip/dsgd.py`` has, ``in_parts=True`` among its needs, and its section the key ``fragments``.
 - ``Inbox.average`` writes the average itself, the agent's own term in its place by id.
 - The same bits on any number of ranks come by themselves if ``mix`` takes the messages in their
   order and random numbers come from ``decdpo.rng``.

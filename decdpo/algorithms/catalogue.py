@@ -3,19 +3,19 @@
 from typing import Any
 
 from decdpo.algorithms.base import Needs
-from decdpo.algorithms.centralized import Centralized
-from decdpo.algorithms.choco import Choco
-from decdpo.algorithms.clipped_gossip import ClippedGossip
-from decdpo.algorithms.dsgd import Dsgd
-from decdpo.algorithms.exact_diffusion import ExactDiffusion
-from decdpo.algorithms.fedavg import FedAvg
-from decdpo.algorithms.gossip_outer_momentum import GossipOuterMomentum
-from decdpo.algorithms.gradient_tracking import GradientTracking
+from decdpo.algorithms.gossip.choco import Choco
+from decdpo.algorithms.gossip.dsgd import Dsgd
+from decdpo.algorithms.gossip.exact_diffusion import ExactDiffusion
+from decdpo.algorithms.gossip.gossip_outer_momentum import GossipOuterMomentum
+from decdpo.algorithms.gossip.gradient_tracking import GradientTracking
+from decdpo.algorithms.gossip.push_sum import PushSum
+from decdpo.algorithms.gossip.quasi_global_momentum import QuasiGlobalMomentum
 from decdpo.algorithms.local import Local
-from decdpo.algorithms.outer_momentum import OuterMomentum
-from decdpo.algorithms.push_sum import PushSum
-from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
-from decdpo.algorithms.trimmed_mean import TrimmedMean
+from decdpo.algorithms.robust.clipped_gossip import ClippedGossip
+from decdpo.algorithms.robust.trimmed_mean import TrimmedMean
+from decdpo.algorithms.server.centralized import Centralized
+from decdpo.algorithms.server.fedavg import FedAvg
+from decdpo.algorithms.server.outer_momentum import OuterMomentum
 
 ALGORITHMS: dict[str, Any] = {
     "dsgd": Dsgd,

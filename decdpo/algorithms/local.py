@@ -8,7 +8,7 @@ The baseline that shows what the exchange is worth.
 from typing import ClassVar
 
 from decdpo.algorithms.base import Needs
-from decdpo.algorithms.dsgd import Dsgd, DsgdState
+from decdpo.algorithms.gossip.dsgd import Dsgd, DsgdState
 from decdpo.messages import Inbox
 
 

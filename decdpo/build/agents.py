@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from decdpo.algorithms.base import Algorithm
-from decdpo.algorithms.products import ProductMixing
-from decdpo.algorithms.recall import Recalling
-from decdpo.algorithms.running import Running
+from decdpo.algorithms.wrappers.products import ProductMixing
+from decdpo.algorithms.wrappers.recall import Recalling
+from decdpo.algorithms.wrappers.running import Running
 from decdpo.build.learning import in_fragments, make_algorithm, make_loss, make_optimizer
 from decdpo.build.meeting import make_topology, scheduled_age
 from decdpo.comm.world import World

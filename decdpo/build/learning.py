@@ -7,9 +7,9 @@ import torch
 
 from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.catalogue import ALGORITHMS
-from decdpo.algorithms.choco import Choco
-from decdpo.algorithms.fragments import Fragments
-from decdpo.algorithms.outer_momentum import OuterMomentum
+from decdpo.algorithms.gossip.choco import Choco
+from decdpo.algorithms.server.outer_momentum import OuterMomentum
+from decdpo.algorithms.wrappers.fragments import Fragments
 from decdpo.codecs.base import Codec
 from decdpo.codecs.cast import Cast
 from decdpo.codecs.identity import Identity

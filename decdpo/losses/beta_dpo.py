@@ -7,7 +7,7 @@ With the gap ``M = h_w - h_l`` (nats), its batch mean and its running mean M0:
     M0  <- m M0 + (1 - m) mean M
 
 No gradient flows through beta. The loss stays pure: M0 is kept by the algorithm, beside the agent's
-parameters (``algorithms.running``), so that neighbours average it and a checkpoint holds it.
+parameters (``algorithms.wrappers.running``): neighbours average it and a checkpoint holds it.
 
 Our reading where the paper and its program differ: M0 is the value before the present batch (the
 paper's order), gaps are log-ratios in nats (the program; the paper has them times beta_0), and M0

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from decdpo.algorithms.dsgd import Dsgd
-from decdpo.algorithms.recall import Recalling, told_since
+from decdpo.algorithms.gossip.dsgd import Dsgd
+from decdpo.algorithms.wrappers.recall import Recalling, told_since
 from decdpo.comm.late.delays import RecordedDelays, SeededDelays
 from decdpo.comm.late.staleness import AgeLog, StaleExchange
 from decdpo.comm.local import LocalWorld

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo.algorithms.centralized import Centralized
-from decdpo.algorithms.dsgd import Dsgd
+from decdpo.algorithms.gossip.dsgd import Dsgd
 from decdpo.algorithms.local import Local
+from decdpo.algorithms.server.centralized import Centralized
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
 from decdpo.params.optim import SGD

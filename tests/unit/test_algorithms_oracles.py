@@ -10,16 +10,16 @@ import pytest
 import torch
 from quadratics import LR, ROUNDS, N, P, Quadratics, agree, dense, make_run, trained, zeros
 
-from decdpo.algorithms.centralized import Centralized
-from decdpo.algorithms.dsgd import Dsgd
-from decdpo.algorithms.exact_diffusion import ExactDiffusion
-from decdpo.algorithms.fedavg import FedAvg
-from decdpo.algorithms.fragments import Fragments
-from decdpo.algorithms.gossip_outer_momentum import GossipOuterMomentum
-from decdpo.algorithms.gradient_tracking import GradientTracking
-from decdpo.algorithms.outer_momentum import OuterMomentum
-from decdpo.algorithms.push_sum import PushSum
-from decdpo.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+from decdpo.algorithms.gossip.dsgd import Dsgd
+from decdpo.algorithms.gossip.exact_diffusion import ExactDiffusion
+from decdpo.algorithms.gossip.gossip_outer_momentum import GossipOuterMomentum
+from decdpo.algorithms.gossip.gradient_tracking import GradientTracking
+from decdpo.algorithms.gossip.push_sum import PushSum
+from decdpo.algorithms.gossip.quasi_global_momentum import QuasiGlobalMomentum
+from decdpo.algorithms.server.centralized import Centralized
+from decdpo.algorithms.server.fedavg import FedAvg
+from decdpo.algorithms.server.outer_momentum import OuterMomentum
+from decdpo.algorithms.wrappers.fragments import Fragments
 from decdpo.checkpoint.state import Snapshot, restore
 from decdpo.comm.local import LocalWorld
 from decdpo.metrics.traffic import Sent

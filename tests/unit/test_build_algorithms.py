@@ -10,12 +10,12 @@ import torch
 
 from decdpo import build
 from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
-from decdpo.algorithms.fedavg import FedAvg
-from decdpo.algorithms.fragments import Fragments
-from decdpo.algorithms.gossip_outer_momentum import GossipOuterMomentum
-from decdpo.algorithms.outer_momentum import OuterMomentum
-from decdpo.algorithms.recall import Recalling
-from decdpo.algorithms.running import Running
+from decdpo.algorithms.gossip.gossip_outer_momentum import GossipOuterMomentum
+from decdpo.algorithms.server.fedavg import FedAvg
+from decdpo.algorithms.server.outer_momentum import OuterMomentum
+from decdpo.algorithms.wrappers.fragments import Fragments
+from decdpo.algorithms.wrappers.recall import Recalling
+from decdpo.algorithms.wrappers.running import Running
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
 from decdpo.config import parse

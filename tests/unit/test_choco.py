@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo.algorithms.choco import Choco
-from decdpo.algorithms.dsgd import Dsgd
+from decdpo.algorithms.gossip.choco import Choco
+from decdpo.algorithms.gossip.dsgd import Dsgd
 from decdpo.checkpoint.state import Snapshot, digest, leaves, restore
 from decdpo.codecs.identity import Identity
 from decdpo.codecs.quantize import Quantize

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from decdpo import build
-from decdpo.algorithms.choco import Choco
-from decdpo.algorithms.dsgd import Dsgd
-from decdpo.algorithms.exact_diffusion import ExactDiffusion
-from decdpo.algorithms.fedavg import FedAvg
-from decdpo.algorithms.gradient_tracking import GradientTracking
-from decdpo.algorithms.push_sum import PushSum
+from decdpo.algorithms.gossip.choco import Choco
+from decdpo.algorithms.gossip.dsgd import Dsgd
+from decdpo.algorithms.gossip.exact_diffusion import ExactDiffusion
+from decdpo.algorithms.gossip.gradient_tracking import GradientTracking
+from decdpo.algorithms.gossip.push_sum import PushSum
+from decdpo.algorithms.server.fedavg import FedAvg
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.codecs.identity import Identity
 from decdpo.codecs.topk import TopK

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo.algorithms.centralized import Centralized
-from decdpo.algorithms.choco import Choco
-from decdpo.algorithms.dsgd import Dsgd
-from decdpo.algorithms.fedavg import FedAvg
-from decdpo.algorithms.gradient_tracking import GradientTracking
+from decdpo.algorithms.gossip.choco import Choco
+from decdpo.algorithms.gossip.dsgd import Dsgd
+from decdpo.algorithms.gossip.gradient_tracking import GradientTracking
+from decdpo.algorithms.gossip.push_sum import PushSum
 from decdpo.algorithms.local import Local
-from decdpo.algorithms.push_sum import PushSum
-from decdpo.algorithms.recall import Recalling
-from decdpo.algorithms.running import TAIL, Running
+from decdpo.algorithms.server.centralized import Centralized
+from decdpo.algorithms.server.fedavg import FedAvg
+from decdpo.algorithms.wrappers.recall import Recalling
+from decdpo.algorithms.wrappers.running import TAIL, Running
 from decdpo.codecs.topk import TopK
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo.algorithms.dsgd import Dsgd
-from decdpo.algorithms.recall import Recalling, told_since
+from decdpo.algorithms.gossip.dsgd import Dsgd
+from decdpo.algorithms.wrappers.recall import Recalling, told_since
 from decdpo.checkpoint.state import Snapshot, digest, restore
 from decdpo.comm.late.delays import RecordedDelays, SeededDelays, age_file, read_ages
 from decdpo.comm.late.staleness import AgeLog, StaleExchange

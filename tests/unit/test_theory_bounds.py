@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from decdpo.algorithms.dsgd import Dsgd
+from decdpo.algorithms.gossip.dsgd import Dsgd
 from decdpo.comm.local import LocalWorld
 from decdpo.errors import ConfigError
 from decdpo.params.optim import SGD

@@ -11,10 +11,10 @@ import torch
 
 from decdpo import train as train_module
 from decdpo.algorithms.catalogue import ALGORITHMS
-from decdpo.algorithms.centralized import Centralized
-from decdpo.algorithms.dsgd import Dsgd
-from decdpo.algorithms.exact_diffusion import ExactDiffusion
-from decdpo.algorithms.gradient_tracking import GradientTracking
+from decdpo.algorithms.gossip.dsgd import Dsgd
+from decdpo.algorithms.gossip.exact_diffusion import ExactDiffusion
+from decdpo.algorithms.gossip.gradient_tracking import GradientTracking
+from decdpo.algorithms.server.centralized import Centralized
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
 from decdpo.config import needs

@@ -11,9 +11,9 @@ import torch
 from quadratics import LR, ROUNDS, N, P, Quadratics, agree, dense, make_run, zeros
 
 from decdpo import build
-from decdpo.algorithms.clipped_gossip import ClippedGossip
-from decdpo.algorithms.dsgd import Dsgd
-from decdpo.algorithms.trimmed_mean import TrimmedMean
+from decdpo.algorithms.gossip.dsgd import Dsgd
+from decdpo.algorithms.robust.clipped_gossip import ClippedGossip
+from decdpo.algorithms.robust.trimmed_mean import TrimmedMean
 from decdpo.comm.late.staleness import Around
 from decdpo.config import parse
 from decdpo.errors import ConfigError, TopologyError

@@ -39,7 +39,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from decdpo.algorithms.base import Needs
-from decdpo.algorithms.outer_momentum import OuterMomentum, OuterState
+from decdpo.algorithms.server.outer_momentum import OuterMomentum, OuterState
 from decdpo.messages import Inbox
 
 

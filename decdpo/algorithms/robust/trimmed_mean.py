@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 
 from decdpo.algorithms.base import Needs
-from decdpo.algorithms.dsgd import Dsgd, DsgdState
+from decdpo.algorithms.gossip.dsgd import Dsgd, DsgdState
 from decdpo.messages import BLOCK, Inbox
 
 

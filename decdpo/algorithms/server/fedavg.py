@@ -24,7 +24,7 @@ Optimization", 2026, Theorem 5.1, for their use with DPO.
 from typing import ClassVar
 
 from decdpo.algorithms.base import Needs
-from decdpo.algorithms.dsgd import Dsgd, DsgdState
+from decdpo.algorithms.gossip.dsgd import Dsgd, DsgdState
 from decdpo.messages import Inbox
 
 

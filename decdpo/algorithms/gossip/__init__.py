@@ -1,0 +1,1 @@
+"""Methods whose agents mix with their neighbours."""

@@ -1,0 +1,1 @@
+"""Methods of agents that do not trust all of their neighbours."""

@@ -1,0 +1,1 @@
+"""Methods with a server, which adds up what all agents send."""

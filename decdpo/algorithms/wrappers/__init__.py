@@ -1,0 +1,1 @@
+"""What is laid around a method: parts of the vector, kept messages, a statistic, products."""
