@@ -140,7 +140,8 @@ class Checkpoints:
         self._asked = False
         if self._clock is not None:
             self._clock.save_begins()
-        if self._world.is_root and self._file.exists():
+        # A later save leaves the answer to the one that was asked for, which may still be written.
+        if self._world.is_root and self._answers is None and self._file.exists():
             self._answers = done
         self.store.save(done, {agent.id: agent.state for agent in agents}, self.extra())
 

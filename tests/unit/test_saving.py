@@ -3,16 +3,18 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from shells import Shell
 
 from decdpo.checkpoint.interval import LARGEST_SHARE, interval
+from decdpo.comm.local import LocalWorld
 from decdpo.config import parse
 from decdpo.errors import ConfigError
 from decdpo.session import saving
-from decdpo.session.saving import Clock, job_end, saves
+from decdpo.session.saving import Checkpoints, Clock, job_end, saves
 
 HOUR = 3600.0
 
@@ -130,6 +132,44 @@ def test_a_file_called_save_asks_for_one_checkpoint_and_is_answered(shell: Shell
     assert "a checkpoint of 2 files, 260 bytes, at the end" in " ".join(shell.said.split())
     assert rounds(shell, "asked") == [0, 1, 6]
     assert shell.digests("asked") == shell.digests("plain")
+
+
+class SlowStore:
+    """A store whose writes take until it is flushed."""
+
+    write_seconds = None
+    writing = True
+
+    def save(self, round: int, states: object, extra: object) -> None:
+        """Begin to write."""
+
+    def poll(self) -> None:
+        """Raise nothing."""
+
+    def flush(self) -> None:
+        """End all writes."""
+        self.writing = False
+
+
+def test_the_answer_names_the_round_that_was_saved_for_it_however_slow_the_disk(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    store: Any = SlowStore()
+    section = parse("[checkpoint]\nevery = 0").checkpoint
+    checkpoints = Checkpoints(store, LocalWorld(1), section, tmp_path, last=3, say=said.append)
+    (tmp_path / "save").touch()
+    saved = []
+    for done in (1, 2, 3):
+        checkpoints.poll()
+        if checkpoints.due(done):
+            checkpoints.save(done, [])
+            saved.append(done)
+    assert said == [] and (tmp_path / "save").exists()
+    checkpoints.flush()
+    assert saved == [1, 3]
+    assert said == [f"round 1 is saved, as {tmp_path / 'save'} asked"]
+    assert not (tmp_path / "save").exists()
 
 
 def test_every_start_records_its_job_and_how_often_it_was_put_back(
