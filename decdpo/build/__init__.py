@@ -2,15 +2,15 @@
 
 ``learning`` makes what one agent does: its loss, its optimizer, its algorithm. ``meeting`` makes
 whom the agents meet, and how messages travel. ``agents`` makes the agents of this process with
-their shards and models, and ``run`` the ``Run`` that the loop takes.
+their shards and models, ``adapters`` what is trained beside a frozen language model, and ``run``
+the ``Run`` that the loop takes.
 """
 
+from decdpo.build.adapters import make_lora, make_personal, restrained
 from decdpo.build.agents import (
     Ensemble,
     make_agent,
     make_ensemble,
-    make_lora,
-    make_personal,
     make_policy,
     make_run_algorithm,
     num_agents,
@@ -48,4 +48,5 @@ __all__ = [
     "make_topology",
     "num_agents",
     "open_index",
+    "restrained",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.wrappers.products import ProductMixing
 from decdpo.algorithms.wrappers.recall import Recalling
 from decdpo.algorithms.wrappers.running import Running
+from decdpo.build.adapters import factors_of, make_lora, make_personal, restrained
 from decdpo.build.learning import in_fragments, make_algorithm, make_loss, make_optimizer
 from decdpo.build.meeting import make_topology, scheduled_age
 from decdpo.comm.world import World
@@ -22,7 +23,6 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import FEATURES_FILE, load_features
 from decdpo.errors import ConfigError
 from decdpo.losses.names import LOSSES
-from decdpo.params.factors import Factors
 from decdpo.params.flat import FlatParams, Layout
 from decdpo.policies.base import Policy
 from decdpo.policies.lm.pace import Pace
@@ -32,10 +32,6 @@ from decdpo.policies.objective import Objective, check_start
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
 from decdpo.run import Agent, MeasuredState, Schedule
-
-if TYPE_CHECKING:
-    from decdpo.policies.lm.adapters.layers import LoraOptions
-    from decdpo.policies.lm.adapters.personal import PersonalOptions
 
 
 @dataclass(frozen=True)
@@ -120,41 +116,6 @@ def make_policy(
     return LogLinear(dimension, features=section.features, dtype=section.dtype)
 
 
-def make_lora(section: policies.Lora, seed: int) -> "LoraOptions":
-    """Return what adapters the section ``[policy.lora]`` asks for; ``seed`` is of A.
-
-    Raises ``PolicyError`` for a folder of PEFT that cannot be used.
-    """
-    if section.adapter:
-        from decdpo.policies.lm.adapters.folder import read_options
-
-        return read_options(Path(section.adapter), section.mix, seed)
-    from decdpo.policies.lm.adapters.layers import LoraOptions
-
-    return LoraOptions(
-        section.rank,
-        section.alpha or 2.0 * section.rank,
-        section.targets,
-        section.rank_stabilised,
-        section.mix,
-        seed,
-    )
-
-
-def make_personal(section: policies.Personal, seed: int) -> "PersonalOptions | None":
-    """Return which parts the section ``[policy.personal]`` gives each agent, None without any."""
-    if not section.on:
-        return None
-    from decdpo.policies.lm.adapters.personal import PersonalOptions
-
-    return PersonalOptions(**vars(section), seed=seed)
-
-
-def factors_of(policy: Policy) -> tuple[Factors, ...]:
-    """Return where the factors of adapters lie in the shared vector, if both of them travel."""
-    return tuple(policy.factors) if hasattr(policy, "factors") else ()
-
-
 def make_run_algorithm(
     config: Config, layout: Layout, policy: Policy | None = None
 ) -> Algorithm[Any]:
@@ -163,6 +124,8 @@ def make_run_algorithm(
     policy : of the layout; without it only sizes are right.
     """
     optimizer = make_optimizer(config.optim)
+    if policy is not None:
+        optimizer = restrained(optimizer, config, policy)
     algorithm = make_algorithm(config.algorithm, optimizer, layout, config.run.seed)
     algorithm = in_fragments(algorithm, config.algorithm.fragments, layout.num_shared)
     section = config.policy

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from decdpo.algorithms.wrappers.recall import told_since
 from decdpo.algorithms.wrappers.running import model_in_message
-from decdpo.build.agents import Ensemble, factors_of
+from decdpo.build.adapters import factors_of
+from decdpo.build.agents import Ensemble
 from decdpo.build.learning import make_learning_rate
 from decdpo.build.meeting import AGES
 from decdpo.comm.late.delays import age_file

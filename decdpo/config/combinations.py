@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from decdpo.config import schema
 from decdpo.config.lora import check_lora
 from decdpo.config.options import nearest
-from decdpo.config.personal import check_personal, check_rewards
+from decdpo.config.personal import check_parts, check_personal
 from decdpo.config.policies import CausalLM, LogLinear
 from decdpo.config.schema import AdamW, Sgd
 from decdpo.errors import ConfigError
@@ -24,7 +24,7 @@ def check_combinations(config: "Config") -> None:
     policy, optim = config.policy, config.optim
     if isinstance(policy, CausalLM):
         _check_language_model(policy)
-    check_rewards(policy, config.loss.kind)
+    check_parts(config)
     if isinstance(policy, LogLinear) and policy.features == "columns":
         default = next(f.default for f in fields(policy) if f.name == "dimension")
         if policy.dimension != default:

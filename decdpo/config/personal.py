@@ -1,8 +1,20 @@
 """The section ``[policy.personal]``: what of it cannot mean anything."""
 
+from typing import TYPE_CHECKING
+
 from decdpo.config.options import options
 from decdpo.config.policies import CausalLM, Personal
 from decdpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from decdpo.config import Config
+
+RESTRAINTS = tuple(
+    f"{part}_{what}"
+    for part in ("head", "reward", "bottleneck")
+    for what in ("lr_factor", "weight_decay")
+)
+"""The keys of how the steps of a part are restrained."""
 
 REWARDED = "fedpdpo"
 """The loss that reads explicit rewards."""
@@ -25,15 +37,20 @@ def check_personal(policy: CausalLM) -> None:
             )
         return
     defaults = Personal()
-    for key, used in (
-        ("head_rank", personal.head == "low_rank"),
-        ("activation", personal.bottleneck > 0),
-    ):
+    head = personal.head != "none", 'policy.personal.head = "full" or "low_rank"'
+    reward = personal.reward, "policy.personal.reward = true"
+    bottleneck = personal.bottleneck > 0, "policy.personal.bottleneck above 0"
+    for key, (used, needs) in {
+        "head_rank": (personal.head == "low_rank", 'policy.personal.head = "low_rank"'),
+        "activation": bottleneck,
+        "head_lr_factor": head,
+        "head_weight_decay": head,
+        "reward_lr_factor": reward,
+        "reward_weight_decay": reward,
+        "bottleneck_lr_factor": bottleneck,
+        "bottleneck_weight_decay": bottleneck,
+    }.items():
         if getattr(personal, key) != getattr(defaults, key) and not used:
-            needs = {
-                "head_rank": 'policy.personal.head = "low_rank"',
-                "activation": "policy.personal.bottleneck above 0",
-            }[key]
             raise ConfigError(
                 f"policy.personal.{key} is not used without {needs}",
                 f"set that, or remove policy.personal.{key}",
@@ -46,8 +63,11 @@ def check_personal(policy: CausalLM) -> None:
         )
 
 
-def check_rewards(policy: object, loss: str) -> None:
-    """Raise ``ConfigError`` for a head that the loss does not train, or a loss without parts."""
+def check_parts(config: "Config") -> None:
+    """Raise ``ConfigError`` for parts that loss or algorithm do not train as asked, or lack."""
+    from decdpo.algorithms.catalogue import needs_of
+
+    policy, loss = config.policy, config.loss.kind
     personal = policy.personal if isinstance(policy, CausalLM) else None
     if personal is not None and personal.reward and loss != REWARDED:
         raise ConfigError(
@@ -59,4 +79,15 @@ def check_rewards(policy: object, loss: str) -> None:
         raise ConfigError(
             f"loss.kind = {REWARDED!r} is that of a policy with personal parts",
             'choose loss.kind = "dpo", or policy.kind = "causal_lm" with [policy.personal]',
+        )
+    if personal is None:
+        return
+    plain = Personal()
+    changed = (key for key in RESTRAINTS if getattr(personal, key) != getattr(plain, key))
+    restrained = next(changed, "")
+    if restrained and needs_of(config.algorithm.kind).momentum:
+        raise ConfigError(
+            f"algorithm.kind = {config.algorithm.kind!r} moves an agent's own parts by a momentum "
+            f"of its own, which policy.personal.{restrained} would not reach",
+            f"remove policy.personal.{restrained}, or choose another algorithm",
         )

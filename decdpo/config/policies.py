@@ -6,6 +6,16 @@ from decdpo.config.options import option
 from decdpo.policies.lm.names import ACTIVATIONS, HEADS, MIX_RULES
 
 
+def _factor(part: str) -> float:
+    found: float = option(1.0, f"{part} steps by so many times optim.lr", low=0.0, high=1e6)
+    return found
+
+
+def _decay(part: str) -> float:
+    found: float = option(0.0, f"draws {part} back to where it began", low=0.0, high=1e9)
+    return found
+
+
 @dataclass(frozen=True)
 class LogLinear:
     """The log-linear softmax policy of the theory."""
@@ -84,6 +94,12 @@ class Personal:
         0, "width of the residual adapter before the heads; 0 is none", low=0, high=2**16
     )
     activation: str = option("gelu", "of the bottleneck", choices=ACTIVATIONS)
+    head_lr_factor: float = _factor("the head")
+    head_weight_decay: float = _decay("the head")
+    reward_lr_factor: float = _factor("the reward head")
+    reward_weight_decay: float = _decay("the reward head")
+    bottleneck_lr_factor: float = _factor("the bottleneck")
+    bottleneck_weight_decay: float = _decay("the bottleneck")
 
     @property
     def on(self) -> bool:

@@ -13,6 +13,7 @@ from decdpo.data.sampling import EpochSampler
 from decdpo.losses.base import RunningLoss
 from decdpo.params.flat import FlatParams
 from decdpo.params.optim import Optimizer
+from decdpo.params.restraint import suffix
 from decdpo.policies.encoded import EncodedShard
 from decdpo.policies.objective import Batch, Objective
 from decdpo.rng import Stream, generator
@@ -54,6 +55,7 @@ def adapt(
     if not len(rows):
         return
     own = slice(model.layout.num_shared, None)
+    optimizer = suffix(optimizer, model.layout.num_shared)
     state = optimizer.init(model.data[own])
     running = None
     if isinstance(objective.loss, RunningLoss):

@@ -102,7 +102,7 @@ def _measured(
     found[BEFORE] = {"sums": objective.evaluate(model, data, held).values.tolist()}
     adapt(
         objective,
-        build.make_optimizer(config.optim),
+        build.restrained(build.make_optimizer(config.optim), config, objective.policy),
         model,
         data,
         rows,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from decdpo import build
 from decdpo.data.index import FILE_NAME, ShardIndex
 from decdpo.data.ingest.formats.rated import RatedColumns
 from decdpo.data.plan import Plan, RatedPlan
@@ -112,6 +113,7 @@ class PeopleTraining(Training):
 
     def _newcomers(self, run: Run, index: ShardIndex, mean: FlatParams) -> list[Person]:
         objective, config = run.objective, self.config
+        optimizer = build.restrained(AdamW(), config, objective.policy)
         found = []
         for number in range(run.world.num_agents, index.num_agents):
             data = objective.policy.encode(index.open(number))
@@ -119,7 +121,7 @@ class PeopleTraining(Training):
                 model = beginning(objective, mean)
                 rows = few_pairs(data, shots, config.run.seed, number)
                 adapt(
-                    objective, AdamW(), model, data, rows,
+                    objective, optimizer, model, data, rows,
                     steps=STEPS, batch_size=config.data.batch_size, lr=config.optim.lr,
                     seed=config.run.seed, person=number,
                 )  # fmt: skip

@@ -29,6 +29,13 @@ from decdpo.rng import Stream, generator
 NAME = "personal"
 """The name under which a model holds its personal parts."""
 
+PARAMETERS = {
+    "head": (f"{NAME}.head", f"{NAME}.head_in", f"{NAME}.head_out"),
+    "reward": (f"{NAME}.reward",),
+    "bottleneck": (f"{NAME}.down", f"{NAME}.up"),
+}
+"""The parameters that each part may have, by the name of its switch."""
+
 _ACTS: dict[str, Callable[[Tensor], Tensor]] = dict(
     zip(ACTIVATIONS, (gelu, silu, relu, torch.tanh), strict=True)
 )
