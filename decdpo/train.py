@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decdpo.errors import NumericalError
+from decdpo.params.support import touched
 from decdpo.policies.objective import Batch
 from decdpo.policies.stats import Stats
 from decdpo.run import Agent, Run
@@ -135,7 +136,7 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
         try:
             for agent, stats in zip(active, run.objective.gradients(batches)):
                 agent.stats += stats
-                extremes += torch.aminmax(agent.params.grad)
+                extremes += torch.aminmax(touched(agent.params.grad))
                 run.algorithm.local_step(agent.state, agent.params.grad, lr)
             check_gradients(active, batches, extremes)
         except NumericalError as fault:

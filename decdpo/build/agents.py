@@ -175,9 +175,11 @@ def make_ensemble(
     objective = Objective(policy, make_loss(config.loss))
     algorithm = make_run_algorithm(config, policy.layout, policy)
     places = list(encoded)
+    if len(places) > 1 and hasattr(policy, "pool"):
+        encoded = dict(zip(places, policy.pool(list(encoded.values()))))
     models: list[tuple[FlatParams, Any]]
     if training:
-        models = _trained(policy, algorithm, len(places))
+        models = models_in_rows(policy, algorithm, len(places))
     else:
         models = [_measured(policy, LOSSES[config.loss.kind].has_state)] * len(places)
     agents = []
@@ -209,13 +211,20 @@ def make_agent(
     return Agent(agent, params, state, data, sampler, objective.no_stats())
 
 
-def _trained(policy: Policy, algorithm: Algorithm[Any], count: int) -> list[tuple[FlatParams, Any]]:
-    """Return parameters and states of ``count`` agents at the start, with one gradient buffer."""
+def models_in_rows(
+    policy: Policy, algorithm: Algorithm[Any], count: int
+) -> list[tuple[FlatParams, Any]]:
+    """Return parameters and states of ``count`` agents at the start, with one gradient buffer.
+
+    The parameters are rows of one matrix, unless the state keeps a copy, so that a policy may read
+    those of all agents in one call.
+    """
     start = policy.initial()
-    grad = torch.zeros_like(start)
-    # The last one takes the vector itself, which so is not there once more than needed.
-    states = [algorithm.init(start.clone()) for _ in range(count - 1)]
-    states.append(algorithm.init(start))
+    # One agent alone takes the vector itself, which so is not there once more than needed.
+    rows = start[None] if count == 1 else start.expand(count, -1).contiguous()
+    del start
+    states = [algorithm.init(rows[place]) for place in range(count)]
+    grad = torch.zeros_like(rows[0])
     return [(FlatParams(policy.layout, state.x, grad), state) for state in states]
 
 

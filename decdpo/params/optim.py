@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
+from decdpo.params.support import descend
+
 
 @dataclass
 class OptimState:
@@ -78,7 +80,7 @@ class SGD:
                 grad.add_(state.first, alpha=self.momentum)
             else:
                 grad = state.first
-        x.add_(grad, alpha=-lr)
+        descend(x, grad, lr)
         state.steps += 1
 
 

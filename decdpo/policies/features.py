@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -90,6 +90,10 @@ class FeatureDifferences:
             return np.zeros(0, dtype=bool)
         return ~np.logical_or.reduceat(self.values != 0, self.starts[:-1])
 
+    def count(self, rows: np.ndarray) -> int:
+        """Return how many values the rows (B,) hold together."""
+        return int((self.starts.take(rows + 1) - self.starts.take(rows)).sum())
+
     def batch(self, rows: np.ndarray) -> "FeatureDifferences":
         """Return the rows (B,) as a new, smaller set of differences."""
         first = self.starts.take(rows)
@@ -103,14 +107,43 @@ class FeatureDifferences:
 
     def margins(self, theta: np.ndarray) -> np.ndarray:
         """Return (N,) theta . dphi; each row is summed alone, so its bits ignore the others."""
+        return self.row_sums(theta.take(self.columns))
+
+    def row_sums(self, factors: np.ndarray) -> np.ndarray:
+        """Return (N,) the sum over each row of its values times ``factors`` (nnz,)."""
         if len(self.starts) == 1:
-            return np.zeros(0, dtype=theta.dtype)
-        return np.add.reduceat(self.values * theta.take(self.columns), self.starts[:-1])
+            return np.zeros(0, dtype=factors.dtype)
+        return np.add.reduceat(self.values * factors, self.starts[:-1])
+
+    @classmethod
+    def stacked(cls, some: Sequence["FeatureDifferences"]) -> "FeatureDifferences":
+        """Return the rows of several, end to end."""
+        sizes = np.cumsum([0, *(one.values.size for one in some)])
+        starts = [one.starts[:-1] + size for one, size in zip(some, sizes)]
+        return cls(
+            np.concatenate((*starts, sizes[-1:])).astype(np.intp),
+            np.concatenate([one.columns for one in some]),
+            np.concatenate([one.values for one in some]),
+            some[0].dimension,
+        )
+
+    def view(self, first: int, last: int) -> "FeatureDifferences":
+        """Return the rows first ... last - 1, whose columns and values are views."""
+        starts = self.starts[first : last + 1]
+        held = slice(starts[0], starts[-1])
+        return FeatureDifferences(
+            starts - starts[0], self.columns[held], self.values[held], self.dimension
+        )
+
+    def scaled(self, coefficients: np.ndarray) -> np.ndarray:
+        """Return the values (nnz,) of the rows coefficients_b dphi_b."""
+        counts = self.starts[1:] - self.starts[:-1]
+        scaled: np.ndarray = self.values * np.repeat(coefficients, counts)
+        return scaled
 
     def add_combination(self, coefficients: np.ndarray, out: np.ndarray) -> None:
         """Add sum_b coefficients_b dphi_b to ``out`` (P,), row by row in order."""
-        counts = self.starts[1:] - self.starts[:-1]
-        np.add.at(out, self.columns, self.values * np.repeat(coefficients, counts))
+        np.add.at(out, self.columns, self.scaled(coefficients))
 
 
 def hashed_differences(

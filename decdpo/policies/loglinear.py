@@ -10,8 +10,8 @@ grad L = -beta E[sigma(-beta (m - m_ref)) dphi], and the Hessian is at most
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.errors import PolicyError
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
+from decdpo.params.support import add_at
 from decdpo.policies.arrays import (
     CPU,
     parameter_dtype,
@@ -43,6 +44,24 @@ from decdpo.policies.features import (
     column_differences,
     hashed_differences,
 )
+from decdpo.policies.joint import Apart, JointPass
+
+MOST_TOGETHER = 1 << 19
+"""Features that batches which are scored in one call have together, at most: a matter of memory."""
+
+
+@dataclass(frozen=True)
+class FeaturePool:
+    """The pairs of all agents of a process, end to end, of which each shard is a view.
+
+    differences : (N, P) dphi, sparse. ref_chosen, ref_rejected : (N,) reference log-probabilities.
+    score_gap : (N,), or None if the shards have none.
+    """
+
+    differences: FeatureDifferences
+    ref_chosen: np.ndarray
+    ref_rejected: np.ndarray
+    score_gap: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -50,11 +69,14 @@ class FeatureShard(EncodedShard):
     """One agent's N pairs as feature differences.
 
     differences : (N, P) dphi, sparse. ref_chosen, ref_rejected : (N,) reference log-probabilities.
+    pool : the pairs of all agents, those of this one from row ``first`` on; None if it is alone.
     """
 
     differences: FeatureDifferences
     ref_chosen: np.ndarray
     ref_rejected: np.ndarray
+    pool: FeaturePool | None = None
+    first: int = 0
 
 
 @dataclass
@@ -69,7 +91,7 @@ class LogLinearPass:
         """Add sum_b (d_w pi_l - d_l pi_w) dphi_b to ``params.grad``."""
         chosen, rejected = self.scores.chosen, self.scores.rejected
         slope = cotangents["chosen"] * rejected.exp() - cotangents["rejected"] * chosen.exp()
-        self.batch.add_combination(slope.numpy(), self.params.grad.numpy())
+        add_at(self.params.grad, self.batch.columns, self.batch.scaled(slope.numpy()))
 
     def along(self, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the derivatives (B,) of both log-probabilities along ``direction`` (P,)."""
@@ -95,6 +117,30 @@ class LogLinearPass:
         slope = d_chosen * self.scores.rejected.exp() - d_rejected * self.scores.chosen.exp()
         squares = np.add.reduceat(np.square(self.batch.values), self.batch.starts[:-1])
         return np.square(slope.numpy()) * squares
+
+
+@dataclass
+class LogLinearJointPass:
+    """Several batches in one (``JointPass``): models (A), the pairs of all, and where each begins.
+
+    bounds : (A + 1,) the first pair of each batch, and N.
+    """
+
+    scores: PairScores
+    models: list[FlatParams]
+    pairs: FeatureDifferences
+    bounds: np.ndarray
+
+    def backward(self, cotangents: Leaves) -> Iterator[None]:
+        """Add sum_b (d_w pi_l - d_l pi_w) dphi_b of one batch after another."""
+        chosen, rejected = self.scores.chosen, self.scores.rejected
+        slope = cotangents["chosen"] * rejected.exp() - cotangents["rejected"] * chosen.exp()
+        scaled = self.pairs.scaled(slope.numpy())
+        places = self.pairs.starts[self.bounds].tolist()
+        for params, *held in zip(self.models, places, places[1:]):
+            part = slice(*held)
+            add_at(params.grad, self.pairs.columns[part], scaled[part])
+            yield
 
 
 class FeatureReference:
@@ -217,6 +263,77 @@ class LogLinear:
         gap = None if data.score_gap is None else data.score_gap[torch.from_numpy(rows)]
         scores = PairScores(chosen, rejected, ref_chosen, ref_rejected, length, length, gap)
         return LogLinearPass(scores, params, batch)
+
+    def pool(self, shards: Sequence[FeatureShard]) -> list[FeatureShard]:
+        """Lay the pairs of several shards end to end, for ``forward_all``."""
+        gaps = [shard.score_gap for shard in shards if shard.score_gap is not None]
+        pool = FeaturePool(
+            FeatureDifferences.stacked([shard.differences for shard in shards]),
+            np.concatenate([shard.ref_chosen for shard in shards]),
+            np.concatenate([shard.ref_rejected for shard in shards]),
+            torch.cat(gaps) if len(gaps) == len(shards) else None,
+        )
+        ends = np.cumsum([shard.num_pairs for shard in shards]).tolist()
+        return [
+            replace(
+                shard,
+                differences=pool.differences.view(first, last),
+                ref_chosen=pool.ref_chosen[first:last],
+                ref_rejected=pool.ref_rejected[first:last],
+                pool=pool,
+                first=first,
+            )
+            for shard, first, last in zip(shards, [0, *ends], ends)
+        ]
+
+    def forward_all(
+        self, batches: Sequence[tuple[FlatParams, FeatureShard, np.ndarray]]
+    ) -> JointPass:
+        """Evaluate several batches, each with its model, in one call where they lie in one memory.
+
+        The bits are those of ``forward``. Batches with many features gain nothing and are evaluated
+        one by one.
+        """
+        sizes = [len(rows) for _, _, rows in batches]
+        pool = batches[0][1].pool
+        home = batches[0][0].data.untyped_storage().data_ptr()
+        if pool is not None and all(
+            data.pool is pool and params.data.untyped_storage().data_ptr() == home
+            for params, data, _ in batches
+        ):
+            firsts = np.repeat([data.first for _, data, _ in batches], sizes)
+            rows = np.concatenate([rows for _, _, rows in batches]) + firsts
+            if pool.differences.count(rows) <= MOST_TOGETHER:
+                return self._joint(pool, batches, rows, np.cumsum([0, *sizes]))
+        return Apart([self.forward(*batch) for batch in batches], sizes)
+
+    def _joint(
+        self,
+        pool: FeaturePool,
+        batches: Sequence[tuple[FlatParams, FeatureShard, np.ndarray]],
+        rows: np.ndarray,
+        bounds: np.ndarray,
+    ) -> LogLinearJointPass:
+        """Evaluate the ``rows`` (N,) of ``pool``; the batches begin at ``bounds`` (A + 1,)."""
+        pairs = pool.differences.batch(rows)
+        models = [params for params, _, _ in batches]
+        one = models[0].data
+        # All models as one vector: row i of the matrix they are begins at its own offset.
+        every = one.as_strided((one.untyped_storage().nbytes() // one.itemsize,), (1,), 0).numpy()
+        offsets = [int(params.data.storage_offset()) for params in models]
+        places = pairs.columns + np.repeat(offsets, np.diff(pairs.starts[bounds]))
+        chosen, rejected = _choice(pairs.row_sums(every.take(places)))
+        length = torch.ones_like(chosen)
+        scores = PairScores(
+            chosen,
+            rejected,
+            torch.from_numpy(pool.ref_chosen.take(rows)),
+            torch.from_numpy(pool.ref_rejected.take(rows)),
+            length,
+            length,
+            None if pool.score_gap is None else pool.score_gap[torch.from_numpy(rows)],
+        )
+        return LogLinearJointPass(scores, models, pairs, bounds)
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write theta = ``x`` (P,) with what it takes to use it to the file ``out`` (.npz).

@@ -12,10 +12,10 @@ as the log-linear one, a thousand agents in one process would otherwise spend th
 thousand small calls. The bits are those of each batch scored alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,14 +32,14 @@ from decdpo.losses.base import (
 )
 from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams
+from decdpo.params.support import clear
 from decdpo.policies.base import ForwardPass, Policy
 from decdpo.policies.encoded import EncodedShard
+from decdpo.policies.joint import Apart, JointPass, Lanes, Together, filled, joined
 from decdpo.policies.stats import METRICS, Stats, summarize
 
 LANES = 32
-"""Every batch is filled up to a multiple of so many pairs before the loss sees it. A vector
-operation rounds what is left over after its last full step (32 float32 values at most) unlike the
-rest; filled up, a pair is rounded alike whatever lies beside it."""
+"""Every batch is filled up to a multiple of so many pairs before the loss sees it (``joint``)."""
 
 GROUP_LANES = 4096
 """Pairs scored together at most, filled up. Far below the 32,768 values at which torch divides a
@@ -57,13 +57,6 @@ class Batch(NamedTuple):
     data: EncodedShard
     rows: np.ndarray
     running: Tensor | None = None
-
-
-class Scored(NamedTuple):
-    """One scored batch: the cotangents (B,) of the mean loss by each leaf, and the statistics."""
-
-    cotangents: Leaves
-    stats: Stats
 
 
 @dataclass(frozen=True)
@@ -118,13 +111,15 @@ class Objective:
                 continue
             # An overflow is reported with its rows, as an error: NumPy need not warn of it as well.
             with np.errstate(over="ignore", invalid="ignore"):
-                passes = [self._forward(batch) for batch in group]
-                scored = self._score(group, [forward.scores for forward in passes])
-            for batch, forward, (cotangents, stats) in zip(group, passes, scored):
-                batch.params.grad.zero_()
+                forward = self._forward_all(group)
+                cotangents, scored = self._score(group, forward.scores)
+                gradients = forward.backward(cotangents)
+            for batch, stats in zip(group, scored):
+                clear(batch.params.grad)
                 with np.errstate(over="ignore", invalid="ignore"):
-                    forward.backward(cotangents)
-                self._run_on(batch, forward.scores)
+                    next(gradients)
+                if batch.running is not None:
+                    self._run_on(batch, forward.scores)
                 yield stats
 
     def evaluate(
@@ -148,20 +143,19 @@ class Objective:
         places = iter([place for place, _ in parts])
         for group in self._groups(part for _, part in parts):
             with np.errstate(over="ignore", invalid="ignore"):
-                passes = [self._forward(part, need_grad=False) for part in group]
-                scored = self._score(group, [forward.scores for forward in passes])
-            for _, stats in scored:
+                _, scored = self._score(group, self._forward_all(group, need_grad=False).scores)
+            for stats in scored:
                 totals[next(places)] += stats
         return totals
 
     def _streamed(self, batch: Batch, parts: list[np.ndarray]) -> Stats:
         """Do ``gradient`` part by part: forward, loss, backward, then the next part."""
-        batch.params.grad.zero_()
+        clear(batch.params.grad)
         total = self.no_stats()
         for rows in parts:
             part = batch._replace(rows=rows)
             forward = self._forward(part)
-            ((cotangents, stats),) = self._score([part], [forward.scores], len(batch.rows))
+            cotangents, (stats,) = self._score([part], forward.scores, len(batch.rows))
             forward.backward(cotangents)
             total += stats
         return total
@@ -170,9 +164,9 @@ class Objective:
         """Do ``gradient`` for a loss that must see all pairs before any goes backward."""
         batch = batch._replace(rows=np.concatenate(parts))
         pieces = [batch._replace(rows=rows) for rows in parts]
-        pairs = _joined([self._forward(piece, need_grad=False).scores for piece in pieces])
-        ((cotangents, stats),) = self._score([batch], [pairs])
-        batch.params.grad.zero_()
+        pairs = joined([self._forward(piece, need_grad=False).scores for piece in pieces])
+        cotangents, (stats,) = self._score([batch], pairs)
+        clear(batch.params.grad)
         start = 0
         for piece in pieces:
             some = slice(start, start + len(piece.rows))
@@ -183,7 +177,7 @@ class Objective:
 
     def _run_on(self, batch: Batch, pairs: PairScores) -> None:
         """Let the agent's running statistic, if the loss has one, take in the batch ``pairs``."""
-        if isinstance(self.loss, RunningLoss) and batch.running is not None:
+        if batch.running is not None and isinstance(self.loss, RunningLoss):
             batch.running.copy_(self.loss.update(batch.running, pairs))
 
     def _groups(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
@@ -191,7 +185,7 @@ class Objective:
         group: list[Batch] = []
         lanes = 0
         for batch in batches:
-            size = _filled(len(batch.rows), self._width)
+            size = filled(len(batch.rows), self._width)
             if group and not (self._together and lanes + size <= GROUP_LANES):
                 yield group
                 group, lanes = [], 0
@@ -217,6 +211,14 @@ class Objective:
     def _forward(self, batch: Batch, need_grad: bool = True) -> ForwardPass:
         return self.policy.forward(batch.params, batch.data, batch.rows, need_grad=need_grad)
 
+    def _forward_all(self, group: list[Batch], need_grad: bool = True) -> JointPass:
+        """Score a group, in one call where the policy can."""
+        together: Together | None = getattr(self.policy, "forward_all", None)
+        if together is not None and len(group) > 1:
+            return together([batch[:3] for batch in group])
+        passes = [self._forward(batch, need_grad) for batch in group]
+        return Apart(passes, [len(batch.rows) for batch in group])
+
     def _loss(self, batch: Batch) -> PairLoss:
         """Return the loss that ``batch`` meets; the same for all where it does not run."""
         if not isinstance(self.loss, RunningLoss):
@@ -226,13 +228,15 @@ class Objective:
         return self.loss.at(batch.running)
 
     def _score(
-        self, group: list[Batch], scores: list[PairScores], count: int | None = None
-    ) -> list[Scored]:
-        """Return cotangents and statistics of every batch of a group.
+        self, group: list[Batch], scores: PairScores, count: int | None = None
+    ) -> tuple[Leaves, list[Stats]]:
+        """Return the cotangents (N,) of the mean loss of every batch of a group, by each leaf, and
+        the statistics of every batch.
 
-        count : pairs of the batch whose part this is; the cotangents are of its mean loss.
+        scores : (N,) of all batches, end to end. count : pairs of the batch whose part this is; the
+        cotangents are of its mean loss.
         """
-        lanes = _Lanes([len(batch.rows) for batch in group], self._width)
+        lanes = Lanes([len(batch.rows) for batch in group], self._width)
         pairs = lanes.fill(scores)
         weight = _weights(group)
         # d mean(losses) / d loss_b = w_b / B
@@ -258,62 +262,8 @@ class Objective:
         stats = summarize(
             values[:7], lanes.starts, weight, self.loss.beta, values[len(values) - len(own) :]
         )
-        named = [Stats(each, self.names) for each in stats]
-        cotangents = stacked[5 : 5 + len(slopes)].split(lanes.sizes.tolist(), dim=1)
-        return [Scored(dict(zip(leaves, some)), each) for some, each in zip(cotangents, named)]
-
-
-class _Lanes:
-    """Where the pairs of A batches lie once each batch is filled up to a multiple of ``width``.
-
-    sizes : (A,) pairs of every batch, at least 1. starts : (A,) where each begins, unfilled.
-    """
-
-    def __init__(self, sizes: list[int], width: int) -> None:
-        self.sizes = np.array(sizes)
-        self.starts = np.cumsum(self.sizes) - self.sizes
-        filled = _filled(self.sizes, width)
-        self._exact = bool((filled == self.sizes).all())
-        within = np.arange(filled.sum()) - np.repeat(np.cumsum(filled) - filled, filled)
-        last = np.repeat(self.sizes - 1, filled)
-        # What fills up is a repetition of the batch's last pair: a loss can always take that.
-        self._source = torch.from_numpy(np.repeat(self.starts, filled) + np.minimum(within, last))
-        self._kept = torch.from_numpy(np.flatnonzero(within <= last))
-
-    def fill(self, batches: list[PairScores]) -> PairScores:
-        """Join the log-probabilities of all batches, filled up."""
-        return _joined(batches, lambda column: self._take(column, self._source))
-
-    def spread(self, values: np.ndarray, like: Tensor) -> Tensor:
-        """Put one value (N,) at every pair and 0 at what fills up, with the type of ``like``."""
-        given = torch.from_numpy(values).to(like)
-        if self._exact:
-            return given
-        return torch.zeros_like(like).index_copy_(0, self._kept.to(like.device), given)
-
-    def drop(self, filled: Tensor) -> Tensor:
-        """Return the columns of ``filled`` that belong to a pair, (K, N)."""
-        return self._take(filled, self._kept)
-
-    def _take(self, vector: Tensor, places: Tensor) -> Tensor:
-        return vector if self._exact else vector.index_select(-1, places.to(vector.device))
-
-
-def _joined(
-    batches: list[PairScores], change: Callable[[Tensor], Tensor] = lambda column: column
-) -> PairScores:
-    """Return the scores of several batches in one, every field changed by ``change``."""
-    joined: dict[str, Any] = {}
-    for field in fields(batches[0]):
-        columns = [getattr(batch, field.name) for batch in batches]
-        known = all(column is not None for column in columns)
-        joined[field.name] = change(torch.cat(columns)) if known else None
-    return type(batches[0])(**joined)
-
-
-def _filled(size: Any, width: int) -> Any:
-    """Return ``size``, or every size of an array, filled up to a multiple of ``width``."""
-    return -(-size // width) * width
+        cotangents = dict(zip(leaves, stacked[5 : 5 + len(slopes)]))
+        return cotangents, [Stats(each, self.names) for each in stats]
 
 
 def _weights(group: list[Batch]) -> np.ndarray | None:

@@ -1,0 +1,179 @@
+"""Many agents of one process, computed together: the bits of every agent computed alone."""
+
+import numpy as np
+import pytest
+import torch
+from quadratics import NoStore, Recorder
+
+from decdpo.algorithms.catalogue import ALGORITHMS
+from decdpo.build.agents import models_in_rows
+from decdpo.codecs.topk import TopK
+from decdpo.comm.late.delays import SeededDelays
+from decdpo.comm.late.staleness import StaleExchange
+from decdpo.comm.local import LocalWorld
+from decdpo.data.sampling import EpochSampler
+from decdpo.data.shard import PreferenceShard
+from decdpo.losses.dpo import DPO
+from decdpo.params.flat import FlatParams
+from decdpo.params.optim import SGD, AdamW
+from decdpo.params.support import NOWHERE, add_at, clear, descend, forget, support, touched
+from decdpo.policies.joint import Apart
+from decdpo.policies.loglinear import LogLinear, LogLinearJointPass
+from decdpo.policies.objective import Batch, Objective
+from decdpo.run import Agent, Run
+from decdpo.topology.schedule import make_schedule
+from decdpo.train import train
+
+N, P, ROUNDS = 6, 4096, 4
+WORDS = "a the of in plain sense reason answer question green blue red wide narrow old new".split()
+KINDS = {
+    "dsgd": ("dsgd", {}, SGD(), 0),
+    "dsgd with momentum": ("dsgd", {}, SGD(momentum=0.5), 0),
+    "dsgd, clipped and decayed": ("dsgd", {}, SGD(weight_decay=0.1, max_norm=0.05), 0),
+    "dsgd with AdamW": ("dsgd", {}, AdamW(), 0),
+    "late messages": ("dsgd", {}, SGD(), 2),
+    "gradient tracking": ("gradient_tracking", {}, SGD(), 0),
+    "choco": ("choco", {"codec": TopK.of_ratio(P, torch.float32, 0.1), "gamma": 0.1}, SGD(), 0),
+    "quasi-global momentum": ("quasi_global_momentum", {}, SGD(), 0),
+    "exact diffusion": ("exact_diffusion", {}, SGD(), 0),
+}
+
+
+def shard(agent, *, weighted=False):
+    """Return 12 pairs of few words, so that pairs share some; 3 are held out."""
+    rng = np.random.default_rng(agent)
+    pairs = [("p", *(" ".join(rng.choice(WORDS, 8)) for _ in range(2))) for _ in range(12)]
+    columns = {"score_chosen": rng.uniform(1, 2, 12), "score_rejected": rng.uniform(0, 1, 12)}
+    if weighted:
+        columns["weight"] = rng.integers(1, 4, 12).astype(float)
+    return PreferenceShard.from_pairs(pairs, 9, agent=agent, columns=columns)
+
+
+def models(policy, together, algorithm):
+    """Return parameters and states of all agents, as rows of one matrix or each by itself."""
+    if together:
+        return models_in_rows(policy, algorithm, N)
+    return [models_in_rows(policy, algorithm, 1)[0] for _ in range(N)]
+
+
+def make_run(kind, together, *, local_steps=2, overlap=True):
+    """Put a run on hashed text together as ``decdpo.build`` does."""
+    name, options, optimizer, max_age = KINDS[kind]
+    policy = LogLinear(P)
+    algorithm = ALGORITHMS[name](optimizer=optimizer, num_shared=P, **options)
+    encoded = [policy.encode(shard(i)) for i in range(N)]
+    if together:
+        encoded = policy.pool(encoded)
+    world = LocalWorld(N)
+    exchange = world.exchange(algorithm.message_size(P), torch.float32)
+    if algorithm.needs.sends_bytes:
+        exchange = world.exchange(algorithm.message_size(P), torch.uint8)
+    if max_age:
+        exchange = StaleExchange(exchange, SeededDelays(0, max_age), max_age)
+    objective = Objective(policy, DPO(0.5))
+    agents = [
+        Agent(i, params, state, data, EpochSampler(3, i, data.num_train), objective.no_stats())
+        for i, data, (params, state) in zip(range(N), encoded, models(policy, together, algorithm))
+    ]
+    steps = local_steps if not algorithm.needs.equal_steps else 1
+    return Run(
+        world, exchange, algorithm, objective, make_schedule("ring", "auto", N), agents,
+        lambda step: 0.3, steps, 5, overlap, ROUNDS, Recorder(), NoStore(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_one_matrix_train_to_the_bits_of_agents_apart(kind):
+    seen, passes = [], []
+    forward_all = LogLinear.forward_all
+
+    def watching(self, batches):
+        passes.append(forward_all(self, batches))
+        return passes[-1]
+
+    for together in (True, False):
+        run = make_run(kind, together)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LogLinear, "forward_all", watching)
+            train(run)
+        seen.append((run.monitor.path, [agent.stats.values for agent in run.agents]))
+    joint = {type(one) for one in passes[: len(passes) // 2]}
+    # Tracking keeps x beside y in a buffer of its own, and is computed in the general way.
+    assert joint == {Apart if kind == "gradient tracking" else LogLinearJointPass}
+    assert {type(one) for one in passes[len(passes) // 2 :]} == {Apart}
+    for ours, theirs in zip(*seen):
+        assert np.array_equal(ours, theirs)
+    assert np.abs(seen[0][0][-1]).max() > 0.01
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_batches_of_one_memory_are_scored_as_each_alone(dtype, weighted):
+    policy = LogLinear(P, dtype=dtype)
+    objective = Objective(policy, DPO(0.5))
+    alone = [policy.encode(shard(i, weighted=weighted)) for i in range(N)]
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((N, P))).to(policy.layout.dtype)
+    some = [rng.integers(0, 12, size) for size in (1, 7, 31, 32, 33, 40)]
+    grad = torch.zeros_like(x[0])
+    together = [
+        Batch(FlatParams(policy.layout, x[i], grad), data, rows)
+        for i, (data, rows) in enumerate(zip(policy.pool(alone), some))
+    ]
+    evaluated = objective.evaluations(together, batch_size=9)
+    for i, stats in enumerate(objective.gradients(together)):
+        params = FlatParams(policy.layout, x[i].clone())
+        expected = objective.gradient(params, alone[i], some[i])
+        assert np.array_equal(stats.values, expected.values)
+        assert torch.equal(grad, params.grad) and grad.any()
+        held = objective.evaluate(params, alone[i], some[i], batch_size=9)
+        assert np.array_equal(evaluated[i].values, held.values)
+
+
+def test_batches_that_lie_apart_or_hold_much_are_scored_one_by_one(monkeypatch):
+    policy = LogLinear(P)
+    data = policy.pool([policy.encode(shard(i)) for i in range(2)])
+    rows, x = np.arange(5), torch.zeros(2, P)
+
+    def passed(first, second, of):
+        params = [FlatParams(policy.layout, vector) for vector in (first, second)]
+        return type(policy.forward_all([(p, d, rows) for p, d in zip(params, of)]))
+
+    assert passed(*x, data) is LogLinearJointPass
+    assert passed(x[0], x[1].clone(), data) is Apart
+    assert passed(*x, [data[0], policy.encode(shard(1))]) is Apart
+    monkeypatch.setattr("decdpo.policies.loglinear.MOST_TOGETHER", 100)
+    assert passed(*x, data) is Apart
+
+
+@pytest.mark.parametrize("size", [1000, 4096, 4099])
+def test_a_step_where_the_gradient_is_has_the_bits_of_a_whole_one(size):
+    rng = np.random.default_rng(size)
+    x = torch.from_numpy(rng.standard_normal(size).astype(np.float32))
+    whole, grad = x.clone(), torch.zeros(size)
+    clear(grad)
+    for places in (rng.integers(0, size, 40), rng.integers(0, size, 30)):
+        add_at(grad, places, rng.standard_normal(len(places)).astype(np.float32))
+    assert len(support(grad)) == 70 and torch.equal(touched(grad), grad[support(grad)])
+    descend(x, grad, 0.3)
+    whole.add_(grad, alpha=-0.3)
+    assert torch.equal(x, whole)
+    clear(grad)
+    assert not grad.any() and support(grad) is NOWHERE
+
+
+def test_a_note_of_where_a_gradient_is_ends_with_the_next_change():
+    grad = torch.zeros(64)
+    assert support(grad) is None
+    clear(grad)
+    add_at(grad, np.array([3, 5]), np.ones(2, np.float32))
+    assert support(grad).tolist() == [3, 5]
+    grad.mul_(2.0)
+    assert support(grad) is None and touched(grad) is grad
+    clear(grad)
+    assert not grad.any()
+    add_at(grad, np.arange(9), np.ones(9, np.float32))
+    assert support(grad) is None, "as many places as that are no gain"
+    clear(grad)
+    forget(grad)
+    assert support(grad) is None
