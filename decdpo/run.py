@@ -151,6 +151,22 @@ class MeasuredState:
     running: Tensor | None
 
 
+class Pace(Protocol):
+    """Says how many local steps each agent takes, where they do not all take as many."""
+
+    def steps(self, agent: int, round: int) -> range:
+        """Return the numbers of the agent's local steps in ``round``, counted from round 0."""
+        ...
+
+    def begin(self, run: "Run", round: int) -> None:
+        """Let ``round`` begin for the local agents. Collective."""
+        ...
+
+    def took(self, run: "Run", round: int, seconds: float) -> None:
+        """Take note that the local steps of ``round`` took this process ``seconds``."""
+        ...
+
+
 class Recovery(Protocol):
     """Accounts for agents that are lost; every process does the same.
 
@@ -186,6 +202,7 @@ class Run:
     """Everything the loop needs; ``decdpo.build`` makes it.
 
     watch : is shown round, agent and what it receives before that is mixed; returns the inbox.
+    pace : of agents that do not all take ``local_steps`` in a round.
     """
 
     world: World
@@ -206,3 +223,10 @@ class Run:
     watch: Callable[[int, int, Inbox], Inbox] | None = None
     parts: Parts = field(default_factory=Parts)
     recovery: Recovery | None = None
+    pace: Pace | None = None
+
+    def steps(self, agent: int, round: int) -> range:
+        """Return the numbers of the local steps that ``agent`` takes in ``round``, E of them."""
+        if self.pace is not None:
+            return self.pace.steps(agent, round)
+        return range(round * self.local_steps, (round + 1) * self.local_steps)

@@ -39,10 +39,14 @@ def train(run: Run) -> Ending:
         if run.recovery is not None:
             run.recovery.between(run, t)
         mixing = run.schedule.mixing(t)
+        if run.pace is not None:
+            run.pace.begin(run, t)
         if run.overlap:
             start(run, t, mixing)
         with span(run, "compute", t) as compute:
             local_steps(run, t, [a for a in run.agents if mixing.row(a.id).active])
+        if run.pace is not None:
+            run.pace.took(run, t, compute.seconds)
         if not run.overlap:
             start(run, t, mixing)
         with span(run, "mix", t):
@@ -125,25 +129,30 @@ def start(run: Run, t: int, mixing: Mixing) -> None:
 
 
 def local_steps(run: Run, t: int, active: list[Agent]) -> None:
-    """Take the E local steps of round ``t`` with the ``active`` agents of this process."""
+    """Take the local steps of round ``t`` with the ``active`` agents of this process, E of each."""
     for agent in run.agents:
         agent.stats = Stats.zero(agent.stats.names)
-    for h in range(run.local_steps):
-        step = t * run.local_steps + h
-        lr = run.lr(step)
-        batches = [a.batch(a.sampler.rows(step, run.batch_size)) for a in active]
+    steps = {agent.id: run.steps(agent.id, t) for agent in active}
+    last: dict[int, np.ndarray] = {}
+    for h in range(max(map(len, steps.values()), default=0)):
+        taking = [agent for agent in active if h < len(steps[agent.id])]
+        rows = [a.sampler.rows(steps[a.id][h], run.batch_size) for a in taking]
+        last.update(zip((agent.id for agent in taking), rows))
+        batches = [agent.batch(chosen) for agent, chosen in zip(taking, rows)]
         extremes: list[Tensor] = []
         try:
-            for agent, stats in zip(active, run.objective.gradients(batches)):
+            for agent, stats in zip(taking, run.objective.gradients(batches)):
                 agent.stats += stats
                 extremes += torch.aminmax(touched(agent.params.grad))
+                # The step size is that of the share of the round that the agent has done.
+                lr = run.lr(t * run.local_steps + h * run.local_steps // len(steps[agent.id]))
                 run.algorithm.local_step(agent.state, agent.params.grad, lr)
-            check_gradients(active, batches, extremes)
+            check_gradients(taking, batches, extremes)
         except NumericalError as fault:
             what = f"round {t}, local step {h}: {fault.what}"
             raise NumericalError(what, remedy(run)) from None
-    for agent, batch in zip(active, batches):
-        broken = not_finite(run, agent, f"after its local steps of round {t}", batch.rows)
+    for agent in active:
+        broken = not_finite(run, agent, f"after its local steps of round {t}", last[agent.id])
         if broken is not None:
             raise broken
 

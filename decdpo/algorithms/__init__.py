@@ -72,6 +72,9 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
 - If it mixes value by value, and each value's memory is changed by its own mixing alone, parts of
   the vector may travel in turn (``wrappers/fragments.py``): give it ``mix_part`` beside ``mix``, as
   ``gossip/dsgd.py`` has, ``in_parts=True`` among its needs, and its section the key ``fragments``.
+- If every local step moves the model itself and nothing else is sent, agents may take local steps
+  at their own pace: ``own_pace=True``. ``pair_weights=True`` if the mean that it keeps may be one
+  in which agents count by their pairs.
 - ``Inbox.average`` writes the average itself, the agent's own term in its place by id.
 - The same bits on any number of ranks come by themselves if ``mix`` takes the messages in their
   order and random numbers come from ``decdpo.rng``.

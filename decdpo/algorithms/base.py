@@ -19,6 +19,8 @@ class Needs:
     meets : whom its agents exchange messages with.
     weights : the mixing matrix. Rows and columns that sum to one ("doubly"), a symmetric matrix of
         this kind ("symmetric"), or columns alone ("column", where the algorithm corrects for rows).
+    pair_weights : whether the agents may count by their pairs in the mean that mixing keeps.
+    own_pace : whether agents may take different numbers of local steps in a round.
     fixed_weights : whether the weights must be the same in every round.
     every_message : whether every message must be mixed exactly once, in its own round.
     equal_steps : whether all agents must step alike along their gradients: no Adam, no clipping.
@@ -36,6 +38,8 @@ class Needs:
 
     meets: Literal["neighbours", "server", "nobody"] = "neighbours"
     weights: Literal["doubly", "symmetric", "column"] = "doubly"
+    pair_weights: bool = False
+    own_pace: bool = False
     fixed_weights: bool = False
     every_message: bool = False
     equal_steps: bool = False

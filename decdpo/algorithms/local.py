@@ -20,7 +20,10 @@ class Local(Dsgd):
     """
 
     needs: ClassVar[Needs] = Needs(
-        meets="nobody", against_products="its agents mix nothing", on_loss="refuses"
+        meets="nobody",
+        own_pace=True,
+        against_products="its agents mix nothing",
+        on_loss="refuses",
     )
 
     def message_size(self, num_shared: int) -> int:

@@ -15,6 +15,7 @@ from decdpo.algorithms.wrappers.running import Running
 from decdpo.build.adapters import factors_of, make_lora, make_personal, restrained
 from decdpo.build.learning import in_fragments, make_algorithm, make_loss, make_optimizer
 from decdpo.build.meeting import make_topology, scheduled_age
+from decdpo.build.pace import at_own_pace, check_steps
 from decdpo.comm.world import World
 from decdpo.config import Config, policies
 from decdpo.data.index import ShardIndex
@@ -39,13 +40,15 @@ class Ensemble:
     """The agents of this process, and what they have in common.
 
     schedule : whom each one meets, of all agents. objective : what they minimize. algorithm : how
-    they step and mix. agents : the local ones, ascending.
+    they step and mix. agents : the local ones, ascending. pairs : training pairs of every agent,
+    (n,), also of those that are lost.
     """
 
     schedule: Schedule
     objective: Objective
     algorithm: Algorithm[Any]
     agents: list[Agent]
+    pairs: tuple[int, ...]
 
 
 def open_index(config: Config) -> ShardIndex:
@@ -128,6 +131,7 @@ def make_run_algorithm(
         optimizer = restrained(optimizer, config, policy)
     algorithm = make_algorithm(config.algorithm, optimizer, layout, config.run.seed)
     algorithm = in_fragments(algorithm, config.algorithm.fragments, layout.num_shared)
+    algorithm = at_own_pace(config, algorithm, layout.num_shared)
     section = config.policy
     if isinstance(section, policies.CausalLM) and section.lora.mix == "svd" and policy is not None:
         start = policy.initial()[: layout.num_shared]
@@ -161,7 +165,9 @@ def make_ensemble(
     Opens no other agent's shard. Raises a ``DecdpoError`` naming what does not fit.
     """
     everybody = index.agents[: num_agents(config, index)]
-    schedule = make_topology(config, [entry.num_train for entry in everybody])
+    check_steps(config, len(everybody))
+    pairs = tuple(entry.num_train for entry in everybody)
+    schedule = make_topology(config, pairs)
     shards = {i: index.open(i) for i in world.local_agents}
     _check_columns(config, shards)
     with Pace(say, sum(shard.num_pairs for shard in shards.values())) as pace:
@@ -187,7 +193,7 @@ def make_ensemble(
         sampler = EpochSampler(config.run.seed, i, encoded[i].num_train)
         agents.append(Agent(i, params, state, encoded[i], sampler, objective.no_stats()))
     check_start(policy, agents[0].data, start=agents[0].params)
-    return Ensemble(schedule, objective, algorithm, agents)
+    return Ensemble(schedule, objective, algorithm, agents, pairs)
 
 
 def make_agent(

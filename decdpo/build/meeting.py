@@ -67,6 +67,7 @@ def make_topology(config: Config, pairs: Sequence[int]) -> Schedule:
         probability=section.probability or None,
         file=section.file or None,
         push_sum=needs.weights == "column",
+        pairs=pairs,
     )
     if needs.weights == "symmetric" and not schedule.symmetric:
         other = needs.instead

@@ -8,6 +8,7 @@ from decdpo.build.adapters import factors_of
 from decdpo.build.agents import Ensemble
 from decdpo.build.learning import make_learning_rate
 from decdpo.build.meeting import AGES
+from decdpo.build.pace import make_pace
 from decdpo.comm.late.delays import age_file
 from decdpo.comm.late.staleness import AgeLog, StaleExchange
 from decdpo.comm.world import Exchange, World
@@ -77,6 +78,7 @@ def make_run(
         for agent in agents:
             keep_until(age_file(out / AGES, agent.id), next_round)
         exchange = AgeLog(exchange, out / AGES)
+    pace = make_pace(config, world, ensemble.algorithm, ensemble.pairs, out, next_round)
     heldout, every, words = make_heldout(config, world, agents)
     rounds = config.run.rounds
     layout = agents[0].params.layout
@@ -116,4 +118,5 @@ def make_run(
         next_round=next_round,
         watch=watch,
         recovery=recovery,
+        pace=pace,
     )

@@ -15,6 +15,7 @@ from decdpo.config.lora import check_products
 from decdpo.config.needs import check_faults, check_late, check_needs
 from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest
+from decdpo.config.pace import Pace, check_pace
 from decdpo.config.schema import SECTIONS
 from decdpo.config.text import said, section_text
 from decdpo.errors import ConfigError
@@ -41,6 +42,7 @@ class Config:
     algorithm: AlgorithmSection
     topology: schema.Topology | None
     staleness: schema.Lateness
+    pace: Pace
     optim: schema.Optim
     checkpoint: schema.Checkpoint
     log: schema.Log
@@ -49,12 +51,15 @@ class Config:
     faults: schema.Faults
 
     def to_toml(self, *, annotate: bool = False) -> str:
-        """Return the effective configuration as TOML, with every key's meaning if ``annotate``."""
+        """Return the effective configuration as TOML, with every key's meaning if ``annotate``.
+
+        Agents of equal pace are not worth a section, unless the meanings are asked for.
+        """
         values = {section.name: getattr(self, section.name) for section in fields(self)}
         return "\n".join(
             section_text(name, value, annotate)
             for name, value in values.items()
-            if value is not None
+            if value is not None and (annotate or name != "pace" or self.pace.own)
         )
 
     def sections(self) -> dict[str, str]:
@@ -158,6 +163,7 @@ def parse(
         check_numbers(config)
     check_late(config)
     check_products(config)
+    check_pace(config)
     check_faults(config)
     if config.topology is not None:
         check_topology(config.topology)

@@ -27,6 +27,7 @@ class Traits(NamedTuple):
     momentum: bool
     changing: bool
     pushing: bool
+    weighing: bool
     one_way: bool
 
 
@@ -58,6 +59,7 @@ def _traits(config: "Config") -> Traits:
         momentum=isinstance(optim, Sgd) and optim.momentum > 0,
         changing=config.graph in TIME_VARYING,
         pushing=topology is not None and topology.weights == "push",
+        weighing=topology is not None and topology.weights == "pairs",
         one_way=config.graph in ONE_WAY,
     )
 
@@ -99,6 +101,14 @@ def _check_weights(config: "Config", traits: Traits, needs: "Needs") -> None:
             f"{name} the agents would not converge to the mean",
             "choose doubly stochastic weights, such as uniform, or algorithm.kind = "
             + " or ".join(map(repr, suited)),
+        )
+    if traits.weighing and not needs.pair_weights:
+        from decdpo.algorithms.catalogue import ALGORITHMS, needs_of
+
+        suited = [kind for kind in ALGORITHMS if needs_of(kind).pair_weights]
+        raise ConfigError(
+            f"topology.weights = 'pairs' is not doubly stochastic, which {name} needs",
+            "choose other weights, or algorithm.kind = " + " or ".join(map(repr, suited)),
         )
     if needs.weights == "symmetric" and traits.one_way:
         raise ConfigError(

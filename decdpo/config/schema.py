@@ -9,6 +9,7 @@ from typing import Any
 
 from decdpo.config.algorithms import ALGORITHM_SECTIONS
 from decdpo.config.options import option
+from decdpo.config.pace import PACES
 from decdpo.config.policies import CausalLM, LogLinear, Tabular, Trajectory
 from decdpo.losses.names import LOSSES
 from decdpo.topology.names import GRAPHS, WEIGHTS
@@ -56,7 +57,7 @@ class Topology:
     weights: str = option(
         "auto",
         "rule for the mixing weights; auto is push for push_sum, else metropolis where links are "
-        "mutual, else uniform",
+        "mutual, else uniform; pairs weighs agents by their training pairs",
         choices=WEIGHTS,
     )
     degree: int = option(0, "degree of random_regular, small_world; 0 is their default", low=0)
@@ -285,6 +286,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "algorithm": dict(ALGORITHM_SECTIONS),
     "topology": Topology,
     "staleness": {"none": OnTime, "seeded": SeededDelays, "arrival": Arrival, "replay": Replay},
+    "pace": dict(PACES),
     "optim": {"sgd": Sgd, "adamw": AdamW},
     "checkpoint": Checkpoint,
     "log": Log,

@@ -110,8 +110,8 @@ def round_work(run: Run, round: int) -> Work:
     sizes, shared = Sizes.of(policy.scorer.module), isinstance(policy.scorer, PackedLM)
     total = Work()
     for agent in busy:
-        for h in range(run.local_steps):
-            rows = agent.sampler.rows(round * run.local_steps + h, run.batch_size)
+        for step in run.steps(agent.id, round):
+            rows = agent.sampler.rows(step, run.batch_size)
             total += step_work(sizes, agent.data.tokens, rows, shared=shared)
     return total
 

@@ -11,8 +11,11 @@ from decdpo.comm.late.delays import record_digest
 from decdpo.comm.world import World
 from decdpo.config import Config
 from decdpo.config.options import options
-from decdpo.config.schema import Replay
+from decdpo.config.pace import ReplayedPace
+from decdpo.config.schema import SECTIONS, Replay
 from decdpo.data.index import ShardEntry, ShardIndex
+from decdpo.pacing import RECORD
+from decdpo.pacing import record_digest as pace_digest
 from decdpo.session.job import Job
 
 FREE_KEYS = {
@@ -28,6 +31,7 @@ FREE_KEYS = {
     "policy.allow_hub",
     "topology.file",
     "staleness.run",
+    "pace.run",
 }
 """Keys that a resumed run may change freely; what they point to is compared by digest."""
 
@@ -74,6 +78,9 @@ def identify(
     if training and isinstance(late, Replay) and late.run:
         folder = Path(late.run) / build.AGES
         names["staleness.run"] = job.together(lambda: record_digest(folder, len(entries)))[:16]
+    pace = config.pace
+    if training and isinstance(pace, ReplayedPace):
+        names["pace.run"] = job.together(lambda: pace_digest(Path(pace.run) / RECORD))[:16]
     world.require_same("the model, data and topology", json.dumps(names))
     return names
 
@@ -118,7 +125,9 @@ def at_default(config: Config) -> list[str]:
     names = []
     for section in fields(config):
         value = getattr(config, section.name)
+        kinds = SECTIONS[section.name]
         for key, field, item in () if value is None else options(value):
-            if item == field.default and key != "kind":
+            first = next(iter(kinds)) if isinstance(kinds, dict) else None
+            if item == (first if key == "kind" else field.default):
                 names.append(f"{section.name}.{key}")
     return names

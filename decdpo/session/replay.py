@@ -16,6 +16,7 @@ from decdpo.checkpoint.state import Record, Snapshot, digest, restore
 from decdpo.comm.history import HISTORY, MEAN, History
 from decdpo.comm.replayed import ReplayedWorld
 from decdpo.config import Config, policies, schema
+from decdpo.config.pace import MeasuredPace, ReplayedPace
 from decdpo.errors import CheckpointError
 from decdpo.metrics.recorder import Metrics
 from decdpo.recovery import Recovery
@@ -154,6 +155,9 @@ def replay(
     if isinstance(config.staleness, schema.Arrival):
         late = schema.Replay(run=str(out), max_age=config.staleness.max_age)
         config = replace(config, staleness=late)
+    if isinstance(config.pace, MeasuredPace):
+        pace = ReplayedPace(run=str(out), normalise=config.pace.normalise)
+        config = replace(config, pace=pace)
     config = replace(config, log=replace(config.log, tensorboard=False))
     ensemble = build.make_ensemble(config, world, index, device)
     layout = ensemble.objective.policy.layout

@@ -20,6 +20,7 @@ from decdpo.topology.row import Mixing, Row
 from decdpo.topology.schedule import Averaging, Isolated, Static
 from decdpo.topology.varying import OnePeerExponential, RandomMatching, text_digest
 from decdpo.topology.weights import RULES
+from decdpo.topology.weights import pairs as pair_weights
 
 REGULAR = ("uniform", "file", "")
 """Rules that do not suit what is left of a graph: for regular graphs, and weights that are given.
@@ -127,7 +128,7 @@ def _static(schedule: Static, agents: tuple[int, ...]) -> tuple[Static, tuple[st
     support = csr_array(schedule.matrix.support.tocsr()[list(agents)][:, list(agents)])
     support.setdiag(0)
     support.eliminate_zeros()
-    pushes = not schedule.matrix.doubly_stochastic
+    pushes = not (schedule.matrix.doubly_stochastic or schedule.pairs)
     # Entry (i, j) says that i receives from j.
     graph = nx.from_scipy_sparse_array(support.T, create_using=nx.DiGraph)
     notes = []
@@ -140,6 +141,9 @@ def _static(schedule: Static, agents: tuple[int, ...]) -> tuple[Static, tuple[st
     if links:
         named = ", ".join(f"{agents[i]}-{agents[j]}" for i, j in links)
         notes.append(f"it fell apart and was linked again by {named}")
+    if schedule.pairs:
+        kept = [schedule.pairs[agent] for agent in agents]
+        return Static(pair_weights(graph, kept), schedule.rule, kept), tuple(notes)
     rule = "push" if pushes else schedule.rule
     if rule in REGULAR:
         if rule != "uniform" or not _regular(graph):

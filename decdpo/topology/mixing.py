@@ -33,6 +33,8 @@ class MixingMatrix:
     weights : (n, n) float64; w_ij is what agent i gives to the message of j.
     doubly_stochastic : whether rows must sum to one as well as columns; False for push-sum.
     name : where the weights come from, for error messages.
+    shares : (n,) what agents count as in the mean that mixing keeps, sum_i shares_i x_i, where that
+        is not all the same: the rows sum to one, and shares^T W = shares^T.
 
     Raises ``TopologyError``, naming row, column and value, if a weight is negative or not finite,
     or a sum is not 1 within 1e-12; and if the graph is disconnected or periodic.
@@ -41,6 +43,7 @@ class MixingMatrix:
     weights: csr_array
     doubly_stochastic: bool = True
     name: str = "the mixing matrix"
+    shares: np.ndarray | None = None
     _rows: dict[int, Row] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,8 +52,11 @@ class MixingMatrix:
         weights.eliminate_zeros()
         object.__setattr__(self, "weights", weights)
         _check_entries(weights, self.name)
-        _check_sums(weights.sum(axis=0), "column", self.name)
-        if self.doubly_stochastic:
+        if self.shares is None:
+            _check_sums(weights.sum(axis=0), "column", self.name)
+        else:
+            _check_sums(self.shares @ weights / self.shares, "share", self.name)
+        if self.doubly_stochastic or self.shares is not None:
             _check_sums(weights.sum(axis=1), "row", self.name)
         require_connected(weights, f"the graph of {self.name}")
         _check_aperiodic(weights, self.name)
@@ -111,6 +117,9 @@ class MixingMatrix:
     @cached_property
     def spectral_gap(self) -> float:
         """1 - rho, precise also where it is tiny."""
+        if self.shares is not None:
+            # Its eigenvalues are those of its transpose, whose columns sum to one.
+            return column_stochastic_gap(csr_array(self.weights.T))
         if not self.doubly_stochastic:
             return column_stochastic_gap(self.weights)
         return (symmetric_gap if self.symmetric else doubly_stochastic_gap)(self.weights)
@@ -120,7 +129,7 @@ class MixingMatrix:
         """The factor by which a round contracts the distance to consensus.
 
         max(|lambda_2|, |lambda_n|) of a symmetric W; the second largest singular value of another
-        doubly stochastic one; |lambda_2|, an asymptotic factor, of one for push-sum.
+        doubly stochastic one; |lambda_2|, an asymptotic factor, of one for push-sum or with shares.
         """
         return 1 - self.spectral_gap
 

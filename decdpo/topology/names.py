@@ -24,12 +24,13 @@ TIME_VARYING = ("one_peer_exponential", "random_matching")
 GRAPHS = (*UNDIRECTED, *DIRECTED, *TIME_VARYING, "file")
 """Every value of the key ``graph``; ``file`` reads an edge list or a matrix."""
 
-WEIGHTS = ("auto", "metropolis", "max_degree", "lazy", "uniform", "push", "file")
+WEIGHTS = ("auto", "metropolis", "max_degree", "lazy", "uniform", "pairs", "push", "file")
 """Every value of the key ``weights``.
 
 auto : metropolis on undirected graphs, uniform on directed and time-varying ones, and on a graph
 from a file the weights that the file holds, metropolis if it holds none. An algorithm with push-sum
-takes push in place of metropolis, and on directed graphs.
+takes push in place of metropolis, and on directed graphs. pairs : agents weigh by their numbers of
+training pairs.
 """
 
 MAX_AGENTS = 10_000_000

@@ -31,6 +31,7 @@ from decdpo.topology.varying import (
     text_digest,
 )
 from decdpo.topology.weights import RULES, from_weights
+from decdpo.topology.weights import pairs as pair_weights
 
 
 class Topology(Schedule, Protocol):
@@ -92,13 +93,20 @@ class Topology(Schedule, Protocol):
 
 
 class Static:
-    """The same matrix in every round. rule : that made its weights, see ``weights.RULES``."""
+    """The same matrix in every round.
+
+    rule : that made its weights, see ``weights.RULES``. pairs : of the agents, (n,), of which the
+    rule "pairs" made them; else empty.
+    """
 
     period = 1
 
-    def __init__(self, matrix: MixingMatrix | CompleteMatrix, rule: str = "") -> None:
+    def __init__(
+        self, matrix: MixingMatrix | CompleteMatrix, rule: str = "", pairs: Sequence[int] = ()
+    ) -> None:
         self.matrix = matrix
         self.rule = rule
+        self.pairs = tuple(pairs)
         self.num_agents = matrix.num_agents
         self.doubly_stochastic = matrix.doubly_stochastic
         self.digest = matrix.digest
@@ -241,6 +249,7 @@ def make_schedule(
     probability: float | None = None,
     file: str | Path | None = None,
     push_sum: bool = False,
+    pairs: Sequence[int] = (),
 ) -> Topology:
     """Return the schedule of a graph and a weight rule, by name (``names.GRAPHS``, ``WEIGHTS``).
 
@@ -248,7 +257,8 @@ def make_schedule(
     ----------
     num_agents : n. seed : of random graphs; others ignore it. degree, probability, file : options
         of some graphs (``names.options_used``); None for the graph's default.
-    push_sum : whether the algorithm can do with column-stochastic weights.
+    push_sum : whether the algorithm can do with column-stochastic weights. pairs : training pairs
+        of the agents, (n,), for the rule of that name.
 
     Raises ``TopologyError`` for an unknown name, a combination that is not sound, an option that
     the graph would ignore, or a graph or matrix on which the agents could not reach consensus.
@@ -265,7 +275,7 @@ def make_schedule(
     if graph == "random_matching":
         return RandomMatching(num_agents, seed)
     weights = chosen_rule(graph, weights, file, push_sum)
-    if graph == "complete" and weights != "file":
+    if graph == "complete" and weights not in ("file", "pairs"):
         own = 1 / num_agents
         return Static(
             CompleteMatrix(num_agents, (1 + own) / 2 if weights == "lazy" else own), weights
@@ -277,6 +287,13 @@ def make_schedule(
         assert file is not None
         given = read_weights(file, num_agents)
         return Static(from_weights(given, links, str(file), push_sum=push_sum))
+    if weights == "pairs":
+        if len(pairs) != num_agents:
+            raise TopologyError(
+                f"weights = 'pairs' are of {len(pairs)} numbers of pairs, for {num_agents} agents",
+                "choose other weights where no shards are at hand",
+            )
+        return Static(pair_weights(links, pairs), weights, pairs)
     return Static(RULES[weights](links), weights)
 
 

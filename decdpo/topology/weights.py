@@ -1,6 +1,6 @@
 """Weights for a graph: the rules that make a mixing matrix, and matrices that are given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import networkx as nx
 import numpy as np
@@ -62,6 +62,34 @@ def push(graph: nx.Graph) -> MixingMatrix:
     support = csr_array(adjacency(graph) + _identity(len(graph)))
     sums = np.asarray(support.sum(axis=0))
     return MixingMatrix(csr_array(support @ diags_array(1 / sums)), doubly_stochastic=False)
+
+
+def pairs(graph: nx.Graph, counts: Sequence[int]) -> MixingMatrix:
+    """Return weights that keep the mean in which agent i counts N_i times: sum_i N_i x_i / sum N.
+
+        w_ij = N_j / max(S_i, S_j),    S_i = N_i + sum of N_k over the neighbours k of i
+
+    counts : N, (n,) training pairs of the agents. N_i w_ij is symmetric, so that the shares of the
+    pairs are kept (Metropolis et al., 1953). These are the Metropolis weights of N_i agents with
+    one pair each in the place of agent i: with equal N_i they are the same bits. On the complete
+    graph w_ij is agent j's share, the weight that FedAvg's server gives it. Undirected graphs.
+
+    Raises ``TopologyError`` for an agent without pairs.
+    """
+    i, j, degrees = _links(graph, "pairs")
+    sizes = np.array(counts, dtype=np.float64)
+    if sizes.min() < 1:
+        raise TopologyError(
+            f"agent {int(sizes.argmin())} has no training pairs to be weighed by",
+            "give every agent pairs, or use other weights",
+        )
+    around = sizes + np.bincount(i, weights=sizes[j], minlength=len(degrees))
+    off = sizes[j] / np.maximum(around[i], around[j])
+    weights = csr_array((off, (i, j)), shape=(len(sizes), len(sizes)))
+    weights = csr_array(weights + diags_array(1 - weights.sum(axis=1)))
+    if (sizes == sizes[0]).all():
+        return MixingMatrix(weights)
+    return MixingMatrix(weights, doubly_stochastic=False, shares=sizes / sizes.sum())
 
 
 RULES: dict[str, Callable[[nx.Graph], MixingMatrix]] = {

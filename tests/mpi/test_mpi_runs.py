@@ -169,6 +169,18 @@ def test_an_algorithm_stopped_on_these_ranks_goes_on_elsewhere(shell, config, na
     assert shell.metrics("part") == shell.metrics("whole")
 
 
+def test_a_pace_measured_on_these_ranks_is_replayed_and_resumed_in_one_process(
+    shell, config, interleaved
+):
+    words = ["algorithm.local_steps=2", "pace.kind=measured", "pace.every=3"]
+    with interleaved():
+        shell("train", config, "--out", "whole", *options([*words, "topology.weights=pairs"]))
+    shell.alone("replay", "whole")
+    shell("train", config, "--out", "part", *options([*words, "run.rounds=7"]))
+    shell.alone("resume", "part", "--set", "run.rounds=12")
+    shell.alone("replay", "part")
+
+
 @pytest.mark.parametrize(
     "name", ["dsgd", "fedavg with momentum", "gradient_tracking", "choco", *STALE]
 )

@@ -18,6 +18,7 @@ TEXTS = {
     "policy.chat_template": '[policy]\nkind = "causal_lm"\nchat_template = "it"\nmodel = "/"',
     "policy.feature_map": '[policy]\nkind = "trajectory"\nfeature_map = "it"',
     "topology.file": '[topology]\ngraph = "file"\nfile = "it"',
+    "pace.run": '[pace]\nkind = "replay"\nrun = "it"',
     "staleness.run": '[staleness]\nkind = "replay"\nrun = "it"',
 }
 NAMES = [

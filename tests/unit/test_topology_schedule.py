@@ -147,7 +147,7 @@ def test_every_combination_mixes_or_is_refused(graph: str, weights: str, n: int)
         with pytest.raises(TopologyError, match="regular"):
             make_schedule(graph, weights, n)
         return
-    schedule = make_schedule(graph, weights, n, push_sum=weights == "push")
+    schedule = make_schedule(graph, weights, n, push_sum=weights == "push", pairs=[3] * n)
     dense = round_weights(schedule.mixing(0), n).toarray()
     np.testing.assert_allclose(dense.sum(axis=0), 1, atol=1e-12)
     assert schedule.doubly_stochastic == (weights != "push" or graph == "complete")

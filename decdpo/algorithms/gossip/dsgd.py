@@ -48,7 +48,9 @@ class Dsgd:
     average it.
     """
 
-    needs: ClassVar[Needs] = Needs(sends_model=True, in_parts=True, on_loss="keeps")
+    needs: ClassVar[Needs] = Needs(
+        pair_weights=True, own_pace=True, sends_model=True, in_parts=True, on_loss="keeps"
+    )
 
     optimizer: Optimizer
     num_shared: int

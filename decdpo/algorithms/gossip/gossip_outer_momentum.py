@@ -60,6 +60,8 @@ class GossipOuterMomentum(OuterMomentum):
     """
 
     needs: ClassVar[Needs] = Needs(
+        pair_weights=True,
+        own_pace=True,
         every_message=True,
         sends_model=True,
         in_parts=True,

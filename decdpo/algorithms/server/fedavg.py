@@ -36,7 +36,10 @@ class FedAvg(Dsgd):
     """
 
     needs: ClassVar[Needs] = Needs(
-        meets="server", against_products="its server adds up A and B", on_loss="keeps"
+        meets="server",
+        own_pace=True,
+        against_products="its server adds up A and B",
+        on_loss="keeps",
     )
 
     def mix(self, state: DsgdState, inbox: Inbox) -> None:

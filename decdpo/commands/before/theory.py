@@ -224,6 +224,8 @@ def _not_covered(config: Config) -> tuple[list[str], list[str]]:
             f"algorithm.fragments = {algorithm.fragments}: the theory mixes the whole vector in "
             "every round"
         )
+    if config.pace.own:
+        steps.append(f"pace.kind = {config.pace.kind!r}: the theory's agents step alike")
     if optim.kind != "sgd":
         steps.append(f"optim.kind = {optim.kind!r}: the theory is of sgd")
     for key, value, why in (
@@ -240,6 +242,10 @@ def _not_covered(config: Config) -> tuple[list[str], list[str]]:
         others.append(f"optim.warmup_steps = {optim.warmup_steps}: the theory's step is constant")
     if optim.clip_norm:
         others.append(f"optim.clip_norm = {optim.clip_norm:g}: the theory does not clip gradients")
+    if config.topology is not None and config.topology.weights == "pairs":
+        others.append(
+            "topology.weights = 'pairs': the objective of the theory counts all agents alike"
+        )
     if isinstance(algorithm, FedAvg) and algorithm.weighting != "equal":
         others.append(
             f"algorithm.weighting = {algorithm.weighting!r}: the objective of the theory counts "
