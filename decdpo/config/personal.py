@@ -65,8 +65,6 @@ def check_personal(policy: CausalLM) -> None:
 
 def check_parts(config: "Config") -> None:
     """Raise ``ConfigError`` for parts that loss or algorithm do not train as asked, or lack."""
-    from decdpo.algorithms.catalogue import needs_of
-
     policy, loss = config.policy, config.loss.kind
     personal = policy.personal if isinstance(policy, CausalLM) else None
     if personal is not None and personal.reward and loss != REWARDED:
@@ -85,7 +83,11 @@ def check_parts(config: "Config") -> None:
     plain = Personal()
     changed = (key for key in RESTRAINTS if getattr(personal, key) != getattr(plain, key))
     restrained = next(changed, "")
-    if restrained and needs_of(config.algorithm.kind).momentum:
+    if not restrained:
+        return
+    from decdpo.algorithms.catalogue import needs_of
+
+    if needs_of(config.algorithm.kind).momentum:
         raise ConfigError(
             f"algorithm.kind = {config.algorithm.kind!r} moves an agent's own parts by a momentum "
             f"of its own, which policy.personal.{restrained} would not reach",
