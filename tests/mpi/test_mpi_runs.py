@@ -13,7 +13,7 @@ from shells import CONFIG, ROOT, RankShell, Shell
 from small_models import write_model
 
 pytestmark = pytest.mark.mpi
-PAIRS = 40
+PAIRS = 16
 """Pairs of each of the 8 users."""
 ALGORITHMS = {
     "dsgd": ["algorithm.local_steps=2", "optim.kind=adamw", "optim.lr=0.01"],
@@ -158,32 +158,7 @@ def test_on_the_complete_graph_outer_momentum_by_gossip_is_that_of_a_server(shel
     assert len(different) == 1
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_an_algorithm_stopped_on_these_ranks_goes_on_elsewhere(shell, config, name):
-    words = options([f"algorithm.kind={name.split()[0]}", *ALGORITHMS[name]])
-    shell.alone("train", config, "--out", "whole", *words)
-    shell("train", config, "--out", "part", *words, "--set", "run.rounds=7")
-    assert shell.digests("part") != shell.digests("whole")
-    shell.alone("resume", "part", "--set", "run.rounds=12")
-    assert shell.digests("part") == shell.digests("whole")
-    assert shell.metrics("part") == shell.metrics("whole")
-
-
-def test_a_pace_measured_on_these_ranks_is_replayed_and_resumed_in_one_process(
-    shell, config, interleaved
-):
-    words = ["algorithm.local_steps=2", "pace.kind=measured", "pace.every=3"]
-    with interleaved():
-        shell("train", config, "--out", "whole", *options([*words, "topology.weights=pairs"]))
-    shell.alone("replay", "whole")
-    shell("train", config, "--out", "part", *options([*words, "run.rounds=7"]))
-    shell.alone("resume", "part", "--set", "run.rounds=12")
-    shell.alone("replay", "part")
-
-
-@pytest.mark.parametrize(
-    "name", ["dsgd", "fedavg with momentum", "gradient_tracking", "choco", *STALE]
-)
+@pytest.mark.parametrize("name", [*ALGORITHMS, *STALE])
 def test_a_run_goes_on_wherever_its_agents_are(shell, config, interleaved, name):
     algorithm = ALGORITHMS.get(name)
     pairs = STALE[name] if algorithm is None else [f"algorithm.kind={name.split()[0]}", *algorithm]
@@ -191,9 +166,9 @@ def test_a_run_goes_on_wherever_its_agents_are(shell, config, interleaved, name)
     shell.alone("train", config, "--out", "whole", *words)
     with interleaved():
         shell("train", config, "--out", "part", *words, "--set", "run.rounds=5")
-    shell("resume", "part", "--set", "run.rounds=8")
-    with interleaved():
-        shell("resume", "part", "--set", "run.rounds=12")
+    assert shell.digests("part") != shell.digests("whole")
+    shell.alone("resume", "part", "--set", "run.rounds=8")
+    shell("resume", "part", "--set", "run.rounds=12")
     assert shell.digests("part") == shell.digests("whole")
     assert shell.metrics("part") == shell.metrics("whole")
 
@@ -211,16 +186,6 @@ def test_new_agents_begin_alike_on_any_ranks(shell, config, interleaved, name):
     assert len(shell.digests("spread")) == 8
     assert shell.digests("spread") == shell.digests("alone")
     assert shell.metrics("spread") == shell.metrics("alone")
-
-
-@pytest.mark.parametrize("name", STALE)
-def test_late_and_compressed_messages_go_on_on_these_ranks(shell, config, name):
-    words = options(STALE[name])
-    shell.alone("train", config, "--out", "whole", *words)
-    shell.alone("train", config, "--out", "part", *words, "--set", "run.rounds=7")
-    shell("resume", "part", "--set", "run.rounds=12")
-    assert shell.digests("part") == shell.digests("whole")
-    assert shell.metrics("part") == shell.metrics("whole")
 
 
 def test_fragments_divide_the_bytes_of_a_round(shell, same_bits, agree):
