@@ -25,6 +25,8 @@ class Stream(IntEnum):
     ADAPTER = 11
     DROPOUT = 12
     ADAPTATION = 13
+    ATTACK = 14
+    PRIVACY = 15
 
 
 def generator(

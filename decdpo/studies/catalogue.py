@@ -18,6 +18,8 @@ STUDIES = {
     "balanced-toy": ("decdpo.studies.balanced.study", "BalancedToy"),
     "heterogeneity": ("decdpo.studies.builtin.heterogeneity", "Heterogeneity"),
     "fedpdpo": ("decdpo.studies.people.fedpdpo", "FedPDPO"),
+    "low-communication": ("decdpo.studies.builtin.low_communication", "LowCommunication"),
+    "attack": ("decdpo.studies.builtin.attack", "Attack"),
     "lora": ("decdpo.studies.builtin.lora", "LoraStudy"),
 }
 """Module and class of each."""

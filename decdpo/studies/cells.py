@@ -223,7 +223,7 @@ class Training(Work):
                 self.after(run, folder)
                 if self.noted:
                     value = clipped_gradient_sq(run, noted.squares)
-                    _write(folder / GRADIENTS, asdict(Gradients(value)))
+                    write_result(folder / GRADIENTS, asdict(Gradients(value)))
             finally:
                 run.monitor.close()
                 if run.exchange is not None:
@@ -333,6 +333,7 @@ def _literal(value: Any) -> str:
     return repr(value.item() if isinstance(value, np.generic) else value)
 
 
-def _write(path: Path, record: Row) -> None:
+def write_result(path: Path, record: Row) -> None:
+    """Write what ``read_result`` reads."""
     with replacing(path, mode=0o644) as partial:
         partial.write_text(json.dumps(record) + "\n", encoding="utf-8")

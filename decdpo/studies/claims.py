@@ -191,6 +191,18 @@ def in_order(what: str, found: Sequence[Named], why: str = "") -> Verdict:
     return Verdict(held, f"{what}: {numbers}. Ratios: {ratios}", "" if held else why)
 
 
+def no_worse(what: str, better: Named, worse: Named, why: str = "") -> Verdict:
+    """Judge whether the first quantity is not larger than the second by ``MARGIN``.
+
+    Held if the whole interval of their ratio lies below 1 + ``MARGIN``, not held if it lies above.
+    """
+    (first, a), (second, b) = better, worse
+    found = compare(a, b)
+    held = within(found.low, found.high, 0.0, 1 + MARGIN)
+    numbers = f"{what}: {first} {mean_text(a)}; {second} {mean_text(b)}. Ratio: {found}"
+    return Verdict(held, numbers, "" if held else why)
+
+
 def increasing(
     table: Table, y: str, steps: Sequence[tuple[str, Mapping[str, Any]]], why: str = ""
 ) -> Verdict:
