@@ -19,7 +19,7 @@ A process that only measures or exports (``session.measured``) holds x once for 
 and the mean.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -41,7 +41,7 @@ class Sampler(Protocol):
     """Says which pairs an agent sees: a pure function of the local-step number."""
 
     def rows(self, step: int, size: int) -> np.ndarray:
-        """Return the (size,) shard rows of local step ``step``."""
+        """Return the shard rows of local step ``step``, (size,), or as many in the mean."""
         ...
 
 
@@ -167,6 +167,18 @@ class Pace(Protocol):
         ...
 
 
+class Privacy(Protocol):
+    """Clips and noises gradients."""
+
+    def gradients(self, batches: Iterable[Batch]) -> Iterator[Stats]:
+        """Do as ``Objective.gradients`` does, with every gradient clipped; a batch may be empty."""
+        ...
+
+    def blur(self, params: FlatParams, data: Any, step: int) -> None:
+        """Add the noise of local step ``step`` to the gradient; data : the agent's shard."""
+        ...
+
+
 class Recovery(Protocol):
     """Accounts for agents that are lost; every process does the same.
 
@@ -202,7 +214,8 @@ class Run:
     """Everything the loop needs; ``decdpo.build`` makes it.
 
     watch : is shown round, agent and what it receives before that is mixed; returns the inbox.
-    pace : of agents that do not all take ``local_steps`` in a round.
+    pace : of agents that do not all take ``local_steps`` in a round. privacy : of the gradients
+    that local steps are taken along.
     """
 
     world: World
@@ -224,6 +237,7 @@ class Run:
     parts: Parts = field(default_factory=Parts)
     recovery: Recovery | None = None
     pace: Pace | None = None
+    privacy: Privacy | None = None
 
     def steps(self, agent: int, round: int) -> range:
         """Return the numbers of the local steps that ``agent`` takes in ``round``, E of them."""

@@ -141,8 +141,10 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
         batches = [agent.batch(chosen) for agent, chosen in zip(taking, rows)]
         extremes: list[Tensor] = []
         try:
-            for agent, stats in zip(taking, run.objective.gradients(batches)):
+            for agent, stats in zip(taking, (run.privacy or run.objective).gradients(batches)):
                 agent.stats += stats
+                if run.privacy is not None:
+                    run.privacy.blur(agent.params, agent.data, steps[agent.id][h])
                 extremes += torch.aminmax(touched(agent.params.grad))
                 # The step size is that of the share of the round that the agent has done.
                 lr = run.lr(t * run.local_steps + h * run.local_steps // len(steps[agent.id]))

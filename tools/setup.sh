@@ -70,7 +70,7 @@ decdpo_chosen() { # TORCH|MPI|EXTRAS environment default
 decdpo_choose() { # environment
     TORCH="$(decdpo_chosen TORCH "$1" auto)"
     MPI="$(decdpo_chosen MPI "$1" wheel)"
-    EXTRAS="$(decdpo_chosen EXTRAS "$1" lm,parquet,hf,plot,tensorboard,test,dev)"
+    EXTRAS="$(decdpo_chosen EXTRAS "$1" lm,parquet,hf,plot,privacy,tensorboard,test,dev)"
     case "$TORCH" in auto | cuda | cpu | system) ;; *)
         decdpo_stop "DECDPO_TORCH=$TORCH is unknown" "set it to cuda, cpu, system or auto" ;;
     esac

@@ -16,10 +16,10 @@ from decdpo.build.adapters import factors_of, make_lora, make_personal, restrain
 from decdpo.build.learning import in_fragments, make_algorithm, make_loss, make_optimizer
 from decdpo.build.meeting import make_topology, scheduled_age
 from decdpo.build.pace import at_own_pace, check_steps
+from decdpo.build.privacy import make_sampler
 from decdpo.comm.world import World
 from decdpo.config import Config, policies
 from decdpo.data.index import ShardIndex
-from decdpo.data.sampling import EpochSampler
 from decdpo.data.shard import PreferenceShard
 from decdpo.data.trajectories import FEATURES_FILE, load_features
 from decdpo.errors import ConfigError
@@ -190,7 +190,7 @@ def make_ensemble(
         models = [_measured(policy, LOSSES[config.loss.kind].has_state)] * len(places)
     agents = []
     for i, (params, state) in zip(places, models, strict=True):
-        sampler = EpochSampler(config.run.seed, i, encoded[i].num_train)
+        sampler = make_sampler(config, i, encoded[i].num_train)
         agents.append(Agent(i, params, state, encoded[i], sampler, objective.no_stats()))
     check_start(policy, agents[0].data, start=agents[0].params)
     return Ensemble(schedule, objective, algorithm, agents, pairs)
@@ -213,7 +213,7 @@ def make_agent(
     data = encode(objective.policy, shard)
     state = algorithm.init(objective.policy.initial())
     params = FlatParams(objective.policy.layout, state.x, grad)
-    sampler = EpochSampler(config.run.seed, agent, data.num_train)
+    sampler = make_sampler(config, agent, data.num_train)
     return Agent(agent, params, state, data, sampler, objective.no_stats())
 
 

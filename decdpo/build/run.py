@@ -9,6 +9,7 @@ from decdpo.build.agents import Ensemble
 from decdpo.build.learning import make_learning_rate
 from decdpo.build.meeting import AGES
 from decdpo.build.pace import make_pace
+from decdpo.build.privacy import make_privacy, make_spent
 from decdpo.comm.late.delays import age_file
 from decdpo.comm.late.staleness import AgeLog, StaleExchange
 from decdpo.comm.world import Exchange, World
@@ -78,6 +79,7 @@ def make_run(
         for agent in agents:
             keep_until(age_file(out / AGES, agent.id), next_round)
         exchange = AgeLog(exchange, out / AGES)
+    privacy = make_privacy(config, ensemble.objective, agents)
     pace = make_pace(config, world, ensemble.algorithm, ensemble.pairs, out, next_round)
     heldout, every, words = make_heldout(config, world, agents)
     rounds = config.run.rounds
@@ -100,6 +102,7 @@ def make_run(
         diverged_above=config.run.diverged_above,
         dashboard=config.log.tensorboard,
         interference=watch,
+        spent=make_spent(config, ensemble.pairs),
     )
     return Run(
         world=world,
@@ -119,4 +122,5 @@ def make_run(
         watch=watch,
         recovery=recovery,
         pace=pace,
+        privacy=privacy,
     )

@@ -15,7 +15,8 @@ from decdpo.config.lora import check_products
 from decdpo.config.needs import check_faults, check_late, check_needs
 from decdpo.config.numbers import check_numbers
 from decdpo.config.options import coerce, listing, nearest
-from decdpo.config.pace import Pace, check_pace
+from decdpo.config.pace import EqualPace, Pace, check_pace
+from decdpo.config.privacy import NoPrivacy, Privacy, check_privacy
 from decdpo.config.schema import SECTIONS
 from decdpo.config.text import said, section_text
 from decdpo.errors import ConfigError
@@ -28,6 +29,10 @@ OF_OTHERS = {
     "longer loses the start of its prompt, down to half of that, then the end of its answers",
 }
 """Keys that other trainers have, or earlier versions had, and what there is instead."""
+
+
+QUIET = {"pace": EqualPace(), "privacy": NoPrivacy()}
+"""Sections that only few runs have, with what they are in all others."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Config:
     topology: schema.Topology | None
     staleness: schema.Lateness
     pace: Pace
+    privacy: Privacy
     optim: schema.Optim
     checkpoint: schema.Checkpoint
     log: schema.Log
@@ -53,13 +59,13 @@ class Config:
     def to_toml(self, *, annotate: bool = False) -> str:
         """Return the effective configuration as TOML, with every key's meaning if ``annotate``.
 
-        Agents of equal pace are not worth a section, unless the meanings are asked for.
+        Sections in ``QUIET`` are left out at their default, unless the meanings are asked for.
         """
         values = {section.name: getattr(self, section.name) for section in fields(self)}
         return "\n".join(
             section_text(name, value, annotate)
             for name, value in values.items()
-            if value is not None and (annotate or name != "pace" or self.pace.own)
+            if value is not None and (annotate or name not in QUIET or value != QUIET[name])
         )
 
     def sections(self) -> dict[str, str]:
@@ -164,6 +170,7 @@ def parse(
     check_late(config)
     check_products(config)
     check_pace(config)
+    check_privacy(config)
     check_faults(config)
     if config.topology is not None:
         check_topology(config.topology)

@@ -11,6 +11,7 @@ from decdpo.config.algorithms import ALGORITHM_SECTIONS
 from decdpo.config.options import option
 from decdpo.config.pace import PACES
 from decdpo.config.policies import CausalLM, LogLinear, Tabular, Trajectory
+from decdpo.config.privacy import PRIVACY
 from decdpo.losses.names import LOSSES
 from decdpo.topology.names import GRAPHS, WEIGHTS
 
@@ -287,6 +288,7 @@ SECTIONS: dict[str, type | dict[str, type]] = {
     "topology": Topology,
     "staleness": {"none": OnTime, "seeded": SeededDelays, "arrival": Arrival, "replay": Replay},
     "pace": dict(PACES),
+    "privacy": dict(PRIVACY),
     "optim": {"sgd": Sgd, "adamw": AdamW},
     "checkpoint": Checkpoint,
     "log": Log,

@@ -68,3 +68,26 @@ class EpochSampler:
             self._order = rng.permuted(epochs, axis=1).ravel()
             self._block = block
         return self._order
+
+
+class PoissonSampler:
+    """Batches in which each of an agent's N training pairs is with the same probability.
+
+    Pairs are drawn independently of each other and of other steps, so that a batch has ``size``
+    pairs in the mean and may be empty: what the privacy of a sampled batch is known for. The rows
+    of a step depend on nothing but the arguments.
+
+    Parameters and errors as of ``EpochSampler``.
+    """
+
+    def __init__(self, seed: int, agent: int, num_pairs: int) -> None:
+        self._checked = EpochSampler(seed, agent, num_pairs)
+
+    def rows(self, step: int, size: int) -> np.ndarray:
+        """Return the int64 shard rows of batch number ``step``, ascending, ``size`` in the mean.
+
+        All N where ``size`` is N or more. Raises ``ValueError`` for a negative step.
+        """
+        of = self._checked
+        rng = generator(of.seed, Stream.BATCH, of.agent, step, 1)
+        return np.flatnonzero(rng.random(of.num_pairs) < size / of.num_pairs)

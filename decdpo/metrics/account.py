@@ -112,7 +112,8 @@ def round_work(run: Run, round: int) -> Work:
     for agent in busy:
         for step in run.steps(agent.id, round):
             rows = agent.sampler.rows(step, run.batch_size)
-            total += step_work(sizes, agent.data.tokens, rows, shared=shared)
+            if len(rows):
+                total += step_work(sizes, agent.data.tokens, rows, shared=shared)
     return total
 
 

@@ -25,7 +25,8 @@ from decdpo.metrics.evaluation import (
     squared_lengths,
 )
 from decdpo.metrics.interference import Interference, relative
-from decdpo.metrics.traffic import Sent
+from decdpo.metrics.privacy import Spent
+from decdpo.metrics.traffic import Sent, of_first
 from decdpo.params.flat import FlatParams
 from decdpo.policies.lm.work import Work, peak_memory
 from decdpo.policies.stats import Stats
@@ -57,7 +58,7 @@ class Metrics:
     measures : what is measured, in words, said when the run begins; empty where it is everything.
     diverged_above : multiple of the start's loss above which a run diverges, see ``divergence.py``;
     0 to go on whatever the loss. dashboard : whether records become TensorBoard events as well.
-    interference : of adapters that are mixed factor by factor.
+    interference : of adapters that are mixed factor by factor. spent : counts privacy.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class Metrics:
         measures: str = "",
         dashboard: bool = False,
         interference: Interference | None = None,
+        spent: Spent | None = None,
     ) -> None:
         self.every = every
         self._interference = interference
+        self.spent = spent
         self._measures = measures
         self.rho = rho
         self.heldout = heldout
@@ -263,9 +266,9 @@ class Metrics:
             {i: stats.values for i, stats in at_mean.items()},
             squared_gaps(agents, mean),
             squared_lengths(agents),
-            _of_first(run, np.array(self._traffic(run, done), dtype=np.float64)),
-            _of_first(run, spent),
-            _of_first(run, worked),
+            of_first(run, np.array(self._traffic(run, done), dtype=np.float64)),
+            of_first(run, spent),
+            of_first(run, worked),
             self._missed(run),
         )
         train, heldout, average = (
@@ -286,6 +289,8 @@ class Metrics:
         record["consensus_distance"] = float(sums[3][0]) / world.num_agents
         record["rho"] = self.rho
         record |= relative(sums[8])
+        if self.spent is not None:
+            record |= self.spent.record(run, done)
         if heldout:
             record["heldout/loss"] = heldout["loss"]
             record["heldout/accuracy"] = heldout["rewards/accuracies"]
@@ -393,8 +398,3 @@ class Metrics:
         if total.size > 6:
             record["ages"] = [int(count) for count in total[6:]]
         return record
-
-
-def _of_first(run: Run, values: np.ndarray) -> dict[int, np.ndarray]:
-    """Return what counts once for a process, as of its first agent: zeros for the others."""
-    return {a.id: values if a is run.agents[0] else np.zeros_like(values) for a in run.agents}

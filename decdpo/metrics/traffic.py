@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from decdpo.comm.world import Exchange
+from decdpo.run import Run
 from decdpo.topology.row import Mixing, Schedule
 
 
@@ -42,3 +45,8 @@ class Sent:
             self._seen = mixing
             self._of_seen = sum(exchange.sends(i, mixing.row(i)) for i in self._agents)
         return self._of_seen
+
+
+def of_first(run: Run, values: np.ndarray) -> dict[int, np.ndarray]:
+    """Return what counts once for a process, as of its first agent: zeros for the others."""
+    return {a.id: values if a is run.agents[0] else np.zeros_like(values) for a in run.agents}

@@ -112,7 +112,7 @@ class Objective:
             # An overflow is reported with its rows, as an error: NumPy need not warn of it as well.
             with np.errstate(over="ignore", invalid="ignore"):
                 forward = self._forward_all(group)
-                cotangents, scored = self._score(group, forward.scores)
+                cotangents, scored = self.score(group, forward.scores)
                 gradients = forward.backward(cotangents)
             for batch, stats in zip(group, scored):
                 clear(batch.params.grad)
@@ -143,7 +143,7 @@ class Objective:
         places = iter([place for place, _ in parts])
         for group in self._groups(part for _, part in parts):
             with np.errstate(over="ignore", invalid="ignore"):
-                _, scored = self._score(group, self._forward_all(group, need_grad=False).scores)
+                _, scored = self.score(group, self._forward_all(group, need_grad=False).scores)
             for stats in scored:
                 totals[next(places)] += stats
         return totals
@@ -155,7 +155,7 @@ class Objective:
         for rows in parts:
             part = batch._replace(rows=rows)
             forward = self._forward(part)
-            cotangents, (stats,) = self._score([part], forward.scores, len(batch.rows))
+            cotangents, (stats,) = self.score([part], forward.scores, len(batch.rows))
             forward.backward(cotangents)
             total += stats
         return total
@@ -165,7 +165,7 @@ class Objective:
         batch = batch._replace(rows=np.concatenate(parts))
         pieces = [batch._replace(rows=rows) for rows in parts]
         pairs = joined([self._forward(piece, need_grad=False).scores for piece in pieces])
-        cotangents, (stats,) = self._score([batch], pairs)
+        cotangents, (stats,) = self.score([batch], pairs)
         clear(batch.params.grad)
         start = 0
         for piece in pieces:
@@ -227,7 +227,7 @@ class Objective:
             raise ValueError("a loss with a running statistic needs the agent's")
         return self.loss.at(batch.running)
 
-    def _score(
+    def score(
         self, group: list[Batch], scores: PairScores, count: int | None = None
     ) -> tuple[Leaves, list[Stats]]:
         """Return the cotangents (N,) of the mean loss of every batch of a group, by each leaf, and
@@ -324,7 +324,7 @@ def _not_finite(
 ) -> NumericalError:
     """Make the error for the first batch with a value that is not finite.
 
-    stacked : (K, N) the rows that ``Objective._score`` stacks. leaves, metrics : names of some.
+    stacked : (K, N) the rows that ``Objective.score`` stacks. leaves, metrics : names of some.
     """
     pair = np.flatnonzero(~np.isfinite(stacked).all(axis=0))[0]
     place = int(np.searchsorted(starts, pair, side="right")) - 1

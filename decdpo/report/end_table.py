@@ -36,6 +36,8 @@ def end_table(end: Mapping[str, Any], warnings: Sequence[str] = ()) -> list[str]
     rest = max(rest, 0.0)
     lines.append(f"{'other':<12}{'':>10}{rest:>10.3f}{'':>10}{_share(rest, end):>9.1%}")
     lines.append(", ".join(_rates(end)))
+    if end.get("privacy"):
+        lines.append(end["privacy"])
     advice = advise(end, warnings)
     return [*lines, f"advice: {advice}"] if advice else lines
 

@@ -13,6 +13,7 @@ LINES = (
     ("rewards/accuracies", "training accuracy"),
     ("heldout/accuracy", "held-out accuracy, own models"),
     ("heldout/average/accuracy", "held-out accuracy, average model"),
+    ("privacy/epsilon", "epsilon spent, of the agent with most"),
 )
 
 

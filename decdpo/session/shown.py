@@ -146,8 +146,8 @@ def _prediction(config: Config, facts: RunFacts) -> tuple[Prediction | None, str
         return None, "the recursion is that of dsgd with messages in time"
     if not isinstance(optim, Sgd) or optim.momentum:
         return None, "the recursion is that of steps without momentum"
-    if config.pace.own:
-        return None, "the recursion is that of agents that step alike"
+    if config.pace.own or config.privacy.on:
+        return None, "the recursion is that of agents that step alike, without noise"
     if config.topology.graph in TIME_VARYING:
         return None, "the graph changes from round to round"
     steps = config.algorithm.local_steps

@@ -99,12 +99,16 @@ def _train(
     assert isinstance(run.monitor, Metrics)
     history = experiment.history if recovery is None else recovery.history
     store.extra = partial(_beside, run.monitor, history)
+    if run.monitor.spent is not None and next_round < config.run.rounds:
+        job.say(run.monitor.spent.words(run, config.run.rounds))
     if news:
         run.monitor.changed(news, run)
     with watching(job, world, out, experiment.store):
         try:
             ending = train(run)
             end = run.monitor.account.close(run, experiment.redone)
+            if run.monitor.spent is not None:
+                end["privacy"] = run.monitor.spent.words(run, next_round + end["rounds"])
         except Diverged:
             # Its page shows how.
             _leave_page(job, experiment)

@@ -19,6 +19,7 @@ STUDIES = {
     "heterogeneity": ("decdpo.studies.builtin.heterogeneity", "Heterogeneity"),
     "fedpdpo": ("decdpo.studies.people.fedpdpo", "FedPDPO"),
     "low-communication": ("decdpo.studies.builtin.low_communication", "LowCommunication"),
+    "privacy": ("decdpo.studies.builtin.privacy", "PrivacyStudy"),
     "attack": ("decdpo.studies.builtin.attack", "Attack"),
     "lora": ("decdpo.studies.builtin.lora", "LoraStudy"),
 }

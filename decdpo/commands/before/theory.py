@@ -226,6 +226,8 @@ def _not_covered(config: Config) -> tuple[list[str], list[str]]:
         )
     if config.pace.own:
         steps.append(f"pace.kind = {config.pace.kind!r}: the theory's agents step alike")
+    if config.privacy.on:
+        steps.append(f"privacy.kind = {config.privacy.kind!r}: the theory adds no noise")
     if optim.kind != "sgd":
         steps.append(f"optim.kind = {optim.kind!r}: the theory is of sgd")
     for key, value, why in (

@@ -101,8 +101,8 @@ class Attack(Study):
             found += [
                 Claim(
                     source,
-                    f"with a fifth of attackers whose messages are {lie}, {method} predicts better than "
-                    "plain gossip",
+                    f"with a fifth of attackers whose messages are {lie}, {method} predicts better "
+                    "than plain gossip",
                     lambda t, m=method, a=lie: beats(t, m, a),  # type: ignore[misc]
                 )
                 for method, source in zip(ROBUST, (CLIPPED, TRIMMED), strict=True)
