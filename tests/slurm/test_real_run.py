@@ -1,11 +1,10 @@
 """jobs/train.slurm with the real decdpo on a real SLURM: stopped, requeued, done, the same bits."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from shells import Shell
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAIRS = REPOSITORY / "data" / "preferences.jsonl.gz"
@@ -27,30 +26,19 @@ pytestmark = pytest.mark.slurm
 
 
 class Real:
-    """A folder with shards, a configuration and the environment that a job needs."""
+    """A folder with shards, a run that nobody stopped, and the environment that a job needs."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.environment = environment
-        self.decdpo("shard", PAIRS, "--partition", "by:user", "--out", "shards")
-        (folder / "run.toml").write_text(CONFIG)
-
-    def decdpo(self, *arguments: object) -> str:
-        """Run decdpo in one process; returns what it printed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "decdpo", *map(str, arguments)],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        self.shell = Shell(folder)
+        self.shell("shard", PAIRS, "--partition", "by:user", "--out", "shards")
+        self.shell.write("run.toml", CONFIG)
+        self.shell("train", "run.toml", "--out", "whole")
 
     def digests(self, run: str) -> list[object]:
         """Return the fingerprints of the run's agents, whatever else is printed with them."""
-        found = json.loads(self.decdpo("checkpoint", "digest", run, "--json"))
+        found = json.loads(self.shell("checkpoint", "digest", run, "--json"))
         assert found["round"] == 1000
         return found["agents"]
 
@@ -62,19 +50,17 @@ class Real:
 
 @pytest.fixture(scope="module")
 def real(slurm, real_environment, tmp_path_factory) -> Real:
-    """Return the folder, with the run that nobody stopped in it."""
+    """Return the folder."""
     if not PAIRS.exists():
         pytest.skip(f"{PAIRS} is not there")
     folder = tmp_path_factory.mktemp("real")
-    real = Real(folder, real_environment(folder))
-    real.decdpo("train", "run.toml", "--out", "whole")
-    return real
+    return Real(folder, real_environment(folder))
 
 
 @pytest.mark.parametrize("launch", ["srun", "mpirun"])
 def test_stopped_requeued_and_done_with_the_same_bits(real, slurm, wait_for, launch):
     job = slurm.submit(
-        "--ntasks-per-node=4",
+        "--ntasks-per-node=2",
         REPOSITORY / "jobs" / "train.slurm",
         "run.toml",
         launch,
@@ -89,7 +75,7 @@ def test_stopped_requeued_and_done_with_the_same_bits(real, slurm, wait_for, lau
     assert known["JobState"] == "COMPLETED" and known["Restarts"] == "1", output
     statuses = [line.split()[3] for line in starts.read_text().splitlines()]
     assert statuses == ["85", "0"], output
-    assert json.loads((real.folder / launch / "run.json").read_text())["processes"] == 4
+    assert json.loads((real.folder / launch / "run.json").read_text())["processes"] == 2
     assert real.digests(launch) == real.digests("whole")
     assert real.rounds(launch) == real.rounds("whole")
 
