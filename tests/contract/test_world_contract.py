@@ -33,8 +33,18 @@ KINDS: dict[str, Any] = {
     "interleaved": {"transport": "p2p", "home": lambda agent, ranks: agent % ranks},
     "interleaved, window": {"home": lambda agent, ranks: ranks - 1 - agent % ranks},
 }
-FEWEST = {"p2p": 1, "window": 1, "two ranks a node": 3}
-"""The least ranks on which a world of a kind differs from the others."""
+SHOWN = {
+    "p2p": (1, 2, 3),
+    "p2p, no thread": (2,),
+    "window": (1, 2, 3),
+    "auto, small chunks": (2, 4),
+    "p2p, small chunks": (2, 4),
+    "two ranks a node": (3, 4),
+    "interleaved": (2, 3),
+    "interleaved, window": (2, 4),
+}
+"""The numbers of ranks, up to four, on which a kind is tested: each number has kinds of all sorts.
+"""
 Schedule = Callable[[int], np.ndarray]
 
 
@@ -54,9 +64,8 @@ def world(request: pytest.FixtureRequest) -> Iterator[Any]:
     from decdpo.comm.mpi import world as mpi
 
     options, ranks = dict(options), boot.start()
-    needed = FEWEST.get(request.param, 2)
-    if ranks < needed:
-        pytest.skip(f"on {ranks} rank(s) as another kind: it needs {needed}")
+    if ranks <= 4 and ranks not in SHOWN[request.param]:
+        pytest.skip(f"{request.param}: shown on {SHOWN[request.param]} ranks")
     if "home" in options:
         home = options.pop("home")
         options["home"] = {agent: home(agent, ranks) for agent in range(N)}

@@ -4,6 +4,7 @@ The agents hold heterogeneous quadratics f_i(x) = 1/2 (x - c_i)^T A_i (x - c_i),
 on each gradient, and are trained by the very loop of ``decdpo.train`` in float64.
 """
 
+from functools import cache
 
 import numpy as np
 import pytest
@@ -158,10 +159,10 @@ def test_on_the_complete_graph_gossip_is_diloco_to_the_bit(optimizer):
 def test_with_its_defaults_gossip_outer_momentum_keeps_agents_together(graph):
     problem, schedule = Quadratics(n=16, noise=0.0), make_schedule(graph, "auto", 16, seed=1)
     algorithm = GossipOuterMomentum(SGD(), P, SGD(momentum=0.9, nesterov=True), 0.7)
-    X = trained(algorithm, schedule, problem, rounds=400, lr=0.01, local_steps=5)
+    X = trained(algorithm, schedule, problem, rounds=160, lr=0.01, local_steps=5)
     away = np.linalg.norm(X.mean(axis=1) - problem.optimum, axis=1)
     assert away[-1] < away[0] / 2
-    assert np.abs(X[300:]).max() < np.abs(problem.c).max()
+    assert np.abs(X[120:]).max() < np.abs(problem.c).max()
 
 
 # --- Fragments ----------------------------------------------------------------------------------
@@ -322,12 +323,19 @@ BIAS_FREE = [
 ]
 
 
+@cache
+def biased_by(graph):
+    """Return what dsgd makes of the agents in 500 rounds of one step size on a graph."""
+    schedule = make_schedule(graph, "auto", N, seed=1)
+    return trained(Dsgd(SGD(), P), schedule, Quadratics(noise=0.0), rounds=500, overlap=True)
+
+
 @pytest.mark.parametrize("algorithm, graph", BIAS_FREE)
 def test_a_constant_step_reaches_the_optimum_at_which_dsgd_never_arrives(algorithm, graph):
     problem = Quadratics(noise=0.0)
     schedule = make_schedule(graph, "auto", N, seed=1)
     exact = trained(algorithm, schedule, problem, rounds=500)
-    biased = trained(Dsgd(SGD(), P), schedule, problem, rounds=500, overlap=True)
+    biased = biased_by(graph)
     assert np.abs(exact[-1] - problem.optimum).max() < 1e-7
     assert np.abs(biased[-1] - problem.optimum).max() > 0.02
     if schedule.mixing(0) is schedule.mixing(1):

@@ -105,7 +105,7 @@ def test_batch_noise_is_that_of_the_batches_training_draws(size):
     objective.gradient(params, shard, shard.train_rows)
     mean = params.grad.clone()
     sampler, errors = EpochSampler(0, 0, pairs), []
-    for step in range(1350):
+    for step in range(540):
         objective.gradient(params, shard, sampler.rows(step, size))
         errors.append(float((params.grad - mean).square().sum()))
     assert found.zeta_sq == pytest.approx(batch_noise(found.pair_variance, pairs, size))

@@ -36,11 +36,10 @@ def test_those_that_are_left_can_agree(graph, rule, lost):
     agents = [i for i in range(8) if i not in lost]
     left = left_of(make_schedule(graph, rule, 8, seed=1), agents)
     product = np.eye(len(agents))
-    for t in range(400):
+    for t in range(250):
         w = weights(left, t)
         assert w.min() >= 0
-        np.testing.assert_allclose(w.sum(axis=0), 1, atol=1e-12)
-        np.testing.assert_allclose(w.sum(axis=1), 1, atol=1e-12)
+        assert max(np.abs(w.sum(axis=axis) - 1).max() for axis in (0, 1)) < 1e-12
         product = w @ product
     np.testing.assert_allclose(product, 1 / len(agents), atol=1e-4)
     assert left.rho is not None and left.rho < 1
