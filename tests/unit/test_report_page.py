@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from decdpo.cli import main
 from decdpo.commands.after.report import read_run
 from decdpo.data.synthetic import Choices, synthesize
 from decdpo.report.compare import RunFacts
+from decdpo.report.page import large_graph
 from decdpo.report.page.charts import numbers
 from decdpo.report.page.html import page
 from decdpo.report.page.model import Event, Links, Shown
@@ -23,6 +25,7 @@ from decdpo.session.record import read_config
 from decdpo.session.shown import shown
 from decdpo.theory.consensus import predict
 from decdpo.timing import PARTS
+from decdpo.topology.schedule import make_schedule
 
 KB = 1000
 NAMES = ("one", "two</script><i>", "three")
@@ -122,6 +125,32 @@ def test_an_empty_page_16_agents_and_10000_agents_stay_small():
     crowd = page([made_up(10_000, 100, every=10)], "now")
     assert len(crowd.encode()) < 150 * KB
     assert "10,000 agents" in crowd and 'id="multiples"' not in crowd and "histogram" in crowd
+
+
+def test_a_graph_of_many_agents_is_drawn_by_blocks_and_by_how_far_news_travels():
+    torus = make_schedule("torus", "auto", 400)
+    rows = {i: torus.mixing(0).row(i).sources for i in range(400)}
+    links = Links("torus", 400, {(j, i): 1.0 for i in rows for j in rows[i]}, 1000.0, 5)
+    found = large_graph.densities(links)
+    # 20 rows of 20 agents: agent 0 and its neighbours 1, 19, 20 and 380 lie in blocks of 12 or 13.
+    assert np.flatnonzero(found[0]).tolist() == [0, 1, 2, 30, 31] and (found == found.T).all()
+    sizes = np.bincount(np.arange(400) * 32 // 400)
+    assert (found * (np.outer(sizes, sizes) - np.diag(sizes))).sum() == pytest.approx(1600)
+    reach = large_graph.Reach.of(links)
+    # On a torus of side 20 the farthest agent is 10 + 10 links away, and 4 k are k links away.
+    assert len(reach.mean) == 21 and reach.cut_off == 0
+    assert reach.mean[:4] * 400 == pytest.approx([1, 5, 13, 25]) and reach.mean[-1] == 1.0
+    assert (reach.least == reach.most).all() and reach.half == 10
+    text = page([replace(made_up(400, 2), links=links)], "now")
+    assert text.count('<svg class="graph"') == 2 and "at most 10 links from half of all" in text
+    assert 'class="w4" fill="none"' in text, "a wait is outlined"
+
+
+def test_agents_that_news_never_reaches_are_counted():
+    pairs = {(i, i + 1): 1.0 for i in range(299)}
+    reach = large_graph.Reach.of(Links("file", 300, pairs, 1.0, 1))
+    assert reach.cut_off == 299 and reach.least[-1] == 1 / 300 and reach.most[-1] == 1.0
+    assert "299 agents are not reached" in large_graph.words(Links("file", 300, pairs, 1.0, 1))[1]
 
 
 def test_runs_without_marks_and_parts_have_a_page_as_well():

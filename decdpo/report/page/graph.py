@@ -5,11 +5,12 @@ from html import escape
 from math import hypot
 from typing import Any
 
+from decdpo.report.page import large_graph
 from decdpo.report.page.model import Links, Shown
 from decdpo.report.topology_plot import positions
 
 MOST_DRAWN = 256
-"""Agents; a larger graph would be a blot, and is described."""
+"""Agents; a larger graph would be a blot, and is drawn by blocks of agents (``large_graph``)."""
 
 LEVELS = 5
 """Shades of waiting."""
@@ -29,11 +30,14 @@ def waited(records: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], float]
 
 
 def picture(run: Shown) -> str:
-    """Return the SVG element of the run's graph; empty if there is none, or it is too large."""
+    """Return the SVG elements of the run's graph; empty if there is none."""
     links = run.links
-    if links is None or links.agents > MOST_DRAWN:
+    if links is None:
         return ""
     waits = waited(run.records)
+    if links.agents > MOST_DRAWN:
+        longest = max(waits.values(), default=0.0)
+        return large_graph.picture(links, {k: _level(s, longest) for k, s in waits.items()})
     on_links = {(j, i): waits.get((i, j), 0.0) for j, i in links.pairs}
     for_agent = _by_source(waits)
     most = max([*on_links.values(), *for_agent.values()], default=0.0)
@@ -72,7 +76,7 @@ def words(run: Shown) -> list[str]:
         amount = f"{most:,.4g}" if least == most else f"{least:,.4g} to {most:,.4g}"
         said.append(f"a link carried {amount} MB in {links.rounds:,} rounds")
     if links.agents > MOST_DRAWN:
-        said.append(f"graphs of more than {MOST_DRAWN} agents are not drawn")
+        said += large_graph.words(links)
     waits = sorted(waited(run.records).items(), key=lambda item: -item[1])[:3]
     if waits:
         text = ", ".join(
