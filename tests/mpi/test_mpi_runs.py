@@ -17,6 +17,10 @@ PAIRS = 16
 """Pairs of each of the 8 users."""
 ALGORITHMS = {
     "dsgd": ["algorithm.local_steps=2", "optim.kind=adamw", "optim.lr=0.01"],
+    "dsgd with privacy": ["algorithm.local_steps=2", "privacy.kind=dp_sgd", "privacy.clip=0.1"],
+    "fedavg at own pace": [
+        "pace.kind=given", "pace.steps=[1, 2, 3, 1, 2, 3, 1, 2]", "algorithm.weighting=pairs",
+    ],
     "dsgd in fragments": ["algorithm.fragments=5", "optim.momentum=0.9"],
     "centralized": ["optim.kind=adamw", "optim.lr=0.01"],
     "fedavg": ["algorithm.participants=3", "algorithm.local_steps=2", "optim.momentum=0.9"],
@@ -171,6 +175,14 @@ def test_a_run_goes_on_wherever_its_agents_are(shell, config, interleaved, name)
     shell("resume", "part", "--set", "run.rounds=12")
     assert shell.digests("part") == shell.digests("whole")
     assert shell.metrics("part") == shell.metrics("whole")
+
+
+def test_a_pace_measured_on_these_ranks_is_replayed_in_one_process(shell, config, interleaved):
+    words = ["algorithm.local_steps=2", "pace.kind=measured", "pace.every=3", "run.rounds=7"]
+    with interleaved():
+        shell("train", config, "--out", "part", *options([*words, "topology.weights=pairs"]))
+    shell("resume", "part", "--set", "run.rounds=10")
+    shell.alone("replay", "part")
 
 
 @pytest.mark.parametrize("name", ["dsgd", "fedavg", "gradient_tracking", "choco"])

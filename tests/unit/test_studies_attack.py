@@ -78,7 +78,7 @@ def communication_table(error):
             rounds = 320 // settings["algorithm.local_steps"]
             rows.append({
                 "cell": f"{method}{seed}", "method": method, "seed": seed, "round": rounds,
-                "bytes": 64 * rounds, "loss": error(method) * (1 + 0.002 * seed),
+                "bytes": 64 * rounds, "gap": error(method) * (1 + 0.002 * seed),
                 "heldout/average/accuracy": 1 - error(method) * (1 + 0.002 * seed),
             })  # fmt: skip
     return Table(rows)
