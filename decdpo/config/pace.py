@@ -33,6 +33,10 @@ class Pace:
         """Whether the progress of an agent is counted by the step."""
         return False
 
+    def words(self, usual: int) -> str:
+        """Return how many local steps agents take; usual : E."""
+        return f"E = {usual}" if not self.own else f"E by agent ({self.kind})"
+
 
 @dataclass(frozen=True)
 class EqualPace(Pace):
@@ -48,6 +52,10 @@ class GivenPace(Pace):
     kind: str = option("given", WHO_DECIDES)
     steps: tuple[int, ...] = option((1,), "local steps of agents 0, 1, ...", low=1, high=10**6)
     normalise: bool = option(True, NORMALISE)
+
+    def words(self, usual: int) -> str:
+        """Return the fewest and the most local steps of an agent."""
+        return f"E = {min(self.steps)} to {max(self.steps)} by agent"
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,6 @@ def start_facts(
     }
     places = world.collect({a.id: mine if a is agents[0] else None for a in agents})
     of_process = [place for place in places.values() if place]
-    steps = config.algorithm.local_steps
     model = config.policy.model if isinstance(config.policy, CausalLM) else ""
     training = [p["training"] for p in of_agent]
     saved = sum(p["saved_bytes"] for p in of_agent)
@@ -63,7 +62,8 @@ def start_facts(
             "most": max(training),
             "equal": sum(p["equal"] for p in of_agent),
         },
-        "method": f"{config.algorithm.kind}, E = {steps}, loss {config.loss.kind}, "
+        "method": f"{config.algorithm.kind}, {config.pace.words(config.algorithm.local_steps)}, "
+        f"loss {config.loss.kind}, "
         f"{config.optim.kind} at lr {config.optim.lr:g}",
         "graph": config.graph or None,
         "rho": schedule.rho,

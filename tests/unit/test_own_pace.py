@@ -241,6 +241,7 @@ def test_given_steps_are_resumed_and_replayed_to_the_bit(shell: Shell) -> None:
     assert whole != run(shell, "plain", "topology.weights=pairs")
     run(shell, "part", *words, "run.rounds=7")
     shell("resume", "part", "--set", "run.rounds=12")
+    assert "dsgd, E = 1 to 4 by agent, loss dpo" in shell.said
     assert shell.digests("part") == shell.digests("whole")
     shell("replay", "whole")
     words = ["--set", "pace.kind=given", "--set", "pace.steps=[1,2]"]

@@ -1,9 +1,9 @@
-"""The studies of untrusted neighbours and of low communication: their cells and their verdicts."""
+"""The studies of untrusted neighbours, low communication and privacy: cells and verdicts."""
 
 import pytest
 
 from decdpo.studies.attackers import LIES, attackers_of
-from decdpo.studies.builtin import low_communication
+from decdpo.studies.builtin import low_communication, privacy
 from decdpo.studies.builtin.attack import METHODS, PLAIN
 from decdpo.studies.catalogue import builtin
 from decdpo.studies.cells import Memory
@@ -95,3 +95,24 @@ def test_the_claims_of_low_communication_weigh_errors_and_say_bytes():
     assert "a share of 0.125" in verdicts[0].numbers
     worse = communication_table(lambda method: 0.4 if method != "DecDPO, E=1" else 0.3)
     assert study.claims()[0].judge(worse).held is False
+
+
+def privacy_table(error):
+    rows = []
+    for seed in range(5):
+        for method in privacy.METHODS:
+            for noise in privacy.NOISES:
+                accuracy = 1 - error(method, noise) * (1 + 0.002 * seed)
+                labels = {"method": method, "noise": noise, "seed": seed}
+                row = {"cell": f"{method}{noise}{seed}", **labels, "heldout/accuracy": accuracy}
+                rows.append({**row, "round": 80})
+    return Table(rows)
+
+
+def test_the_claims_of_privacy_compare_methods_at_every_noise():
+    claims = builtin("privacy").claims()
+    table = privacy_table(lambda m, noise: (0.3 if m == "alone" else 0.2) + 0.02 * noise)
+    assert [claim.judge(table).held for claim in claims] == [True] * 6
+    table = privacy_table(lambda m, noise: 0.2 if m != "DecDPO" or noise < 4 else 0.3)
+    held = [claim.judge(table).held for claim in claims]
+    assert held == [False, True, False, False, False, False]

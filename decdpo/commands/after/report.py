@@ -117,8 +117,8 @@ def read_run(folder: Path) -> "RunFacts":
                 "restore the file: this is not what a run writes",
             )
     graph = f" on {config.graph}" if config.graph else ""
-    steps = config.algorithm.local_steps
-    what = f"{config.algorithm.kind}{graph}, E={steps}, lr {config.optim.lr:g}, {config.loss.kind}"
+    steps = config.pace.words(config.algorithm.local_steps).replace("E = ", "E=")
+    what = f"{config.algorithm.kind}{graph}, {steps}, lr {config.optim.lr:g}, {config.loss.kind}"
     agents = len(records[-1]["heldout/accuracy_by_agent"])
     return RunFacts(folder, what, agents, records)
 
