@@ -24,6 +24,7 @@ from decdpo.build.learning import (
     make_optimizer,
 )
 from decdpo.build.meeting import AGES, make_delays, make_exchange, make_topology
+from decdpo.build.privacy import secret_digest
 from decdpo.build.run import make_heldout, make_measures, make_run
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "num_agents",
     "open_index",
     "restrained",
+    "secret_digest",
 ]

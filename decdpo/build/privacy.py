@@ -1,22 +1,61 @@
 """From a configuration to clipped and noised gradients, and to what counts the privacy spent."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from decdpo.config import Config, policies
 from decdpo.config.privacy import DpSgd
 from decdpo.data.sampling import EpochSampler, PoissonSampler
 from decdpo.errors import ConfigError
+from decdpo.files import os_fault
 from decdpo.losses.base import couples_pairs
 from decdpo.metrics.privacy import Spent, require_accountant
 from decdpo.policies.objective import Objective
 from decdpo.policies.private import PrivateGradients
 from decdpo.run import Agent, Sampler
 
+MAKE_ONE = "make one: head -c 32 /dev/urandom > FILE"
+
 
 def make_sampler(config: Config, agent: int, num_train: int) -> Sampler:
     """Return what says which of its ``num_train`` pairs an agent sees."""
-    sampler = PoissonSampler if config.privacy.on else EpochSampler
-    return sampler(config.run.seed, agent, num_train)
+    if config.privacy.on:
+        return PoissonSampler(noise_seed(config), agent, num_train)
+    return EpochSampler(config.run.seed, agent, num_train)
+
+
+def noise_seed(config: Config) -> int:
+    """Return what noise and private batches are drawn by: the secret of this process if it has one.
+
+    Raises ``ConfigError`` if that cannot be read, or is too short to be one.
+    """
+    section = config.privacy
+    if not isinstance(section, DpSgd) or not section.secret:
+        return config.run.seed
+    return int.from_bytes(hashlib.sha256(b"noise" + _secret(section.secret)).digest()[:8]) >> 1
+
+
+def secret_digest(config: Config) -> str:
+    """Return what the secret of this process is compared by, "" if it has none. Raises likewise."""
+    section = config.privacy
+    if not isinstance(section, DpSgd) or not section.secret:
+        return ""
+    return hashlib.sha256(b"identity" + _secret(section.secret)).hexdigest()
+
+
+def _secret(path: str) -> bytes:
+    try:
+        found = Path(path).read_bytes()
+    except OSError as fault:
+        raise os_fault(
+            fault, f"cannot read privacy.secret = {path!r}", remedy=MAKE_ONE, kind=ConfigError
+        ) from None
+    if len(found) < 16:
+        raise ConfigError(
+            f"privacy.secret = {path!r} has {len(found)} bytes, which can be guessed", MAKE_ONE
+        )
+    return found
 
 
 def make_privacy(
@@ -45,7 +84,7 @@ def make_privacy(
             "shard the source without weights",
         )
     return PrivateGradients(
-        objective, section.clip, section.noise, config.data.batch_size, config.run.seed, by_pair
+        objective, section.clip, section.noise, config.data.batch_size, noise_seed(config), by_pair
     )
 
 
@@ -56,4 +95,4 @@ def make_spent(config: Config, pairs: Sequence[int]) -> Spent | None:
         return None
     size = config.data.batch_size
     shares = {agent: min(size, count) / count for agent, count in enumerate(pairs)}
-    return Spent(shares, section.noise, section.delta)
+    return Spent(shares, section.noise, section.delta, bool(section.secret))

@@ -46,7 +46,7 @@ def find_paths(
     Raises ``ConfigError``, naming every place looked at, if a path leads nowhere.
     """
     for section, key, value, otherwise in list(_paths(config)):
-        if section in ("staleness", "pace") and not training:
+        if section in ("staleness", "pace", "privacy") and not training:
             continue
         if not value or Path(value).exists() or _is_of_hub(config, section, key):
             continue

@@ -46,6 +46,12 @@ class DpSgd(Privacy):
         1.0, "noise multiplier: standard deviation over what one pair can change", above=0.0
     )
     delta: float = option(1e-5, "delta at which epsilon is told", above=0.0, below=1.0)
+    secret: str = option(
+        "",
+        "file that noise and batches are drawn by, each site's own; empty: run.seed, which "
+        "everybody knows",
+        path=True,
+    )
 
 
 PRIVACY: dict[str, type[Privacy]] = {"none": NoPrivacy, "dp_sgd": DpSgd}

@@ -55,12 +55,24 @@ def _of_one_step(share: float, noise: float) -> np.ndarray:
 class Spent:
     """Counts what every agent has told.
 
-    shares : q by agent. noise, delta : of the section ``[privacy]``.
+    shares : q by agent. noise, delta : of the section ``[privacy]``. secret : whether noise is
+    drawn by one.
     """
 
     shares: Mapping[int, float]
     noise: float
     delta: float
+    secret: bool = False
+
+    @property
+    def warning(self) -> str:
+        """What weakens the promise, empty if nothing does."""
+        if self.secret:
+            return ""
+        return (
+            "the noise is drawn by run.seed, and whoever knows that can take it away: name a file "
+            "with a secret by privacy.secret"
+        )
 
     def after(self, run: Run, rounds: int) -> tuple[float, int]:
         """Return the largest epsilon of any agent after so many rounds, and whose it is.
@@ -84,7 +96,8 @@ class Spent:
     def words(self, run: Run, rounds: int) -> str:
         """Return it as a sentence."""
         value, agent = self.after(run, rounds)
+        known = "the secret" if self.secret else "run.seed"
         return (
             f"privacy: epsilon {value:.3g} at delta {self.delta:g} after {rounds} rounds, of one "
-            f"training pair of agent {agent}; of no agent more, to those who do not know run.seed"
+            f"training pair of agent {agent}; of no agent more, to those who do not know {known}"
         )

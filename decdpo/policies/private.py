@@ -19,10 +19,11 @@ clipped as a whole, and as one pair more can turn it to anything of that length,
 The unit is one pair as well, with the same epsilon for the same sigma, at 2 B times the noise of
 (1). In return a batch is hidden as a whole: it tells no more of all its pairs than of one.
 
-This protects against those who receive messages, models or checkpoints, and do not know the seed:
-who knows ``run.seed`` can draw the batches and the noise again. Nothing is promised of
-what a run records (losses, accuracies), of caches of tokens and reference values, nor of effects of
-rounding in floating point.
+This protects against those who receive messages, models or checkpoints, and cannot draw the batches
+and the noise again: these follow from a secret of the agent's own (``privacy.secret``), or from
+``run.seed``, which all agents know and which is in every checkpoint. The generator is made for
+simulation, not for cryptography. Nothing is promised of what a run records (losses, accuracies), of
+caches of tokens and reference values, nor of effects of rounding in floating point.
 
 References: Abadi et al., "Deep learning with differential privacy", 2016, Algorithm 1, for (1);
 Mironov, Talwar and Zhang, "Renyi differential privacy of the sampled Gaussian mechanism", 2019, for
@@ -48,7 +49,7 @@ class PrivateGradients:
     """Gradients (1), or (2) unless ``by_pair``.
 
     objective : of the agents. clip : C. noise : sigma. batch_size : B; the whole shard where that
-    has fewer pairs. seed : of the run.
+    has fewer pairs. seed : what noise is drawn by.
     """
 
     objective: Objective

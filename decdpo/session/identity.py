@@ -12,6 +12,7 @@ from decdpo.comm.world import World
 from decdpo.config import Config
 from decdpo.config.options import options
 from decdpo.config.pace import ReplayedPace
+from decdpo.config.privacy import DpSgd
 from decdpo.config.schema import SECTIONS, Replay
 from decdpo.data.index import ShardEntry, ShardIndex
 from decdpo.pacing import RECORD
@@ -32,6 +33,7 @@ FREE_KEYS = {
     "topology.file",
     "staleness.run",
     "pace.run",
+    "privacy.secret",
 }
 """Keys that a resumed run may change freely; what they point to is compared by digest."""
 
@@ -81,6 +83,11 @@ def identify(
     pace = config.pace
     if training and isinstance(pace, ReplayedPace):
         names["pace.run"] = job.together(lambda: pace_digest(Path(pace.run) / RECORD))[:16]
+    if training and isinstance(config.privacy, DpSgd) and config.privacy.secret:
+        # Sites have secrets of their own, and a run goes on with all of them.
+        secret = job.together(lambda: build.secret_digest(config))
+        found = set(world.collect(dict.fromkeys(world.local_agents, secret)).values())
+        names["privacy.secret"] = sha256("".join(sorted(found)).encode()).hexdigest()[:16]
     world.require_same("the model, data and topology", json.dumps(names))
     return names
 

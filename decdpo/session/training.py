@@ -101,6 +101,8 @@ def _train(
     store.extra = partial(_beside, run.monitor, history)
     if run.monitor.spent is not None and next_round < config.run.rounds:
         job.say(run.monitor.spent.words(run, config.run.rounds))
+        if warning := run.monitor.spent.warning:
+            job.say(f"warning: {warning}")
     if news:
         run.monitor.changed(news, run)
     with watching(job, world, out, experiment.store):

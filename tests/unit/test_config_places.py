@@ -19,6 +19,7 @@ TEXTS = {
     "policy.feature_map": '[policy]\nkind = "trajectory"\nfeature_map = "it"',
     "topology.file": '[topology]\ngraph = "file"\nfile = "it"',
     "pace.run": '[pace]\nkind = "replay"\nrun = "it"',
+    "privacy.secret": '[privacy]\nkind = "dp_sgd"\nsecret = "it"',
     "staleness.run": '[staleness]\nkind = "replay"\nrun = "it"',
 }
 NAMES = [

@@ -151,6 +151,7 @@ def test_a_private_run_is_resumed_and_replayed_to_the_bit_and_tells_what_it_spen
     shell.write("run.toml", text + ON + "noise = 1.5\n")
     shell("train", "run.toml", "--out", "whole")
     assert "privacy: epsilon" in shell.said and "one training pair" in shell.said
+    assert "warning: the noise is drawn by run.seed" in shell.said
     records = shell.metrics("whole")
     spent = [record["privacy/epsilon"] for record in records]
     assert spent[0] == 0.0 and all(a < b for a, b in zip(spent, spent[1:]))
@@ -162,5 +163,15 @@ def test_a_private_run_is_resumed_and_replayed_to_the_bit_and_tells_what_it_spen
     assert shell.digests("part") == shell.digests("whole")
     shell("train", "run.toml", "--out", "other", "--set", "privacy.noise=3.0")
     assert shell.digests("other") != shell.digests("whole")
+    (tmp_path / "key").write_bytes(b"sixteen bytes or more")
+    secret = ("--set", "privacy.secret=key")
+    shell("train", "run.toml", "--out", "kept", "--set", "run.rounds=5", *secret)
+    assert "do not know the secret" in shell.said and "warning" not in shell.said
+    (tmp_path / "key").write_bytes(b"another key of some length")
+    shell("resume", "kept", "--set", "run.rounds=6", status=3)
+    assert "privacy.secret: saved" in shell.said
+    (tmp_path / "key").write_bytes(b"short")
+    shell("train", "run.toml", "--out", "short", *secret, status=2)
+    assert "has 5 bytes, which can be guessed" in shell.said
     shell("train", "run.toml", "--out", "kto", "--set", "loss.kind=kto", status=2)
     assert "depends on the other pairs of its batch" in shell.said
