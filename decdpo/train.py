@@ -10,6 +10,7 @@ from torch import Tensor
 
 from decdpo.errors import NumericalError
 from decdpo.params.support import touched
+from decdpo.policies.base import Draw
 from decdpo.policies.objective import Batch
 from decdpo.policies.stats import Stats
 from decdpo.run import Agent, Run
@@ -143,7 +144,10 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
         taking = [agent for agent in active if h < len(steps[agent.id])]
         rows = [a.sampler.rows(steps[a.id][h], run.batch_size) for a in taking]
         last.update(zip((agent.id for agent in taking), rows))
-        batches = [agent.batch(chosen) for agent, chosen in zip(taking, rows)]
+        batches = [
+            agent.batch(chosen)._replace(draw=Draw(agent.id, steps[agent.id][h]))
+            for agent, chosen in zip(taking, rows)
+        ]
         extremes: list[Tensor] = []
         try:
             for agent, stats in zip(taking, (run.privacy or run.objective).gradients(batches)):

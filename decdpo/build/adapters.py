@@ -32,6 +32,7 @@ def make_lora(section: policies.Lora, seed: int) -> "LoraOptions":
         section.rank_stabilised,
         section.mix,
         seed,
+        section.dropout,
     )
 
 

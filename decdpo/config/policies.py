@@ -65,6 +65,9 @@ class Lora:
         0.0, "adapters count alpha / rank times; 0 is twice the rank", low=0.0, high=1e6
     )
     rank_stabilised: bool = option(False, "they count alpha / sqrt(rank) times")
+    dropout: float = option(
+        0.0, "chance of a value that an adapter sees to be left out in a step", low=0.0, below=1.0
+    )
     targets: tuple[str, ...] = option(
         (), "names of the adapted layers, such as q_proj or *.mlp.*; none is all but the head"
     )

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +11,13 @@ from torch import Tensor
 from decdpo.data.shard import PreferenceShard
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
+
+
+class Draw(NamedTuple):
+    """The address of what is drawn at random in a local step: of which agent, and which step."""
+
+    agent: int
+    step: int
 
 
 class ForwardPass(Protocol):
@@ -98,3 +105,29 @@ class Policy(Protocol):
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write the model with parameters ``x`` (P,) to ``out``, and return where it is."""
         ...
+
+
+class NoisyPolicy(Policy, Protocol):
+    """A policy whose local steps may draw at random what they leave out.
+
+    noisy : whether they do.
+    """
+
+    noisy: bool
+
+    def forward(
+        self,
+        params: FlatParams,
+        data: Any,
+        rows: np.ndarray,
+        *,
+        need_grad: bool = True,
+        draw: Draw | None = None,
+    ) -> ForwardPass:
+        """Do ``Policy.forward`` with what is drawn for ``draw``; with nothing drawn if None."""
+        ...
+
+
+def is_noisy(policy: Policy) -> TypeGuard[NoisyPolicy]:
+    """Say whether the local steps of a policy draw at random."""
+    return bool(getattr(policy, "noisy", False))

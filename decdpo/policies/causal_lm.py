@@ -17,28 +17,28 @@ from torch import Tensor, nn
 
 from decdpo.data.shard import PreferenceShard
 from decdpo.errors import PolicyError
-from decdpo.losses.base import Leaves, PairScores
+from decdpo.losses.base import PairScores
 from decdpo.losses.fedpdpo import RewardedScores
 from decdpo.params.compute import ComputeView
-from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams
+from decdpo.policies.base import Draw
 from decdpo.policies.encoded import EncodedShard, require_text, shard_columns
 from decdpo.policies.lm import hub
 from decdpo.policies.lm.adapters.layers import LoraOptions
 from decdpo.policies.lm.adapters.personal import PersonalOptions, personal_of
 from decdpo.policies.lm.forward.choice import choose_scorer, probe
 from decdpo.policies.lm.forward.compiled import compile_layers, compile_scorer
+from decdpo.policies.lm.forward.packing import packed_size
 from decdpo.policies.lm.forward.plain import PlainLM
 from decdpo.policies.lm.pace import Pace
+from decdpo.policies.lm.passes import CausalLMPass
 from decdpo.policies.lm.reference import CachedReference, FrozenReference, rounding
+from decdpo.policies.lm.text.limit import MAX_LENGTH, length_limit
 from decdpo.policies.lm.text.speller import Speller, TextRules
 from decdpo.policies.lm.weights import AdaptedModel, WholeModel
 from decdpo.policies.tokens import TokenizedPairs, tokenize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-MAX_LENGTH = 512
-"""Tokens of a prompt and an answer together, unless said or the model is made for fewer."""
 
 PROBE_LENGTH = 64
 """Tokens of the pairs by which machines that round differently are distinguished."""
@@ -56,31 +56,6 @@ class TokenShard(EncodedShard):
     tokens: TokenizedPairs
     lengths: Tensor
     reference: Tensor | None
-
-
-@dataclass
-class CausalLMPass:
-    """One batch: its log-probabilities and the way back through the model.
-
-    graph : (K, B) the leaves of the scores with their autograd graph; None if it was not wanted, or
-    used.
-    """
-
-    scores: PairScores
-    policy: "CausalLM"
-    params: FlatParams
-    graph: Tensor | None
-
-    def backward(self, cotangents: Leaves) -> None:
-        """Add the gradient to ``params.grad``; once only."""
-        if self.graph is None:
-            raise ValueError("this pass was made without a gradient, or has given it already")
-        self.policy.bind(self.params, need_grad=True)
-        slopes = torch.stack([cotangents[name] for name in self.scores.leaves()])
-        with torch.enable_grad():
-            total = paired(self.graph, slopes)
-        total.backward()
-        self.graph = None
 
 
 class CausalLM:
@@ -107,7 +82,7 @@ class CausalLM:
     personal : parts beside the adapters that are each agent's own, see ``lm.personal``.
 
     The reference is the folder's model, and where every agent begins; of an adapted one the model
-    with the adapters of the start. Dropout is off.
+    with the adapters of the start. Dropout is off but that of adapters.
 
     Memory, in bytes, for P parameters: the vector of the agent whose turn it is serves as the
     module's weights (4 P, its own anyway), in "bfloat16" beside a narrow copy (2 P). The folder's
@@ -170,7 +145,7 @@ class CausalLM:
         self.dtype = DTYPES[dtype]
         self.weights = self._weights(folder, allow_hub, lora, adapter, personal)
         self.layout, self.digest = self.weights.layout, self.weights.digest
-        self.factors = self.weights.factors
+        self.factors, self.noisy = self.weights.factors, self.weights.dropout is not None
         frozen = None
         if isinstance(self.weights, WholeModel):
             if not cache_reference:
@@ -195,6 +170,16 @@ class CausalLM:
             raise PolicyError(
                 f"{folder} cannot have personal parts: {', '.join(why) or 'plain was asked for'}",
                 "choose a model whose pairs can be scored in one row, or remove [policy.personal]",
+            )
+        if self.noisy and isinstance(self.scorer, PlainLM):
+            raise PolicyError(
+                f"{folder} cannot have dropout: {', '.join(why) or 'plain was asked for'}",
+                "choose a model whose pairs can be scored in one row, or remove policy.lora.dropout",
+            )
+        if self.noisy and compiled:
+            raise PolicyError(
+                "policy.lora.dropout draws its masks outside of what policy.compile compiles",
+                "remove one of them",
             )
         if compiled:
             self._pace.begin("compiling the model")
@@ -314,12 +299,24 @@ class CausalLM:
         return self._with_reference(shard, data)
 
     def forward(
-        self, params: FlatParams, data: TokenShard, rows: np.ndarray, *, need_grad: bool = True
+        self,
+        params: FlatParams,
+        data: TokenShard,
+        rows: np.ndarray,
+        *,
+        need_grad: bool = True,
+        draw: Draw | None = None,
     ) -> CausalLMPass:
-        """Evaluate the pairs ``rows`` (B,) of ``data`` at ``params.data`` (P,)."""
+        """Evaluate the pairs ``rows`` (B,) of ``data`` at ``params.data`` (P,).
+
+        draw : address of the dropout of a local step; None has none.
+        """
+        self.end_draw()
         ref_chosen, ref_rejected = self.reference.scores(data, rows)
         # After the reference, which may need the same module.
         self.bind(params, need_grad)
+        if self.weights.dropout is not None and draw is not None:
+            self.weights.dropout.begin(draw, rows, packed_size(data.tokens, rows))
         where = torch.from_numpy(rows).to(self.device)
         with torch.set_grad_enabled(need_grad):
             scored = self._scored(data, rows)
@@ -329,6 +326,11 @@ class CausalLM:
         known = chosen, rejected, ref_chosen, ref_rejected, length, other, gap
         pairs = RewardedScores(*known, *rewards) if rewards else PairScores(*known)
         return CausalLMPass(pairs, self, params, scored if need_grad else None)
+
+    def end_draw(self) -> None:
+        """Score without dropout from now on: its masks lasted to the end of a backward pass."""
+        if self.weights.dropout is not None:
+            self.weights.dropout.end()
 
     def _scored(self, data: TokenShard, rows: np.ndarray) -> Tensor:
         """Return what the bound module says of both answers of ``rows`` (B,), a row a leaf.
@@ -377,21 +379,3 @@ class CausalLM:
                 self.bind(before)
         found = torch.from_numpy(values).to(self.device, torch.float32)
         return replace(data, reference=found, notes=(*data.notes, *notes))
-
-
-def length_limit(
-    asked: int, context: int | None, folder: str | os.PathLike[str]
-) -> tuple[int, tuple[str, ...]]:
-    """Return the limit in tokens, and notes; ``asked`` 0 is the usual one, or the context if less.
-
-    Raises ``PolicyError`` if more is asked for than the model was made for.
-    """
-    if context is not None and asked > context:
-        raise PolicyError(
-            f"max_length = {asked}, but {folder} was made for {context} tokens",
-            f"set max_length = {context} or less, or leave it out",
-        )
-    if context is not None and not asked and context < MAX_LENGTH:
-        note = f"max_length = {context}, not {MAX_LENGTH}: {folder} was made for {context} tokens"
-        return context, (note,)
-    return asked or MAX_LENGTH, ()

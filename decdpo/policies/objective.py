@@ -33,7 +33,7 @@ from decdpo.losses.base import (
 from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams
 from decdpo.params.support import clear
-from decdpo.policies.base import ForwardPass, Policy
+from decdpo.policies.base import Draw, ForwardPass, Policy, is_noisy
 from decdpo.policies.encoded import EncodedShard
 from decdpo.policies.joint import Apart, JointPass, Lanes, Together, filled, joined
 from decdpo.policies.stats import METRICS, Stats, summarize
@@ -50,13 +50,14 @@ class Batch(NamedTuple):
     """Some pairs of one agent, to be scored by a model.
 
     params : the model. data : the agent's encoded shard. rows : (B,) shard rows. running : (1,) the
-    agent's running statistic, for a loss that has one.
+    agent's running statistic, for a loss that has one. draw : address of a local step's dropout.
     """
 
     params: FlatParams
     data: EncodedShard
     rows: np.ndarray
     running: Tensor | None = None
+    draw: Draw | None = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,10 @@ class Objective:
         return LANES if self._together else 1
 
     def _forward(self, batch: Batch, need_grad: bool = True) -> ForwardPass:
-        return self.policy.forward(batch.params, batch.data, batch.rows, need_grad=need_grad)
+        policy, (params, data, rows, _, draw) = self.policy, batch
+        if draw is not None and is_noisy(policy):
+            return policy.forward(params, data, rows, need_grad=need_grad, draw=draw)
+        return policy.forward(params, data, rows, need_grad=need_grad)
 
     def _forward_all(self, group: list[Batch], need_grad: bool = True) -> JointPass:
         """Score a group, in one call where the policy can."""
@@ -272,7 +276,7 @@ def _weights(group: list[Batch]) -> np.ndarray | None:
         return None
     weights = [
         np.ones(len(rows)) if data.weight is None else data.weight[rows]
-        for _, data, rows, _ in group
+        for _, data, rows, *_ in group
     ]
     return np.concatenate(weights)
 
@@ -328,7 +332,7 @@ def _not_finite(
     """
     pair = np.flatnonzero(~np.isfinite(stacked).all(axis=0))[0]
     place = int(np.searchsorted(starts, pair, side="right")) - 1
-    _, data, rows, _ = group[place]
+    _, data, rows, *_ = group[place]
     stacked = stacked[:, starts[place] : starts[place] + len(rows)]
     known = {"chosen": "log pi(chosen)", "rejected": "log pi(rejected)"}
     titles = [known.get(name, name) for name in leaves]

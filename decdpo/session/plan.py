@@ -128,9 +128,11 @@ def _model(config: Config, tokens: int | None) -> Model:
 
 
 def _language_model(section: CausalLM, tokens: int | None) -> Model:
-    from decdpo.policies.causal_lm import DTYPES, MAX_LENGTH
+    from decdpo.policies.causal_lm import DTYPES
+    from decdpo.policies.lm.adapters.layers import layers
     from decdpo.policies.lm import hub
     from decdpo.policies.lm.memory import activation_bytes, head_bytes, meta_model
+    from decdpo.policies.lm.text.limit import MAX_LENGTH
 
     known = hub.load_config(section.model, section.allow_hub)
     with hub.quiet():
@@ -146,6 +148,10 @@ def _language_model(section: CausalLM, tokens: int | None) -> Model:
         "activations": activation_bytes(module, row, dtype, section.activation_checkpointing),
         "head": head_bytes(vocabulary, width, row, dtype, trained=not section.lora.on),
     }
+    if section.lora.dropout and not section.activation_checkpointing:
+        # What an adapter sees after its mask, and the mask, a byte a value.
+        seen = sum(layer.in_features for _, layer in layers(module))
+        step["dropout"] = row * seen * (dtype.itemsize + 1)
     narrow = layout.size * dtype.itemsize
     if dtype != layout.dtype:
         step["narrow"] = narrow

@@ -211,9 +211,9 @@ def test_personal_values_never_leave_not_on_adoption_either(shell, wire, agree, 
     assert shell.digests("part") == shell.digests("whole")
 
 
-@pytest.mark.parametrize("mix", ["factors", "core", "svd"])
-def test_adapters_have_the_bits_of_one_process_and_go_on_on_another_number(shell, mix):
-    rule = ["--set", f"policy.lora.mix={mix}"]
+@pytest.mark.parametrize("mix, dropout", [("factors", 0.3), ("core", 0.0), ("svd", 0.0)])
+def test_adapters_have_the_bits_of_one_process_and_go_on_on_another_number(shell, mix, dropout):
+    rule = ["--set", f"policy.lora.mix={mix}", "--set", f"policy.lora.dropout={dropout}"]
     shell.alone("train", "run.toml", "--out", "whole", *rule)
     shell("train", "run.toml", "--out", "spread", *rule, "--set", "run.rounds=2")
     shell.alone("resume", "spread", "--set", "run.rounds=3")

@@ -17,6 +17,7 @@ from decdpo.params.flat import FlatParams, Layout, Tag, flatten
 from decdpo.policies.lm import hub
 from decdpo.policies.lm.adapters import folder as adapter_folder
 from decdpo.policies.lm.adapters import layers as adapters
+from decdpo.policies.lm.adapters.dropout import Dropout
 from decdpo.policies.lm.adapters.layers import LoraOptions
 from decdpo.policies.lm.adapters.personal import PersonalOptions, attach, personal_of
 
@@ -66,6 +67,7 @@ class WholeModel:
     """
 
     factors: tuple[Factors, ...] = ()
+    dropout: Dropout | None = None
 
     def __init__(
         self,
@@ -146,7 +148,8 @@ class AdaptedModel:
         self.options, self._module, self._model = options, module, model
         dtype = next(module.parameters()).dtype
         base = base_digest(module, config_digest)
-        tags = adapters.adapt(module, options)
+        self.dropout = Dropout(options.dropout, options.seed) if options.dropout else None
+        tags = adapters.adapt(module, options, self.dropout)
         if personal is not None:
             head = module.get_output_embeddings().weight
             tags |= dict.fromkeys(attach(module, personal, head), Tag.PERSONAL)
@@ -162,6 +165,9 @@ class AdaptedModel:
             parameter.data = parameter.data.to(dtype)
         kept = adapters_digest(module, frozen=True)
         said = f"{options.mix}:{options.scaling}"
+        if start is not None and options.dropout:
+            # The folder says it, and not the configuration, which is compared by itself.
+            said += f":dropout {options.dropout}"
         if personal is not None:
             said += ":" + json.dumps(personal.words, sort_keys=True)
         self.digest = _joined(self.reference_digest, said, kept, self.layout.digest)

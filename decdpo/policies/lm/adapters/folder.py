@@ -50,6 +50,7 @@ class AdapterConfig:
     r: Annotated[int, Meta(ge=1, le=2**20)]
     lora_alpha: Annotated[float, Meta(gt=0)]
     peft_type: str = "LORA"
+    lora_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     use_rslora: bool = False
     bias: str = "none"
     init_lora_weights: bool | str | None = True
@@ -62,7 +63,15 @@ def read_options(folder: Path, mix: str, seed: int = 0) -> LoraOptions:
     """
     known = _config(folder)
     names = sorted({name for name, _ in _tensors(folder)})
-    return LoraOptions(known.r, known.lora_alpha, tuple(names), known.use_rslora, mix, seed)
+    return LoraOptions(
+        known.r,
+        known.lora_alpha,
+        tuple(names),
+        known.use_rslora,
+        mix,
+        seed,
+        known.lora_dropout,
+    )
 
 
 def read(module: nn.Module, folder: Path) -> None:
@@ -149,7 +158,7 @@ def _described(module: nn.Module, options: LoraOptions, model: str) -> dict[str,
         "base_model_name_or_path": model,
         "r": options.rank,
         "lora_alpha": options.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": options.dropout,
         "use_rslora": options.rank_stabilised,
         "target_modules": sorted(ends),
         "bias": "none",

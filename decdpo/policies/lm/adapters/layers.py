@@ -2,6 +2,8 @@
 
     y = W x + c + s B A x,    A (r, k), B (d, r),    s = alpha / r, or alpha / sqrt(r)
 
+with dropout of the x that A sees, if wanted (``dropout``).
+
 B begins at 0, so that an adapted model begins as the base model, to the bit. Neither W + s B A nor
 a gradient of W is ever formed. Which factors are trained, which travel and which stay, is the rule
 by which agents mix:
@@ -33,6 +35,7 @@ from torch.nn.functional import linear
 
 from decdpo.errors import PolicyError
 from decdpo.params.flat import Tag
+from decdpo.policies.lm.adapters.dropout import Dropout
 from decdpo.rng import Stream, generator
 
 A, B, CORE = "lora_A", "lora_B", "lora_core"
@@ -53,7 +56,8 @@ class LoraOptions:
 
     rank : r. alpha : the scaling is alpha / r, with ``rank_stabilised`` alpha / sqrt(r).
     targets : patterns of the layers' names, as the shell knows them, or ends of them; empty is
-    every linear layer but the output head. mix : of ``names.MIX_RULES``. seed : of A.
+    every linear layer but the output head. mix : of ``names.MIX_RULES``. seed : of A
+    and of dropout. dropout : the chance of a value that A sees to be left out in a local step.
     """
 
     rank: int
@@ -62,6 +66,7 @@ class LoraOptions:
     rank_stabilised: bool = False
     mix: str = "factors"
     seed: int = 0
+    dropout: float = 0.0
 
     @property
     def scaling(self) -> float:
@@ -73,7 +78,8 @@ class AdaptedLinear(nn.Module):
     """A frozen linear layer with its adapter, in the place of the layer and under its names.
 
     base : ``nn.Linear``, or transformers' ``Conv1D``, which holds its weight the other way round;
-    its parameters become those of this module. inputs, outputs : k, d.
+    its parameters become those of this module. inputs, outputs : k, d. place : its number among the
+    adapted layers. dropout : what draws masks for all of them, None without.
     """
 
     weight: nn.Parameter
@@ -82,8 +88,17 @@ class AdaptedLinear(nn.Module):
     lora_B: nn.Parameter
     lora_core: nn.Parameter | None
 
-    def __init__(self, base: Any, rank: int, scaling: float, core: bool) -> None:
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        scaling: float,
+        core: bool,
+        place: int = 0,
+        dropout: Dropout | None = None,
+    ) -> None:
         super().__init__()
+        self._place, self._dropout = place, dropout
         self.weight = nn.Parameter(base.weight.detach(), requires_grad=False)
         self.bias = None
         if base.bias is not None:
@@ -101,7 +116,8 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., d) for ``x`` (..., k)."""
-        low = linear(x, self.lora_A)
+        seen = x if self._dropout is None else self._dropout(x, self._place)
+        low = linear(seen, self.lora_A)
         if self.lora_core is not None:
             low = linear(low, self.lora_core)
         return self._base(x) + linear(low, self.lora_B) * self.scaling
@@ -115,17 +131,20 @@ class AdaptedLinear(nn.Module):
         return flat.view(*x.shape[:-1], self.out_features)
 
 
-def adapt(module: Any, options: LoraOptions) -> dict[str, Tag]:
+def adapt(
+    module: Any, options: LoraOptions, dropout: Dropout | None = None
+) -> dict[str, Tag]:
     """Give the layers of a causal language model adapters; return the tags of all parameters.
 
-    All that the model had is frozen. Values are set by ``begin``.
+    All that the model had is frozen. Values are set by ``begin``. dropout : what draws its masks.
 
     Raises ``PolicyError`` if a pattern names no linear layer, or the rank is larger than a layer.
     """
     tags = {name: Tag.FROZEN for name, _ in module.named_parameters()}
-    for name in _targets(module, options.targets):
+    core = options.mix == "core"
+    for place, name in enumerate(_targets(module, options.targets)):
         layer = module.get_submodule(name)
-        adapted = AdaptedLinear(layer, options.rank, options.scaling, options.mix == "core")
+        adapted = AdaptedLinear(layer, options.rank, options.scaling, core, place, dropout)
         least = min(adapted.in_features, adapted.out_features)
         if options.rank > least:
             raise PolicyError(
