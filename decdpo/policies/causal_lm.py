@@ -174,7 +174,7 @@ class CausalLM:
         if self.noisy and isinstance(self.scorer, PlainLM):
             raise PolicyError(
                 f"{folder} cannot have dropout: {', '.join(why) or 'plain was asked for'}",
-                "choose a model whose pairs can be scored in one row, or remove policy.lora.dropout",
+                "choose a model whose pairs can be scored in one row, or leave dropout out",
             )
         if self.noisy and compiled:
             raise PolicyError(

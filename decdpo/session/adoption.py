@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from decdpo import build
 from decdpo.algorithms.base import Needs
 from decdpo.checkpoint.format import committed, read_manifest
@@ -21,7 +19,7 @@ from decdpo.comm.history import MEAN
 from decdpo.comm.world import World
 from decdpo.errors import DecdpoError
 from decdpo.files import reason
-from decdpo.metrics.evaluation import mean_of
+from decdpo.metrics.beginning import Beginning, mean_beginning, of_factors
 from decdpo.run import Agent, Run
 from decdpo.session.experiment import Experiment
 from decdpo.topology.row import Mixing
@@ -127,17 +125,23 @@ class Adoption:
         target = run.agents[0].params.shared if made is None else made.params.shared
         mean = mean_of_neighbours(run, agent, t)
         if made is not None:
-            target.copy_(mean)
+            target.copy_(mean.model)
+        if mean.missed:
+            self._say(
+                f"agent {agent} begins at the mean of its neighbours' models"
+                + of_factors(mean.missed)
+            )
 
 
-def mean_of_neighbours(run: Run, agent: int, t: int) -> Tensor:
-    """Return the mean of the models of an ``agent``'s neighbours (M,), before round ``t``.
+def mean_of_neighbours(run: Run, agent: int, t: int) -> Beginning:
+    """Return the mean of the models of an ``agent``'s neighbours, before round ``t``.
 
     Collective. If one of them is lost meanwhile, it is that of the others.
     """
     while True:
         before = run.world.members.agents
-        mean = mean_of(run.world, run.agents, neighbours(run, agent, t))
+        some = neighbours(run, agent, t)
+        mean = mean_beginning(run.world, run.algorithm, run.objective.policy, run.agents, some)
         if run.world.members.agents == before:
             return mean
 

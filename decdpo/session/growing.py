@@ -12,7 +12,7 @@ from typing import Any
 from decdpo.algorithms.base import Needs
 from decdpo.comm.history import HISTORY, MEAN, Change
 from decdpo.config.needs import check_newcomers
-from decdpo.metrics.evaluation import mean_of
+from decdpo.metrics.beginning import mean_beginning, of_factors
 from decdpo.recovery import listed, moment, restart
 from decdpo.session.adoption import models_for
 from decdpo.session.experiment import Experiment
@@ -35,10 +35,18 @@ def grow(job: Job, experiment: Experiment, done: int) -> dict[str, Any] | None:
     needs, mixing = experiment.algorithm.needs, experiment.schedule.mixing(done)
     here = {agent.id: agent for agent in experiment.agents}
     world.purpose = "the models of new agents"
+    missed = 0.0
     for agent in new:
-        mean = mean_of(world, experiment.agents, models_for(needs, mixing, agent, held))
+        mean = mean_beginning(
+            world,
+            experiment.algorithm,
+            experiment.objective.policy,
+            experiment.agents,
+            models_for(needs, mixing, agent, held),
+        )
+        missed = max(missed, mean.missed)
         if agent in here:
-            here[agent].params.shared.copy_(mean)
+            here[agent].params.shared.copy_(mean.model)
     if needs.on_loss == "restarts":
         restart(world, experiment.algorithm, experiment.agents, done)
     history = experiment.history
@@ -51,6 +59,8 @@ def grow(job: Job, experiment: Experiment, done: int) -> dict[str, Any] | None:
         "agents": world.num_agents,
         **moment(experiment.schedule),
     }
+    if missed:
+        event["lora/interference"] = missed
     job.say(words(event, needs))
     return event
 
@@ -59,6 +69,7 @@ def words(event: Mapping[str, Any], needs: Needs) -> str:
     """Return one line that says which agents are new, and what they begin from."""
     new = event["joined"]
     start = "the common model" if needs.meets == "server" else "the mean of its neighbours' models"
+    start += of_factors(event.get("lora/interference", 0.0))
     again = "; the algorithm restarts on all agents" if needs.on_loss == "restarts" else ""
     return (
         f"{listed(new)} {'are' if len(new) > 1 else 'is'} new beside "

@@ -129,8 +129,8 @@ def _model(config: Config, tokens: int | None) -> Model:
 
 def _language_model(section: CausalLM, tokens: int | None) -> Model:
     from decdpo.policies.causal_lm import DTYPES
-    from decdpo.policies.lm.adapters.layers import layers
     from decdpo.policies.lm import hub
+    from decdpo.policies.lm.adapters.layers import layers
     from decdpo.policies.lm.memory import activation_bytes, head_bytes, meta_model
     from decdpo.policies.lm.text.limit import MAX_LENGTH
 

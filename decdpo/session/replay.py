@@ -129,7 +129,7 @@ class Readoption:
         for agent, round in sorted(begun.items()):
             made = self.made[agent] = self._make(agent)
             if round == MEAN:
-                made.params.shared.copy_(mean_of_neighbours(run, agent, t))
+                made.params.shared.copy_(mean_of_neighbours(run, agent, t).model)
             else:
                 self._kept.put(round, agent, made.state)
         return {agent: (0, round) for agent, round in begun.items()}

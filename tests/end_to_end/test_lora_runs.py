@@ -2,11 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from adapted import ADAPTED, shard_users, short_rows
 from small_models import write_model
 
+from decdpo.checkpoint.inspect import locate
+from decdpo.checkpoint.parts import open_part
+from decdpo.policies.causal_lm import CausalLM
+from decdpo.policies.lm.adapters.layers import LoraOptions
 from decdpo.policies.lm.names import MIX_RULES
 
 pytest.importorskip("transformers", reason="transformers is not installed (extra lm)")
@@ -48,14 +53,44 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(shell, lora, mix):
         assert "lora/interference" not in last
 
 
-def test_new_agents_join_a_run_of_adapters(shell, lora):
-    few = ["--set", "agents.count=3", "--set", "run.rounds=2", "--set", "policy.lora.mix=svd"]
-    shell("train", "run.toml", "--out", "r", *few)
-    more = ["--set", "agents.count=4", "--set", "run.rounds=4", "--allow", "agents.count"]
-    shell("resume", "r", *more)
+def factors_in(shell, policy, agents):
+    """Return A and B of each agent's layers in ``r``, after round 2, in float64."""
+    found = {}
+    for path in sorted(locate(shell.folder / "r", 2).glob("part_*.h5")):
+        with open_part(path) as reader:
+            for agent in set(reader.agents) & set(agents):
+                vector = reader.tensor(agent, "x").double()
+                found[agent] = [factors.of(vector) for factors in policy.factors]
+    return found
+
+
+@pytest.mark.parametrize("mix", ["svd", "factors"])
+def test_new_agents_begin_at_the_mean_that_the_run_mixes_by(shell, lora, folder, mix):
+    rule = ["--set", f"policy.lora.mix={mix}", "--set", "topology.graph=complete"]
+    few = ["--set", "agents.count=3", "--set", "run.rounds=2", "--set", "algorithm.local_steps=8"]
+    shell("train", "run.toml", "--out", "r", *rule, *few)
+    more = ["--set", "agents.count=4", "--allow", "agents.count"]
+    shell("resume", "r", *more, "--set", "run.rounds=2")
     assert "agent 3 is new beside 3 that were saved" in shell.said
-    *_, before, _, last = shell.metrics("r")
-    assert len(last["heldout/accuracy_by_agent"]) == 4 and last["loss"] < before["loss"] + 0.05
+    policy = CausalLM(folder, max_length=64, lora=LoraOptions(2, 4.0, mix=mix))
+    own = factors_in(shell, policy, range(4))
+    missed, whole, off, apart = np.zeros(4)
+    for layer in range(len(policy.factors)):
+        pairs = [own[agent][layer] for agent in range(3)]
+        mean = sum(b @ a for a, b in pairs) / 3
+        of_factors = sum(b for _, b in pairs) / 3 @ sum(a for a, _ in pairs) / 3
+        u, s, v = torch.linalg.svd(mean)
+        new = own[3][layer][1] @ own[3][layer][0]
+        expected = of_factors if mix == "factors" else (u[:, :2] * s[:2]) @ v[:2]
+        off += float((new - expected).square().sum())
+        apart += float((new - (mean if mix == "factors" else of_factors)).square().sum())
+        missed += float((new - mean).square().sum())
+        whole += float(mean.square().sum())
+    assert off < 1e-3 * apart
+    said = f"misses {100 * (missed / whole) ** 0.5:.2g}% of the mean of their products"
+    assert (said in shell.said) == (mix == "factors")
+    shell("resume", "r", "--set", "run.rounds=4")
+    assert len(shell.metrics("r")[-1]["heldout/accuracy_by_agent"]) == 4
     shell("export", "r", "--out", "adapter")
 
 

@@ -32,7 +32,8 @@ def folder(tmp_path_factory):
 
 
 def model(folder, dropout=0.3, **more):
-    return CausalLM(folder, max_length=64, lora=LoraOptions(3, 5.0, seed=4, dropout=dropout), **more)
+    options = LoraOptions(3, 5.0, seed=4, dropout=dropout)
+    return CausalLM(folder, max_length=64, lora=options, **more)
 
 
 def gradient(policy, draw, rows=ROWS):

@@ -271,7 +271,7 @@ def test_a_batch_may_change_its_model_once_it_is_yielded(policy):
 
 def test_a_fault_in_a_group_names_its_own_agent(policy):
     batches, objective = agents_apart(policy, False), Objective(policy, DPO())
-    _, data, rows, _ = batches[3]
+    _, data, rows, *_ = batches[3]
     data.differences.values[4 * rows[5]] = np.nan
     with pytest.raises(NumericalError, match=rf"agent 3: .* shard row {rows[5]}\b"):
         list(objective.gradients(batches))
@@ -280,7 +280,7 @@ def test_a_fault_in_a_group_names_its_own_agent(policy):
 @pytest.mark.parametrize("loss", PAIR_LOSSES)
 def test_the_objective_is_the_mean_of_the_loss_over_the_batch_alone(loss):
     policy = LogLinear(4, features="columns", dtype="float64")
-    for params, data, rows, _ in agents_apart(policy, False):
+    for params, data, rows, *_ in agents_apart(policy, False):
         pairs = policy.forward(params, data, rows).scores
         stats = Objective(policy, loss()).gradient(params, data, rows)
         assert stats.means()["loss"] == pytest.approx(loss()(pairs).mean().item(), rel=1e-12)

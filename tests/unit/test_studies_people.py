@@ -11,7 +11,7 @@ from decdpo.data.index import ShardIndex
 from decdpo.errors import ConfigError
 from decdpo.studies.catalogue import builtin
 from decdpo.studies.data import Sharded
-from decdpo.studies.people.fedpdpo import ALL, ARMS
+from decdpo.studies.people.fedpdpo import ARMS, RESTRAINT, WHOLE
 from decdpo.studies.people.item_model import HIDDEN, write_item_model
 from decdpo.studies.people.training import SHOTS, World
 from decdpo.studies.study import Options
@@ -60,11 +60,17 @@ def test_an_ablation_changes_what_it_names(tmp_path):
         ("no bottleneck", "bottleneck", 0),
     ):
         parts = vars(configs[arm].policy.personal)
-        assert {k for k in parts if parts[k] != vars(whole)[k]} == {key} and parts[key] == off
+        changed = {k for k in parts if parts[k] != vars(whole)[k]}
+        assert key in changed and parts[key] == off
+        # What restrains a part goes with it.
+        assert all(k.startswith(f"{key}_") for k in changed - {key})
+    free = vars(configs["no restraint"].policy.personal)
+    changed = {f"policy.personal.{k}" for k in free if free[k] != vars(whole)[k]}
+    assert changed == set(RESTRAINT)
     assert configs["nothing shared"].policy == configs["FedPDPO"].policy
     assert not configs["FedDPO"].policy.personal.on
     assert all(c.agents.count == 2 for c in configs.values())
-    for key in ALL:
+    for key in WHOLE:
         assert parse_override(f"{key}=1")[0] in ("loss", "policy")
         with pytest.raises(ConfigError, match="chooses for each cell"):
             options = Options(tmp_path, quick=True, seeds=1, overrides=(f"{key}=1",))

@@ -13,6 +13,7 @@ Our reading of "mix, then truncate", as the server does in Bai et al., "Federate
 large language models under heterogeneous tasks and client resources", 2024 (FlexLoRA).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,16 @@ class ProductMixing:
         received = [message.weight for message in inbox.messages]
         weights = (1.0, -sum(received), *received)
         vectors = (x, inbox.sent, *(message.body for message in inbox.messages))
+        self._set(x, weights, vectors)
+
+    def mean(self, models: Sequence[Tensor]) -> Tensor:
+        """Return a new model (M,) whose products are the mean of those of ``models``, cut back."""
+        mean = models[0].clone()
+        self._set(mean, [1 / len(models)] * len(models), models)
+        return mean
+
+    def _set(self, x: Tensor, weights: Sequence[float], vectors: Sequence[Tensor]) -> None:
+        """Give ``x`` (M,) the factors of a weighted sum of products, cut back to their rank."""
         for factors in self.factors:
             frame, _ = factors.of(self.start)
             mixed = Products.of(weights, vectors, factors)
@@ -75,3 +86,12 @@ class ProductMixing:
     def restart(self, state: Any, rounds: int, mean: Tensor | None) -> None:
         """Restart as ``inner`` does."""
         self.inner.restart(state, rounds, mean)
+
+
+def product_mixing(algorithm: Any) -> ProductMixing | None:
+    """Return what mixes products within ``algorithm``, None if it mixes vectors."""
+    while not isinstance(algorithm, ProductMixing):
+        if not hasattr(algorithm, "inner"):
+            return None
+        algorithm = algorithm.inner
+    return algorithm

@@ -75,9 +75,9 @@ def _measure(args: argparse.Namespace, index: Any, agents: list[int], pace: Any)
     """Return everything that is printed, as JSON values."""
     import numpy as np
 
-    from decdpo.policies.lm.text.limit import length_limit
     from decdpo.policies.encoded import summed
     from decdpo.policies.lm import hub
+    from decdpo.policies.lm.text.limit import length_limit
     from decdpo.policies.lm.text.speller import Speller, TextRules
     from decdpo.policies.tokens import tokenize
 

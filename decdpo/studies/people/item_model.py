@@ -24,7 +24,9 @@ def write_item_model(folder: Path, items: Sequence[str], known: np.ndarray, seed
     """Write the model as a Hugging Face folder, unless it is there; return the folder.
 
     items : their names, one token each. known : (len(items), k) columns that the embeddings begin
-    with, k at most ``HIDDEN``; what is left of them, and the layers, are drawn from ``seed``.
+    with, k at most ``HIDDEN``; what is left of them is alike for all items, and drawn from ``seed``
+    as the layers are. Columns drawn for each item would be a fingerprint of it: nothing is known by
+    them of other items, and parts with few pairs learn those by heart.
     """
     if (folder / "config.json").exists():
         return folder
@@ -48,6 +50,7 @@ def write_item_model(folder: Path, items: Sequence[str], known: np.ndarray, seed
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     table = rng.normal(size=(len(words), HIDDEN)) / HIDDEN**0.5
+    table[len(SPECIAL) + 1 :] = table[len(SPECIAL) + 1]
     table[len(SPECIAL) + 1 :, : known.shape[1]] = known
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -27,6 +27,8 @@ PEOPLE = "people.json"
 """What a cell noted of every person."""
 SHOTS = (0, 4, 16, 64)
 """Pairs that somebody new is adapted to."""
+UNSEEN = 16
+"""People who are not in the run, to whom its models are adapted, at most."""
 STEPS = 30
 """Optimizer steps of that adaptation."""
 ITEMS, TASTES, NOISE = 60, 4, 2.0
@@ -84,7 +86,7 @@ class Person:
 class PeopleTraining(Training):
     """A training run that notes the accuracy of each person, and of new people if ``unseen``.
 
-    The shards after those of the agents are the unseen people's.
+    The shards after those of the agents are the unseen people's, of whom ``UNSEEN`` are taken.
     """
 
     unseen: bool = False
@@ -115,7 +117,8 @@ class PeopleTraining(Training):
         objective, config = run.objective, self.config
         optimizer = build.restrained(AdamW(), config, objective.policy)
         found = []
-        for number in range(run.world.num_agents, index.num_agents):
+        first = run.world.num_agents
+        for number in range(first, min(first + UNSEEN, index.num_agents)):
             data = objective.policy.encode(index.open(number))
             for shots in SHOTS:
                 model = beginning(objective, mean)
