@@ -58,7 +58,7 @@ class Attack(Study):
     }
     setting = (
         f"graph {GRAPH}, 120 rounds of one local step, adapt then combine, optim.lr 0.1 (1 on "
-        "texts); attackers drawn with the seed, algorithm.dishonest = f (1 where f = 0)"
+        "texts), float64; attackers drawn with the seed, algorithm.dishonest = f (1 where f = 0)"
     )
     summary_columns = (
         ("attack", "f", "method"),
@@ -71,6 +71,8 @@ class Attack(Study):
         most = int(SHARE * num_agents(options, pairs))
         base = {
             "topology.graph": GRAPH,
+            # Plain gossip grows by what liars send, beyond what float32 holds.
+            "policy.dtype": "float64",
             "optim.lr": usual_lr(pairs),
             "run.rounds": 40 if options.quick else 120,
             "log.every": 40,
