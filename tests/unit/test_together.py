@@ -1,6 +1,7 @@
 """Many agents of one process, computed together: the bits of every agent computed alone."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -200,6 +201,27 @@ def test_batches_that_lie_apart_or_hold_much_are_scored_one_by_one(monkeypatch):
     assert passed(*x, [data[0], policy.encode(shard(1))]) is Apart
     monkeypatch.setattr("decdpo.policies.loglinear.MOST_TOGETHER", 100)
     assert passed(*x, data) is Apart
+
+
+def test_the_memory_of_scoring_together_does_not_grow_with_the_agents():
+    policy = LogLinear(P)
+    objective = Objective(policy, DPO(0.5))
+    some, peaks = [policy.encode(shard(i)) for i in range(N)], []
+    # Of the groups that are scored in turn, two at most are there at a time.
+    for agents in (256, 768):
+        data = policy.pool([some[i % N] for i in range(agents)])
+        x = torch.zeros(agents, P)
+        grad = torch.zeros(P)
+        batches = [
+            Batch(FlatParams(policy.layout, x[i], grad), data[i], np.arange(9))
+            for i in range(agents)
+        ]
+        tracemalloc.start()
+        for _ in objective.gradients(batches):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 @pytest.mark.parametrize("size", [1000, 4096, 4099])
