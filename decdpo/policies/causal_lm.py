@@ -30,6 +30,7 @@ from decdpo.policies.lm.forward.choice import choose_scorer, probe
 from decdpo.policies.lm.forward.compiled import compile_layers, compile_scorer
 from decdpo.policies.lm.forward.packing import packed_size
 from decdpo.policies.lm.forward.plain import PlainLM
+from decdpo.policies.lm.mapped import sharing
 from decdpo.policies.lm.pace import Pace
 from decdpo.policies.lm.passes import CausalLMPass
 from decdpo.policies.lm.reference import CachedReference, FrozenReference, rounding
@@ -89,7 +90,8 @@ class CausalLM:
     weights are held until the first ``initial()`` takes them over, and read again should they be
     needed later. Without the cache the frozen model stays beside all this (4 P or 2 P). With
     adapters the model is frozen and there once (4 P or 2 P), whatever agents share it, without the
-    cache too; vectors have the size of the adapters.
+    cache too, and once on a node if its file has ``dtype`` (``lm.mapped``); vectors have the size
+    of the adapters.
 
     Raises ``PolicyError`` for a model or an argument that cannot be used, ``EnvironmentFault``
     without transformers.
@@ -166,6 +168,9 @@ class CausalLM:
             self._module, self._vocabulary, self.max_length, tokens_at_once, plain=plain
         )
         self.notes = (*self.notes, *why)
+        if lora is not None:
+            still = [p for p in self._module.parameters() if not p.requires_grad]
+            self.notes = (*self.notes, *sharing(still, dtype))
         if personal is not None and isinstance(self.scorer, PlainLM):
             raise PolicyError(
                 f"{folder} cannot have personal parts: {', '.join(why) or 'plain was asked for'}",
