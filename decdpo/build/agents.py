@@ -16,7 +16,7 @@ from decdpo.build.adapters import factors_of, make_lora, make_personal, restrain
 from decdpo.build.learning import in_fragments, make_algorithm, make_loss, make_optimizer
 from decdpo.build.meeting import make_topology, scheduled_age
 from decdpo.build.pace import at_own_pace, check_steps
-from decdpo.build.privacy import make_sampler
+from decdpo.build.privacy import make_privacy, make_sampler
 from decdpo.comm.world import World
 from decdpo.config import Config, policies
 from decdpo.data.index import ShardIndex
@@ -30,6 +30,7 @@ from decdpo.policies.lm.pace import Pace
 from decdpo.policies.lm.text.speller import TextRules
 from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Objective, check_start
+from decdpo.policies.private import PrivateGradients
 from decdpo.policies.tabular import Tabular
 from decdpo.policies.trajectory import Trajectory
 from decdpo.run import Agent, MeasuredState, Schedule
@@ -41,7 +42,7 @@ class Ensemble:
 
     schedule : whom each one meets, of all agents. objective : what they minimize. algorithm : how
     they step and mix. agents : the local ones, ascending. pairs : training pairs of every agent,
-    (n,), also of those that are lost.
+    (n,), also of those that are lost. privacy : what clips and noises the gradients, if anything.
     """
 
     schedule: Schedule
@@ -49,6 +50,7 @@ class Ensemble:
     algorithm: Algorithm[Any]
     agents: list[Agent]
     pairs: tuple[int, ...]
+    privacy: PrivateGradients | None = None
 
 
 def open_index(config: Config) -> ShardIndex:
@@ -193,7 +195,8 @@ def make_ensemble(
         sampler = make_sampler(config, i, encoded[i].num_train)
         agents.append(Agent(i, params, state, encoded[i], sampler, objective.no_stats()))
     check_start(policy, agents[0].data, start=agents[0].params)
-    return Ensemble(schedule, objective, algorithm, agents, pairs)
+    privacy = make_privacy(config, objective, agents) if training else None
+    return Ensemble(schedule, objective, algorithm, agents, pairs, privacy)
 
 
 def make_agent(

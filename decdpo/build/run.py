@@ -13,7 +13,7 @@ from decdpo.build.agents import Ensemble
 from decdpo.build.learning import make_learning_rate
 from decdpo.build.meeting import AGES
 from decdpo.build.pace import make_pace
-from decdpo.build.privacy import make_privacy, make_spent
+from decdpo.build.privacy import make_spent
 from decdpo.comm.late.delays import age_file
 from decdpo.comm.late.staleness import AgeLog, StaleExchange
 from decdpo.comm.local import LocalExchange
@@ -85,7 +85,6 @@ def make_run(
         for agent in agents:
             keep_until(age_file(out / AGES, agent.id), next_round)
         exchange = AgeLog(exchange, out / AGES)
-    privacy = make_privacy(config, ensemble.objective, agents)
     pace = make_pace(config, world, ensemble.algorithm, ensemble.pairs, out, next_round)
     heldout, every, words = make_heldout(config, world, agents)
     rounds = config.run.rounds
@@ -128,7 +127,7 @@ def make_run(
         watch=watch,
         recovery=recovery,
         pace=pace,
-        privacy=privacy,
+        privacy=ensemble.privacy,
         workers=make_workers(
             exchange, ensemble.algorithm, agents, alone=recovery is None and watch is None
         ),

@@ -100,7 +100,7 @@ class PrivateGradients:
 
     def _clipped_batch(self, batch: Batch) -> Stats:
         """Write clip(1/|S| sum_b g_b, C) into the gradient."""
-        stats = self.objective.gradient(batch.params, batch.data, batch.rows)
+        stats = next(self.objective.gradients([batch]))
         grad = batch.params.grad
         length = float(torch.linalg.vector_norm(grad))
         if length > self.clip:

@@ -15,6 +15,7 @@ from decdpo.data.index import ShardIndex
 from decdpo.data.sampling import PoissonSampler
 from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.metrics.privacy import epsilon, require_accountant
+from decdpo.policies.base import Draw
 from decdpo.policies.objective import Batch
 from decdpo.policies.private import PrivateGradients
 from decdpo.rng import Stream, generator
@@ -74,6 +75,19 @@ def test_a_batch_is_clipped_as_a_whole_where_pairs_are_not(ensemble):
     torch.testing.assert_close(agent.params.grad, clipped(plain, 0.05), rtol=1e-12, atol=0)
     next(guard(ensemble, by_pair=False, clip=9.0).gradients([agent.batch(rows)]))
     assert torch.equal(agent.params.grad, plain)
+
+
+def test_a_batch_keeps_the_address_of_its_dropout(ensemble):
+    agent, seen = ensemble.agents[0], []
+
+    class Noted:
+        def gradients(self, batches):
+            seen.extend(batches)
+            yield "stats"
+
+    private = PrivateGradients(Noted(), 1.0, 1.0, 10, 7, by_pair=False)
+    batch = agent.batch(np.arange(3))._replace(draw=Draw(0, 5))
+    assert list(private.gradients([batch])) == ["stats"] and seen[0].draw == Draw(0, 5)
 
 
 def test_an_empty_batch_has_no_gradient_and_all_the_noise(ensemble):
