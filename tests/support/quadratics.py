@@ -39,7 +39,7 @@ class Quadratics:
         return np.linalg.solve(self.A.sum(axis=0), np.einsum("npq,nq->p", self.A, self.c))
 
     def gradients(self, batches):
-        for params, agent, (step,), _ in batches:
+        for params, agent, (step,), *_ in batches:
             self.taken.append((agent, int(step)))
             slope = self.A[agent] @ (params.data.numpy() - self.c[agent])
             params.grad.copy_(torch.from_numpy(slope + self.noise[step % 200, agent]))

@@ -48,7 +48,7 @@ class Quadratics:
         self.taken = [0] * N
 
     def gradients(self, batches):
-        for params, agent, _, _ in batches:
+        for params, agent, *_ in batches:
             self.taken[agent] += 1
             params.grad.copy_(params.data - torch.from_numpy(self.c[agent]))
             yield Stats.zero()
