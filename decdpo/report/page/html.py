@@ -178,7 +178,7 @@ def _graphs(runs: Sequence[Shown]) -> str:
     scale = "".join(f'<i class="w{level}"></i>' for level in range(graph.LEVELS))
     key = (
         f'<p class="note shades">waited for: none {scale} longest of the run. Links and agents '
-        "say how much when pointed at.</p>"
+        "that are drawn one by one say how much when pointed at.</p>"
     )
     return f'<div class="grid">{"".join(found)}</div>{key if shaded else ""}'
 
