@@ -123,19 +123,20 @@ class Checks:
         path.write_text("\n".join(lines) + "\n")
         return path
 
-    def digests(self, *runs: str) -> list[str]:
-        """Return the digests of all agents of each run as one line."""
+    def here(self, *words: Any) -> str:
+        """Run ``decdpo`` in this process, which has imported all; returns what it printed."""
         from decdpo.cli import main as decdpo
 
-        found = []
-        for run in runs:
-            # Here, for a process for each would mostly import.
-            with contextlib.redirect_stdout(io.StringIO()) as said:
-                status = decdpo(["checkpoint", "digest", str(self.work / run), "--json"])
-            if status:
-                raise RuntimeError(f"decdpo checkpoint digest {run}: status {status}")
-            found.append(json.dumps(json.loads(said.getvalue())["agents"], sort_keys=True))
-        return found
+        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.chdir(self.work):
+            status = decdpo([str(word) for word in words])
+        if status:
+            raise RuntimeError(f"decdpo {' '.join(map(str, words))}: status {status}")
+        return said.getvalue()
+
+    def digests(self, *runs: str) -> list[str]:
+        """Return the digests of all agents of each run as one line."""
+        pages = [json.loads(self.here("checkpoint", "digest", run, "--json")) for run in runs]
+        return [json.dumps(page["agents"], sort_keys=True) for page in pages]
 
     def prepare(self) -> dict[str, Any]:
         """Make shards and models; returns what machine this is."""
@@ -146,13 +147,9 @@ class Checks:
         source = ROOT / "data" / "preferences.jsonl.gz"
         with gzip.open(source, "rt", encoding="utf-8") as lines:
             (self.work / "few.jsonl").write_text("".join(islice(lines, FEW)))
-        begun = []
         for name, agents in (("few", 4), ("shards", 1))[: 1 if self.args.shards else 2]:
             path = self.work / "few.jsonl" if name == "few" else source
-            words = self.decdpo(0, "shard", path, "--agents", agents, "--out", name)
-            begun.append(self.begin(f"shard-{name}", *words))
-        for one in begun:
-            self.end(one, 60)
+            self.here("shard", path, "--agents", agents, "--out", name)
         self.args.shards = self.args.shards or self.work / "shards"
         own = byte_tokenizer()
         given = self.args.tokenizer
@@ -190,7 +187,7 @@ class Checks:
         most = self.ranks[-1] if self.gpu else 0
         begun.append(self.begin("resumed-half", *self.decdpo(most, *words)))
         for started in begun:
-            self.end(started, 150)
+            self.end(started, 150 if self.gpu else 300)
         rest = self.decdpo(2, "resume", "resumed", "--set", "run.rounds=6")
         self.end(self.begin("resumed-rest", *rest), 120)
         names = [f"{dtype}-{ranks}" for dtype, ranks in runs]
