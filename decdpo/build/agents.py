@@ -232,7 +232,8 @@ def models_in_rows(
     # One agent alone takes the vector itself, which so is not there once more than needed.
     rows = start[None] if count == 1 else start.expand(count, -1).contiguous()
     del start
-    states = [algorithm.init(rows[place]) for place in range(count)]
+    # Not views: autograd would take a step of one agent for a change of all others' parameters.
+    states = [algorithm.init(rows[place].data) for place in range(count)]
     grad = torch.zeros_like(rows[0])
     return [(FlatParams(policy.layout, state.x, grad), state) for state in states]
 

@@ -6,8 +6,8 @@ its zeros. The values that are touched are computed by the same operations, so t
 the same either way.
 
 The note holds only as long as nobody else writes the vector: torch counts changes in place, and a
-note of an earlier count is void. Writing through ``Tensor.numpy()`` is not counted: ``add_at`` does
-that, and ``forget`` is for others who do.
+note of an earlier count is void. Writing through ``Tensor.numpy()`` is not counted, so nothing is
+taken for known before ``add_at``, which is one who notes, has written.
 """
 
 import numpy as np
@@ -26,13 +26,9 @@ def support(vector: Tensor) -> np.ndarray | None:
 
     A place may occur several times.
     """
-    places, version = getattr(vector, "support", (None, -1))
-    return places if version == vector._version else None
-
-
-def forget(vector: Tensor) -> None:
-    """Take note that ``vector`` may differ from zero anywhere."""
-    _note(vector, None)
+    places = _noted(vector)
+    # Of a vector that was cleared and is not noted since, nobody knows who has written into it.
+    return places if places is not None and places.size else None
 
 
 def clear(vector: Tensor) -> None:
@@ -48,7 +44,7 @@ def clear(vector: Tensor) -> None:
 
 def add_at(vector: Tensor, places: np.ndarray, values: np.ndarray) -> None:
     """Add ``values`` (K,) to ``vector`` (P,) at ``places`` (K,), one after another, in place."""
-    before = support(vector)
+    before = _noted(vector)
     np.add.at(vector.numpy(), places, values)
     if before is not None:
         after = np.concatenate((before, places)) if before.size else places
@@ -58,7 +54,7 @@ def add_at(vector: Tensor, places: np.ndarray, values: np.ndarray) -> None:
 def touched(vector: Tensor) -> Tensor:
     """Return the values of ``vector`` where it may differ from zero, all if nobody knows where."""
     places = support(vector)
-    if places is None or not places.size:
+    if places is None:
         return vector
     return torch.from_numpy(vector.numpy().take(places))
 
@@ -77,6 +73,11 @@ def descend(x: Tensor, grad: Tensor, lr: float) -> None:
     part.add_(torch.from_numpy(grad.numpy().take(places)), alpha=-lr)
     values[places] = part.numpy()
     torch.autograd.graph.increment_version(x)
+
+
+def _noted(vector: Tensor) -> np.ndarray | None:
+    places, version = getattr(vector, "support", (None, -1))
+    return places if version == vector._version else None
 
 
 def _note(vector: Tensor, places: np.ndarray | None) -> None:

@@ -29,10 +29,7 @@ class ForwardPass(Protocol):
     scores: PairScores
 
     def backward(self, cotangents: Leaves) -> None:
-        """Add to ``params.grad`` the gradient for the (B,) cotangents of all leaves; once only.
-
-        By operations of torch, or as ``params.support`` says.
-        """
+        """Add to ``params.grad`` the gradient for the (B,) cotangents of all leaves; once only."""
         ...
 
 

@@ -32,7 +32,6 @@ from decdpo.data.trajectories import features_digest, read_answers
 from decdpo.errors import PolicyError
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams, Layout
-from decdpo.params.support import forget
 from decdpo.policies.arrays import (
     CPU,
     SideReference,
@@ -106,7 +105,6 @@ class TrajectoryPass:
         self.params.grad.numpy()[:] += self.back(
             cotangents["chosen"].numpy(), cotangents["rejected"].numpy()
         )
-        forget(self.params.grad)
 
     def back(self, d_chosen: np.ndarray, d_rejected: np.ndarray) -> np.ndarray:
         """Return sum_b d_w,b grad log pi(y_w) + d_l,b grad log pi(y_l), (P,)."""

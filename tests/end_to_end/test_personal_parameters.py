@@ -33,7 +33,9 @@ class PersonalPass:
 
 
 class Personal(LogLinear):
-    """Log-linear with theta_i = shared + own_i."""
+    """Log-linear with theta_i = shared + own_i; agents are scored one by one."""
+
+    forward_all = None
 
     def __init__(self, dimension):
         super().__init__(dimension)

@@ -20,7 +20,7 @@ from decdpo.data.shard import PreferenceShard
 from decdpo.losses.dpo import DPO
 from decdpo.params.flat import FlatParams
 from decdpo.params.optim import SGD, AdamW
-from decdpo.params.support import NOWHERE, add_at, clear, descend, forget, support, touched
+from decdpo.params.support import add_at, clear, descend, support, touched
 from decdpo.policies.joint import Apart
 from decdpo.policies.loglinear import LogLinear, LogLinearJointPass
 from decdpo.policies.objective import Batch, Objective
@@ -237,7 +237,7 @@ def test_a_step_where_the_gradient_is_has_the_bits_of_a_whole_one(size):
     whole.add_(grad, alpha=-0.3)
     assert torch.equal(x, whole)
     clear(grad)
-    assert not grad.any() and support(grad) is NOWHERE
+    assert not grad.any() and support(grad) is None
 
 
 def test_a_note_of_where_a_gradient_is_ends_with_the_next_change():
@@ -252,6 +252,25 @@ def test_a_note_of_where_a_gradient_is_ends_with_the_next_change():
     assert not grad.any()
     add_at(grad, np.arange(9), np.ones(9, np.float32))
     assert support(grad) is None, "as many places as that are no gain"
-    clear(grad)
-    forget(grad)
-    assert support(grad) is None
+
+
+def test_a_policy_that_knows_nothing_of_notes_may_write_past_torch():
+    x, grad = torch.zeros(64), torch.zeros(64)
+    for _ in range(2):
+        clear(grad)
+        grad.numpy()[5] = 2.0
+        descend(x, grad, 0.5)
+    assert x[5] == -2.0 and x.sum() == -2.0
+
+
+def test_a_step_of_one_agent_is_no_change_of_the_others_to_autograd():
+    """Batches are all scored before the first step, and then the gradients taken in turn."""
+    policy = LogLinear(8)
+    algorithm = ALGORITHMS["dsgd"](optimizer=SGD(), num_shared=8)
+    inputs = [params.data.requires_grad_() for params, _ in models_in_rows(policy, algorithm, 3)]
+    losses = [(x * x).sum() for x in inputs]
+    for x, loss in zip(inputs, losses):
+        (grad,) = torch.autograd.grad(loss, x)
+        with torch.no_grad():
+            x.add_(grad, alpha=-0.5).add_(1.0)
+    assert all(x.tolist() == [1.0] * 8 for x in inputs)
