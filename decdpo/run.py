@@ -35,7 +35,6 @@ from decdpo.policies.objective import Batch, Objective
 from decdpo.policies.stats import Stats
 from decdpo.timing import Parts
 from decdpo.topology import row
-from decdpo.workers import Workers
 
 
 class Sampler(Protocol):
@@ -237,7 +236,6 @@ class Run:
     watch: Callable[[int, int, Inbox], Inbox] | None = None
     parts: Parts = field(default_factory=Parts)
     recovery: Recovery | None = None
-    workers: Workers = field(default_factory=Workers)
     pace: Pace | None = None
     privacy: Privacy | None = None
 

@@ -121,17 +121,12 @@ def flush(run: Run, t: int) -> None:
 
 def start(run: Run, t: int, mixing: Mixing) -> None:
     """Send every active agent's message of round ``t`` on its way; the others listen."""
-    exchange = run.exchange
-    if exchange is None:
-        return
-
-    def post(agent: Agent) -> None:
-        row = mixing.row(agent.id)
-        message = run.algorithm.message(agent.state) if row.active else None
-        exchange.start(agent.id, t, row, message)
-
-    with span(run, "post", t):
-        run.workers.each(post, run.agents)
+    if run.exchange is not None:
+        with span(run, "post", t):
+            for agent in run.agents:
+                row = mixing.row(agent.id)
+                message = run.algorithm.message(agent.state) if row.active else None
+                run.exchange.start(agent.id, t, row, message)
 
 
 def local_steps(run: Run, t: int, active: list[Agent]) -> None:
@@ -162,13 +157,10 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
         except NumericalError as fault:
             what = f"round {t}, local step {h}: {fault.what}"
             raise NumericalError(what, remedy(run)) from None
-
-    def check(agent: Agent) -> None:
+    for agent in active:
         broken = not_finite(run, agent, f"after its local steps of round {t}", last[agent.id])
         if broken is not None:
             raise broken
-
-    run.workers.each(check, active)
 
 
 def finish(run: Run, t: int) -> None:
@@ -176,23 +168,19 @@ def finish(run: Run, t: int) -> None:
 
     If agents are lost, the round is collected again among those that are left, as often as need be.
     """
-    exchange = run.exchange
-    if exchange is None:
+    if run.exchange is None:
         return
-
-    def mix(agent: Agent) -> None:
-        inbox = exchange.inbox(agent.id, t)
-        if run.watch is not None:
-            inbox = run.watch(t, agent.id, inbox)
-        run.algorithm.mix(agent.state, inbox)
-
     recovery, before = run.recovery, run.world.members
-    while (now := run.world.commit(t, exchange.collect(t))) is not before:
+    while (now := run.world.commit(t, run.exchange.collect(t))) is not before:
         assert recovery is not None
         recovery.redo(run, t)
         before = now
     if recovery is None or recovery.mixes(run):
-        run.workers.each(mix, run.agents)
+        for agent in run.agents:
+            inbox = run.exchange.inbox(agent.id, t)
+            if run.watch is not None:
+                inbox = run.watch(t, agent.id, inbox)
+            run.algorithm.mix(agent.state, inbox)
     if recovery is not None:
         recovery.after(run, t)
 

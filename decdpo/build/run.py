@@ -1,11 +1,7 @@
 """From a configuration and its agents to the run that the loop takes."""
 
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.wrappers.recall import told_since
 from decdpo.algorithms.wrappers.running import model_in_message
 from decdpo.build.adapters import factors_of
@@ -16,7 +12,6 @@ from decdpo.build.pace import make_pace
 from decdpo.build.privacy import make_spent
 from decdpo.comm.late.delays import age_file
 from decdpo.comm.late.staleness import AgeLog, StaleExchange
-from decdpo.comm.local import LocalExchange
 from decdpo.comm.world import Exchange, World
 from decdpo.config import Config, policies, schema
 from decdpo.metrics.evaluation import HeldOut
@@ -27,7 +22,6 @@ from decdpo.progress import Progress
 from decdpo.records import keep_until
 from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run, Store
-from decdpo.workers import WORTH, Workers
 
 
 def make_measures(config: Config, most_heldout: int) -> Measures:
@@ -128,23 +122,4 @@ def make_run(
         recovery=recovery,
         pace=pace,
         privacy=ensemble.privacy,
-        workers=make_workers(
-            exchange, ensemble.algorithm, agents, alone=recovery is None and watch is None
-        ),
     )
-
-
-def make_workers(
-    exchange: Exchange | None, algorithm: Algorithm[Any], agents: list[Agent], *, alone: bool
-) -> Workers:
-    """Return who shares out the agents: as many threads as torch has, or the caller alone.
-
-    Only messages that stay in this process may be sent and mixed by several threads, and only value
-    by value: a sum would have other bits where torch does not divide it. Only long ones gain by it.
-    alone : whether nobody may be lost, and nobody watches what is mixed.
-    """
-    vector = agents[0].params.shared
-    local = alone and isinstance(exchange, LocalExchange) and vector.device.type == "cpu"
-    if not local or not algorithm.needs.in_parts or vector.numel() < WORTH:
-        return Workers()
-    return Workers(min(torch.get_num_threads(), len(agents)))

@@ -1,6 +1,5 @@
 """Many agents of one process, computed together: the bits of every agent computed alone."""
 
-import threading
 import tracemalloc
 
 import numpy as np
@@ -10,7 +9,6 @@ from quadratics import NoStore, Recorder
 
 from decdpo.algorithms.catalogue import ALGORITHMS
 from decdpo.build.agents import models_in_rows
-from decdpo.build.run import make_workers
 from decdpo.codecs.topk import TopK
 from decdpo.comm.late.delays import SeededDelays
 from decdpo.comm.late.staleness import StaleExchange
@@ -27,7 +25,6 @@ from decdpo.policies.objective import Batch, Objective
 from decdpo.run import Agent, Run
 from decdpo.topology.schedule import make_schedule
 from decdpo.train import train
-from decdpo.workers import Workers
 
 N, P, ROUNDS = 6, 4096, 4
 WORDS = "a the of in plain sense reason answer question green blue red wide narrow old new".split()
@@ -40,7 +37,6 @@ KINDS = {
     "gradient tracking": ("gradient_tracking", {}, SGD(), 0),
     "choco": ("choco", {"codec": TopK.of_ratio(P, torch.float32, 0.1), "gamma": 0.1}, SGD(), 0),
     "quasi-global momentum": ("quasi_global_momentum", {}, SGD(), 0),
-    "gossip outer momentum": ("gossip_outer_momentum", {"outer": SGD(0.9, True)}, SGD(), 0),
     "exact diffusion": ("exact_diffusion", {}, SGD(), 0),
 }
 
@@ -98,8 +94,7 @@ def test_rows_of_one_matrix_train_to_the_bits_of_agents_apart(kind):
         return passes[-1]
 
     for together in (True, False):
-        # Outer momentum has nothing to send before its local steps.
-        run = make_run(kind, together, overlap=kind != "gossip outer momentum")
+        run = make_run(kind, together)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(LogLinear, "forward_all", watching)
             train(run)
@@ -111,56 +106,6 @@ def test_rows_of_one_matrix_train_to_the_bits_of_agents_apart(kind):
     for ours, theirs in zip(*seen):
         assert np.array_equal(ours, theirs)
     assert np.abs(seen[0][0][-1]).max() > 0.01
-
-
-@pytest.mark.parametrize(
-    "kind, overlap", [("dsgd", True), ("dsgd with AdamW", False), ("gossip outer momentum", False)]
-)
-def test_threads_that_share_out_the_agents_change_no_bits(kind, overlap):
-    paths, usual = [], torch.get_num_threads()
-    for count in (1, 2, 4):
-        run = make_run(kind, together=True, overlap=overlap)
-        run.workers = Workers(count)
-        train(run)
-        paths.append(run.monitor.path)
-    assert np.array_equal(paths[0], paths[1]) and np.array_equal(paths[0], paths[2])
-    assert np.abs(paths[0][-1]).max() > 0.01
-    assert torch.get_num_threads() == usual
-
-
-def test_workers_do_every_item_and_raise_the_error_of_the_first():
-    workers, done = Workers(3), []
-
-    def work(item):
-        assert torch.get_num_threads() == 1
-        done.append((threading.current_thread().name, item))
-        if item in (2, 6):
-            raise ValueError(f"item {item}")
-
-    with pytest.raises(ValueError, match="item 2"):
-        workers.each(work, range(7))
-    # Each thread goes through its part up to its error.
-    assert {item for _, item in done} == {0, 1, 2, 3, 4, 5, 6}
-    assert threading.current_thread().name not in {name for name, _ in done}
-    done.clear()
-    Workers().each(work, range(2))
-    assert done == [(threading.current_thread().name, item) for item in range(2)]
-
-
-def test_long_messages_within_a_process_are_worth_threads(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-
-    def count(kind, **options):
-        run = make_run(kind, together=True)
-        return make_workers(run.exchange, run.algorithm, run.agents, **options).count
-
-    assert count("dsgd", alone=True) == 1
-    monkeypatch.setattr("decdpo.build.run.WORTH", P)
-    assert count("dsgd", alone=True) == 2
-    assert count("dsgd", alone=False) == count("late messages", alone=True) == 1
-    # Its message is a code in a buffer that all agents of the process use.
-    assert count("choco", alone=True) == 1
 
 
 @pytest.mark.parametrize("weighted", [False, True])
