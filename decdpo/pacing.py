@@ -15,6 +15,7 @@ record and the seed together give the bits.
 
 import hashlib
 import json
+import sys
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -229,7 +230,8 @@ def _resumed(path: Path, usual: int, every: int, next_round: int) -> Timetable:
     if next_round == 0:
         path.unlink(missing_ok=True)
         return Timetable(usual)
-    keep_until(path, 2**62)
+    # Of whatever round they are: a torn last line alone is dropped.
+    keep_until(path, sys.maxsize)
     table = read_timetable(path, usual)
     due = range(0, next_round, every)
     held = {round for round, _ in table.entries}

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def main() -> None:
             for tree in trees:
                 out = folder / f"{number}-{trees.index(tree)}"
                 found[tree].append(timed(tree, config, out, args.set))
-                subprocess.run(["rm", "-rf", str(out)], check=True)
+                shutil.rmtree(out)
     for tree, runs in found.items():
         wall, cpu, memory = (statistics.median(run[i] for run in runs) for i in range(3))
         parts = {p: statistics.median(run.parts.get(p, 0.0) for run in runs) for p in runs[0].parts}

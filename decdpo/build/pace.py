@@ -6,6 +6,7 @@ from typing import Any
 
 from decdpo.algorithms.base import Algorithm
 from decdpo.algorithms.wrappers.own_pace import OwnPace
+from decdpo.algorithms.wrappers.within import wrapper_of
 from decdpo.comm.world import World
 from decdpo.config import Config
 from decdpo.config.algorithms import FedAvg
@@ -38,23 +39,22 @@ def make_pace(
     section, usual = config.pace, config.algorithm.local_steps
     if not section.own:
         return None
-    while not isinstance(algorithm, OwnPace):
-        inner: Any = algorithm
-        algorithm = inner.inner
+    paced = wrapper_of(algorithm, OwnPace)
+    assert paced is not None, "such an algorithm was made for the same section"
     if not weighs_pairs(config):
         pairs = [1] * len(pairs)
     if isinstance(section, MeasuredPace):
         path = out / RECORD
         table = shared_timetable(world, path, usual, section.every, next_round)
         most = section.most or 4 * usual
-        return Measured(table, algorithm, pairs, path=path, every=section.every, most=most)
+        return Measured(table, paced, pairs, path=path, every=section.every, most=most)
     if isinstance(section, ReplayedPace):
         path = Path(section.run) / RECORD
-        return Paced(read_timetable(path, usual), algorithm, pairs)
+        return Paced(read_timetable(path, usual), paced, pairs)
     assert isinstance(section, GivenPace)
     table = Timetable(usual)
     table.add(0, dict(enumerate(section.steps)))
-    return Paced(table, algorithm, pairs)
+    return Paced(table, paced, pairs)
 
 
 def check_steps(config: Config, num_agents: int) -> None:

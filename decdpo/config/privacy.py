@@ -1,4 +1,4 @@
-"""The sections ``[privacy]``: what an agent's messages may tell of its pairs."""
+"""The sections ``[privacy]``: what an agent's messages may reveal of its pairs."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from decdpo.losses.names import LOSSES
 if TYPE_CHECKING:
     from decdpo.config import Config
 
-KIND = "whether gradients are clipped and noised, so that no message tells much of one pair"
+KIND = "whether gradients are clipped and noised, so that no message reveals much of one pair"
 """What the key of that name means."""
 
 
@@ -45,7 +45,7 @@ class DpSgd(Privacy):
     noise: float = option(
         1.0, "noise multiplier: standard deviation over what one pair can change", above=0.0
     )
-    delta: float = option(1e-5, "delta at which epsilon is told", above=0.0, below=1.0)
+    delta: float = option(1e-5, "delta at which epsilon is given", above=0.0, below=1.0)
     secret: str = option(
         "",
         "file that noise and batches are drawn by, each site's own; empty: run.seed, which "

@@ -17,7 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from decdpo.algorithms.base import Algorithm
-from decdpo.algorithms.wrappers.products import product_mixing
+from decdpo.algorithms.wrappers.products import ProductMixing
+from decdpo.algorithms.wrappers.within import wrapper_of
 from decdpo.comm.world import World
 from decdpo.metrics.evaluation import mean_of
 from decdpo.metrics.interference import relative
@@ -55,7 +56,7 @@ def mean_beginning(
     if not factors or len(some) == 1:
         return Beginning(mean_of(world, agents, some))
     models = [mean_of(world, agents, (agent,)) for agent in some]
-    mixing = product_mixing(algorithm)
+    mixing = wrapper_of(algorithm, ProductMixing)
     if mixing is not None:
         return Beginning(mixing.mean(models))
     weights = [1 / len(models)] * len(models)

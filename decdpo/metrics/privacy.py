@@ -1,4 +1,4 @@
-"""What agents have told of their pairs: epsilon, by Google's accountant of differential privacy.
+"""What messages may reveal of an agent's pairs: epsilon, by Google's accountant of privacy.
 
 The local steps of an agent are Gaussian mechanisms on Poisson samples of its pairs, composed by
 Renyi differential privacy of orders 2 to 1,024. The package ``dp_accounting`` is the extra
@@ -8,6 +8,7 @@ Renyi differential privacy of orders 2 to 1,024. The package ``dp_accounting`` i
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ ORDERS = (*range(2, 65), *range(72, 257, 8), *range(320, 1025, 64))
 def require_accountant() -> None:
     """Raise ``EnvironmentFault`` unless the accountant is installed."""
     try:
-        import dp_accounting.rdp  # noqa: F401
+        import_module("dp_accounting.rdp")
     except ImportError as fault:
         raise EnvironmentFault(
             f"privacy.kind = 'dp_sgd' needs an accountant: {fault}", "pip install 'decdpo[privacy]'"
@@ -53,7 +54,7 @@ def _of_one_step(share: float, noise: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Spent:
-    """Counts what every agent has told.
+    """Counts what every agent has spent of its privacy.
 
     shares : q by agent. noise, delta : of the section ``[privacy]``. secret : whether noise is
     drawn by one.
@@ -79,14 +80,14 @@ class Spent:
 
         A round counts as one in which every agent takes part.
         """
-        cases: dict[float, dict[int, int]] = {}
-        for agent, share in self.shares.items():
-            cases.setdefault(run.steps(agent, rounds).start, {})[agent] = agent
+        cases: dict[int, list[int]] = {}
+        for agent in self.shares:
+            cases.setdefault(run.steps(agent, rounds).start, []).append(agent)
         found = []
         for steps, agents in cases.items():
-            # More is told by an agent whose pairs are drawn more often.
+            # An agent whose pairs are drawn more often spends more.
             worst = max(agents, key=lambda agent: (self.shares[agent], -agent))
-            found.append((epsilon(self.shares[worst], self.noise, int(steps), self.delta), worst))
+            found.append((epsilon(self.shares[worst], self.noise, steps, self.delta), worst))
         return max(found, key=lambda pair: (pair[0], -pair[1]))
 
     def record(self, run: Run, rounds: int) -> dict[str, Any]:

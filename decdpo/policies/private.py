@@ -17,7 +17,7 @@ clipped as a whole, and as one pair more can turn it to anything of that length,
     g = clip(1/|S| sum_{b in S} g_b, C) + 2 sigma C z.                                        (2)
 
 The unit is one pair as well, with the same epsilon for the same sigma, at 2 B times the noise of
-(1). In return a batch is hidden as a whole: it tells no more of all its pairs than of one.
+(1). In return a batch is hidden as a whole: no more is revealed of all its pairs than of one.
 
 This protects against those who receive messages, models or checkpoints, and cannot draw the batches
 and the noise again: these follow from a secret of the agent's own (``privacy.secret``), or from

@@ -203,6 +203,19 @@ def no_worse(what: str, better: Named, worse: Named, why: str = "") -> Verdict:
     return Verdict(held, numbers, "" if held else why)
 
 
+def each_of(what: str, verdicts: Sequence[Verdict], why: str = "") -> Verdict:
+    """Judge a claim that is made of several cases, each with a verdict on the quantity ``what``."""
+    held = all_of(verdict.held for verdict in verdicts)
+    numbers = "; ".join(verdict.numbers.removeprefix(f"{what}: ") for verdict in verdicts)
+    return Verdict(held, f"{what}: {numbers}", "" if held else why)
+
+
+def errors(table: Table, accuracy: str, **labels: Any) -> dict[int, float]:
+    """Return 1 - the final value of a column, an accuracy, by seed."""
+    found = table.final().where(labels).by_seed(accuracy)
+    return {seed: 1 - value for seed, value in found.items()}
+
+
 def increasing(
     table: Table, y: str, steps: Sequence[tuple[str, Mapping[str, Any]]], why: str = ""
 ) -> Verdict:

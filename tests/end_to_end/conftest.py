@@ -1,11 +1,7 @@
 """Whole commands in processes of their own, with and without mpirun."""
 
-import gzip
-import json
-from collections import Counter
-
 import pytest
-from shells import CONFIG, ROOT, Shell
+from shells import CONFIG, Shell, shards_of_users
 
 PAIRS = 80
 """Pairs of each of the 8 users: a run mostly encodes and measures them."""
@@ -14,15 +10,7 @@ PAIRS = 80
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     """Return a folder with a part of the embedded data set, one shard for each of 8 users."""
-    folder, seen, rows = tmp_path_factory.mktemp("data"), Counter(), []
-    with gzip.open(ROOT / "data" / "preferences.jsonl.gz", "rt") as lines:
-        for line in lines:
-            user = json.loads(line)["user"]
-            seen[user] += 1
-            rows += [line] if seen[user] <= PAIRS else []
-    (folder / "part.jsonl").write_text("".join(rows))
-    Shell(folder)("shard", "part.jsonl", "--partition", "by:user", "--out", "users")
-    return folder / "users"
+    return shards_of_users(tmp_path_factory.mktemp("data"), PAIRS)
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """Whole runs on the ranks of these tests: the bits of one process, also after a stop."""
 
-import gzip
 import json
 import shutil
-from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from shells import CONFIG, ROOT, RankShell, Shell
+from shells import CONFIG, RankShell, shards_of_users
 from small_models import write_model
 
 pytestmark = pytest.mark.mpi
@@ -68,15 +66,7 @@ def shell(tmp_path, agree):
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """Return a folder with one shard for each of 8 users, the same on every rank."""
-    folder, seen, rows = tmp_path_factory.mktemp("few"), Counter(), []
-    with gzip.open(ROOT / "data" / "preferences.jsonl.gz", "rt") as lines:
-        for line in lines:
-            user = json.loads(line)["user"]
-            seen[user] += 1
-            rows += [line] if seen[user] <= PAIRS else []
-    (folder / "few.jsonl").write_text("".join(rows))
-    Shell(folder)("shard", "few.jsonl", "--partition", "by:user", "--out", "users")
-    return folder / "users"
+    return shards_of_users(tmp_path_factory.mktemp("few"), PAIRS)
 
 
 @pytest.fixture

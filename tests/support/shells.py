@@ -1,11 +1,13 @@
 """How tests run decdpo: in this process, under mpirun, or on the ranks that run the tests."""
 
 import contextlib
+import gzip
 import io
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -29,6 +31,19 @@ figure = false
 [comm]
 timeout = 60.0
 """
+
+
+def shards_of_users(folder, pairs):
+    """Shard so many pairs of each user of the embedded data set; returns the folder of shards."""
+    seen, rows = Counter(), []
+    with gzip.open(ROOT / "data" / "preferences.jsonl.gz", "rt") as lines:
+        for line in lines:
+            user = json.loads(line)["user"]
+            seen[user] += 1
+            rows += [line] if seen[user] <= pairs else []
+    (folder / "part.jsonl").write_text("".join(rows))
+    Shell(folder)("shard", "part.jsonl", "--partition", "by:user", "--out", "users")
+    return folder / "users"
 
 
 class Shell:

@@ -22,13 +22,13 @@ layers, in an order of their own; ours are equal parts of the flat vector. For g
 reading.
 """
 
-from dataclasses import dataclass, field, fields, make_dataclass, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from decdpo.algorithms.base import Algorithm, Needs
+from decdpo.algorithms.wrappers.within import extended
 from decdpo.messages import Inbox
 
 
@@ -69,9 +69,7 @@ class Fragments:
     def init(self, x: Tensor) -> Any:
         """Return the state of an agent that starts at ``x`` (P,)."""
         state = self.inner.init(x)
-        known = {f.name: getattr(state, f.name) for f in fields(state)}
-        kind: Any = type(state)
-        return _extended(kind)(**known)
+        return extended(state, "Fragments", turn=0)
 
     def message_size(self, num_shared: int) -> int:
         """Return the values of the largest part; a smaller one lacks one value."""
@@ -105,10 +103,3 @@ class Fragments:
         k = state.turn % self.count
         ends = (k * self.num_shared // self.count, (k + 1) * self.num_shared // self.count)
         return slice(*ends)
-
-
-@cache
-def _extended(state: Any) -> Any:
-    """Return the dataclass ``state`` with the field of ``Fragments``."""
-    more: list[tuple[str, Any, Any]] = [("turn", int, field(default=0))]
-    return make_dataclass(f"Fragments{state.__name__}", more, bases=(state,), kw_only=True)

@@ -28,13 +28,13 @@ Reference: Wang, Liu, Liang, Joshi and Poor, "Tackling the objective inconsisten
 heterogeneous federated optimization", 2020, arXiv:2007.07481 (FedNova), eqs. (8) to (11).
 """
 
-from dataclasses import dataclass, field, fields, make_dataclass
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from decdpo.algorithms.base import Algorithm, Needs
+from decdpo.algorithms.wrappers.within import extended
 from decdpo.messages import Inbox
 
 
@@ -59,10 +59,8 @@ class OwnPace:
     def init(self, x: Tensor) -> Any:
         """Return the state of an agent that starts at ``x`` (P,)."""
         state = self.inner.init(x)
-        known = {f.name: getattr(state, f.name) for f in fields(state)}
         before = x[: self.num_shared if self.normalised else 0].clone()
-        kind: Any = type(state)
-        return _extended(kind)(**known, before=before)
+        return extended(state, "OwnPace", before=before, steps=0, left=0, scale=1.0)
 
     def message_size(self, num_shared: int) -> int:
         """Return M of ``inner``."""
@@ -94,15 +92,3 @@ class OwnPace:
     def restart(self, state: Any, rounds: int, mean: Tensor | None) -> None:
         """Restart as ``inner`` does."""
         self.inner.restart(state, rounds, mean)
-
-
-@cache
-def _extended(state: Any) -> Any:
-    """Return the dataclass ``state`` with the fields of ``OwnPace``."""
-    more: list[tuple[str, Any, Any]] = [
-        ("before", Tensor, field()),
-        ("steps", int, field(default=0)),
-        ("left", int, field(default=0)),
-        ("scale", float, field(default=1.0)),
-    ]
-    return make_dataclass(f"OwnPace{state.__name__}", more, bases=(state,), kw_only=True)

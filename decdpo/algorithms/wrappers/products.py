@@ -86,12 +86,3 @@ class ProductMixing:
     def restart(self, state: Any, rounds: int, mean: Tensor | None) -> None:
         """Restart as ``inner`` does."""
         self.inner.restart(state, rounds, mean)
-
-
-def product_mixing(algorithm: Any) -> ProductMixing | None:
-    """Return what mixes products within ``algorithm``, None if it mixes vectors."""
-    while not isinstance(algorithm, ProductMixing):
-        if not hasattr(algorithm, "inner"):
-            return None
-        algorithm = algorithm.inner
-    return algorithm

@@ -6,13 +6,13 @@ vectors, where those of all its neighbours would be q times its degree. A resume
 them (``StaleExchange.recall``).
 """
 
-from dataclasses import dataclass, field, fields, make_dataclass
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from decdpo.algorithms.base import Algorithm, Needs
+from decdpo.algorithms.wrappers.within import extended
 from decdpo.messages import Inbox
 
 
@@ -37,9 +37,7 @@ class Recalling:
         """Return the state of an agent that starts at ``x`` (P,)."""
         state = self.inner.init(x)
         told = x.new_zeros(self.depth, self.inner.message_size(self.num_shared))
-        known = {f.name: getattr(state, f.name) for f in fields(state)}
-        kind: Any = type(state)
-        return _extended(kind)(**known, told=told)
+        return extended(state, "Recalling", told=told, rounds_told=0)
 
     def message_size(self, num_shared: int) -> int:
         """Return M of ``inner``."""
@@ -68,10 +66,3 @@ def told_since(state: Any) -> dict[int, Tensor]:
     """Return the kept messages (M,) of a state by round, ascending."""
     told, now = state.told, state.rounds_told
     return {t: told[t % len(told)] for t in range(max(0, now - len(told)), now)}
-
-
-@cache
-def _extended(state: Any) -> Any:
-    """Return the dataclass ``state`` with the two fields of ``Recalling``."""
-    more: list[tuple[str, Any, Any]] = [("told", Tensor, field()), ("rounds_told", int, 0)]
-    return make_dataclass(f"Recalling{state.__name__}", more, bases=(state,), kw_only=True)

@@ -12,8 +12,7 @@ statistic is linear in the batches, so mixing commutes with its update. That it 
 is our reading: beta-DPO has one machine in mind.
 """
 
-from dataclasses import dataclass, field, fields, make_dataclass
-from functools import cache
+from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from decdpo.algorithms.base import Algorithm, Needs
+from decdpo.algorithms.wrappers.within import extended
 from decdpo.messages import Inbox
 
 
@@ -41,9 +41,7 @@ class Running:
     def init(self, x: Tensor) -> Any:
         """Return the state of an agent that starts at ``x`` (P,); m_i = 0."""
         state = self.inner.init(x)
-        known = {f.name: getattr(state, f.name) for f in fields(state)}
-        kind: Any = type(state)
-        return _extended(kind)(**known, running=torch.zeros(1, dtype=torch.float64))
+        return extended(state, "Running", running=torch.zeros(1, dtype=torch.float64))
 
     def message_size(self, num_shared: int) -> int:
         """Return M of ``inner`` and ``TAIL`` more for m_i; 0 if nothing travels."""
@@ -117,10 +115,3 @@ def _statistic(message: Tensor) -> Tensor:
     if tail.dtype == torch.uint8:
         return tail.clone().view(torch.float64)
     return tail.double().sum().reshape(1)
-
-
-@cache
-def _extended(state: Any) -> Any:
-    """Return the dataclass ``state`` with the field of ``Running``."""
-    more: list[tuple[str, Any, Any]] = [("running", Tensor, field())]
-    return make_dataclass(f"Running{state.__name__}", more, bases=(state,), kw_only=True)

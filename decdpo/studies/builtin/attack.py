@@ -11,12 +11,22 @@ is judged are the held-out pairs of the honest agents.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.attackers import LIES, AttackedTraining
 from decdpo.studies.cells import Cell, Training
-from decdpo.studies.claims import OURS, Claim, Named, Verdict, all_of, in_order, no_worse
+from decdpo.studies.claims import (
+    OURS,
+    Claim,
+    Named,
+    Verdict,
+    each_of,
+    errors,
+    in_order,
+    no_worse,
+)
 from decdpo.studies.study import (
     COLUMNS,
     Options,
@@ -93,9 +103,7 @@ class Attack(Study):
             Claim(
                 source,
                 f"without attackers {method} predicts no worse than plain gossip",
-                lambda t, m=method: no_worse(  # type: ignore[misc]
-                    ERROR, errors(t, m), errors(t, PLAIN), "It follows some neighbours less."
-                ),
+                partial(cautious, method=method),
             )
             for method, source in zip(ROBUST, (CLIPPED, TRIMMED), strict=True)
         ]
@@ -105,7 +113,7 @@ class Attack(Study):
                     source,
                     f"with a fifth of attackers whose messages are {lie}, {method} predicts better "
                     "than plain gossip",
-                    lambda t, m=method, a=lie: beats(t, m, a),  # type: ignore[misc]
+                    partial(beats, method=method, lie=lie),
                 )
                 for method, source in zip(ROBUST, (CLIPPED, TRIMMED), strict=True)
             ]
@@ -113,7 +121,7 @@ class Attack(Study):
             Claim(
                 OURS,
                 f"with a fifth of attackers of any kind, {method} predicts no worse than without",
-                lambda t, m=method: unmoved(t, m),  # type: ignore[misc]
+                partial(unmoved, method=method),
             )
             for method in ROBUST
         ]
@@ -152,27 +160,30 @@ def most_attackers(table: Table) -> int:
     return int(max(found))
 
 
-def errors(table: Table, method: str, lie: str = "none", f: int = 0) -> Named:
+def named(table: Table, method: str, lie: str = "none", f: int = 0) -> Named:
     """Return the honest agents' held-out error by seed, with the method's name."""
-    found = table.final().where(method=method, attack=lie, f=f).by_seed("honest/accuracy")
     name = method if lie == "none" else f"{method}, f = {f}, {lie}"
-    return name, {seed: 1 - accuracy for seed, accuracy in found.items()}
+    return name, errors(table, "honest/accuracy", method=method, attack=lie, f=f)
+
+
+def cautious(table: Table, method: str) -> Verdict:
+    """Compare a method with plain gossip where nobody lies."""
+    why = "It follows some neighbours less."
+    return no_worse(ERROR, named(table, method), named(table, PLAIN), why)
 
 
 def beats(table: Table, method: str, lie: str) -> Verdict:
     """Compare a method with plain gossip among the most attackers of a kind."""
     f = most_attackers(table)
     why = "This lie leads plain gossip astray by less than the method's own caution costs."
-    return in_order(ERROR, [errors(table, method, lie, f), errors(table, PLAIN, lie, f)], why)
+    return in_order(ERROR, [named(table, method, lie, f), named(table, PLAIN, lie, f)], why)
 
 
 def unmoved(table: Table, method: str) -> Verdict:
     """Compare a method among the most attackers of each kind with itself without any."""
     f = most_attackers(table)
     found = [
-        no_worse(ERROR, errors(table, method, lie, f), errors(table, method)) for lie in LIES
+        no_worse(ERROR, named(table, method, lie, f), named(table, method)) for lie in LIES
     ]
-    held = all_of(verdict.held for verdict in found)
     why = "What f liars may still pull is more than the difference that counts."
-    numbers = "; ".join(v.numbers.removeprefix(f"{ERROR}: ") for v in found)
-    return Verdict(held, f"{ERROR}: {numbers}", "" if held else why)
+    return each_of(ERROR, found, why)

@@ -6,7 +6,7 @@ from typing import Any
 
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import OURS, Claim, Verdict, all_of, compare, in_order, mean_of
+from decdpo.studies.claims import OURS, Claim, Verdict, all_of, compare, errors, in_order, mean_of
 from decdpo.studies.study import (
     Options,
     Study,
@@ -132,13 +132,9 @@ def _together(table: Table, last: bool) -> Verdict:
         raise Missing("how unlike these users are is not varied")
     name, level = levels[-1 if last else 0]
 
-    def errors(method: str, key: str) -> dict[int, float]:
-        found = level.where(method=method).by_seed(key)
-        return {seed: 1 - accuracy for seed, accuracy in found.items()}
-
     sides = [
-        ("DecDPO, average model", errors("DecDPO", "heldout/average/accuracy")),
-        ("agents alone", errors("local", "heldout/accuracy")),
+        ("DecDPO, average model", errors(level, "heldout/average/accuracy", method="DecDPO")),
+        ("agents alone", errors(level, "heldout/accuracy", method="local")),
     ]
     return in_order(
         f"held-out error, {name}",

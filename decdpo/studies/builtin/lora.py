@@ -15,7 +15,7 @@ from decdpo.policies.lm.names import MIX_RULES
 from decdpo.report.study_figures import Figure, Panel
 from decdpo.studies.builtin.small import Tastes, small_model
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import OURS, Claim, Verdict, compare, in_order, slope_by_seed
+from decdpo.studies.claims import OURS, Claim, Verdict, compare, errors, in_order, slope_by_seed
 from decdpo.studies.study import Options, Study, curves, distance_panel, training_cells
 from decdpo.studies.table import Missing, Table
 
@@ -216,8 +216,8 @@ def _as_good(table: Table, rule: str) -> Verdict:
 
 def _personal(table: Table) -> Verdict:
     """Compare held-out errors of the agents' own models on the ring."""
-    sides = []
-    for rule in ("share_a", "factors"):
-        found = _of(table, rule, graph="ring", E=STEPS[0]).by_seed("heldout/accuracy")
-        sides.append((rule, {seed: 1 - accuracy for seed, accuracy in found.items()}))
+    sides = [
+        (rule, errors(_of(table, rule, graph="ring", E=STEPS[0]), "heldout/accuracy"))
+        for rule in ("share_a", "factors")
+    ]
     return in_order("held-out error of own models", sides)

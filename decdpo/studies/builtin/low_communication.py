@@ -9,11 +9,12 @@ A language model with adapters, in the place of the log-linear policy, is a matt
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from decdpo.report.study_figures import Figure, Panel
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import Claim, Named, Verdict, increasing, no_worse
+from decdpo.studies.claims import Claim, Verdict, errors, increasing, no_worse
 from decdpo.studies.study import (
     COLUMNS,
     Options,
@@ -104,34 +105,34 @@ class LowCommunication(Study):
             Claim(
                 "DiLoCo, and local SGD before it",
                 f"with E = {E} DecDPO predicts no worse than with E = 1, at an eighth of the bytes",
-                lambda t: kept(t, "DecDPO", "DecDPO, E=1"),
+                partial(kept, cheap="DecDPO", dear="DecDPO, E=1"),
             ),
             Claim(
                 "DiLoCo",
                 "outer momentum gets further in the same local steps: DiLoCo's average model ends "
                 "with a smaller gradient than DecDPO's",
-                lambda t: increasing(t, "gap", [HUE[4], HUE[1]], NEAR),
+                partial(increasing, y="gap", steps=[HUE[4], HUE[1]], why=NEAR),
             ),
             Claim(
                 "GASLoC, NoLoCo",
                 "by gossip DiLoCo predicts no worse than with a server",
-                lambda t: kept(t, "gossip DiLoCo", "DiLoCo"),
+                partial(kept, cheap="gossip DiLoCo", dear="DiLoCo"),
             ),
             Claim(
                 "Streaming DiLoCo",
                 "in fragments gossip DiLoCo predicts no worse, at a quarter of the bytes",
-                lambda t: kept(t, "gossip DiLoCo, fragments", "gossip DiLoCo"),
+                partial(kept, cheap="gossip DiLoCo, fragments", dear="gossip DiLoCo"),
             ),
             Claim(
                 "Streaming DiLoCo",
                 "in fragments DecDPO predicts no worse, at a quarter of the bytes",
-                lambda t: kept(t, "DecDPO, fragments", "DecDPO"),
+                partial(kept, cheap="DecDPO, fragments", dear="DecDPO"),
             ),
             Claim(
                 "CHOCO-SGD",
                 "compressed gossip predicts no worse than DecDPO, by codes of a sixteenth (of few "
                 "values: more)",
-                lambda t: kept(t, "CHOCO", "DecDPO"),
+                partial(kept, cheap="CHOCO", dear="DecDPO"),
             ),
         )
 
@@ -149,15 +150,11 @@ class LowCommunication(Study):
         return (Figure(self.name, panels),)
 
 
-def errors(table: Table, method: str) -> Named:
-    """Return the average model's held-out error by seed, with the method's name."""
-    found = table.final().where(method=method).by_seed("heldout/average/accuracy")
-    return method, {seed: 1 - accuracy for seed, accuracy in found.items()}
-
-
 def kept(table: Table, cheap: str, dear: str) -> Verdict:
     """Judge whether the cheaper method predicts no worse; say the bytes of both."""
-    verdict = no_worse(ERROR, errors(table, cheap), errors(table, dear))
+    accuracy = "heldout/average/accuracy"
+    first, second = ((name, errors(table, accuracy, method=name)) for name in (cheap, dear))
+    verdict = no_worse(ERROR, first, second)
     sent = []
     for name in (cheap, dear):
         found = table.final().where(method=name).by_seed("bytes")

@@ -9,7 +9,7 @@ from typing import Any
 
 from decdpo.report.study_figures import Figure, Panel
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import OURS, Claim, Verdict, descends, in_order, increasing
+from decdpo.studies.claims import OURS, Claim, Verdict, descends, errors, in_order, increasing
 from decdpo.studies.study import (
     Options,
     Study,
@@ -109,17 +109,14 @@ class Methods(Study):
 
 def together(table: Table) -> Verdict:
     """Compare held-out errors: the average model of DecDPO on a ring, and agents alone."""
-    final = table.final()
-
-    def errors(method: str, key: str) -> dict[int, float]:
-        found = final.where(method=method).by_seed(key)
-        return {seed: 1 - accuracy for seed, accuracy in found.items()}
-
     return in_order(
         "held-out error",
         [
-            ("DecDPO ring, average model", errors("DecDPO ring", "heldout/average/accuracy")),
-            ("local, own models", errors("local", "heldout/accuracy")),
+            (
+                "DecDPO ring, average model",
+                errors(table, "heldout/average/accuracy", method="DecDPO ring"),
+            ),
+            ("local, own models", errors(table, "heldout/accuracy", method="local")),
         ],
         "Users differ: what a model for all loses on each user outweighs what it gains from the "
         "others' pairs.",

@@ -1,17 +1,27 @@
 """Study ``privacy``: what differential privacy of an agent's pairs costs in accuracy.
 
 Every agent runs DP-SGD with one of several noise multipliers, alone and with neighbours. An agent's
-epsilon is the same alone and together: what it sends tells no more for being mixed. But the noise
+epsilon is the same alone and together: what it sends reveals no more for being mixed. But the noise
 of n agents averages out in the mean, and their pairs add up, so that neighbours should make the
 same epsilon cost less.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import OURS, Claim, Named, Verdict, all_of, in_order, no_worse
+from decdpo.studies.claims import (
+    OURS,
+    Claim,
+    Named,
+    Verdict,
+    each_of,
+    errors,
+    in_order,
+    no_worse,
+)
 from decdpo.studies.study import COLUMNS, Options, Study, pairs_of, training_cells, usual_lr
 from decdpo.studies.table import Missing, Table
 
@@ -66,9 +76,7 @@ class PrivacyStudy(Study):
             Claim(
                 "DP-SGD",
                 f"privacy costs accuracy: with the most noise {method} predicts worse than without",
-                lambda t, m=method: in_order(  # type: ignore[misc]
-                    ERROR, [errors(t, m, 0.0), errors(t, m, max(NOISES))], "The noise averages out."
-                ),
+                partial(costs, method=method),
             )
             for method in METHODS
         ]
@@ -76,7 +84,7 @@ class PrivacyStudy(Study):
             Claim(
                 OURS,
                 f"at every epsilon {method} predicts better than agents alone",
-                lambda t, m=method: together(t, m),  # type: ignore[misc]
+                partial(together, method=method),
             )
             for method in ("DecDPO", "FedDPO")
         ]
@@ -108,35 +116,36 @@ class PrivacyStudy(Study):
         return (Figure(self.name, tuple(panels)),)
 
 
-def errors(table: Table, method: str, noise: float) -> Named:
+def named(table: Table, method: str, noise: float) -> Named:
     """Return the own models' held-out error by seed, with the method's name."""
-    found = table.final().where(method=method, noise=noise).by_seed("heldout/accuracy")
     name = f"{method}, noise {noise:g}" if noise else f"{method}, no noise"
-    return name, {seed: 1 - accuracy for seed, accuracy in found.items()}
+    return name, errors(table, "heldout/accuracy", method=method, noise=noise)
+
+
+def costs(table: Table, method: str) -> Verdict:
+    """Compare a method without noise with itself at the most noise."""
+    ends = [named(table, method, noise) for noise in (0.0, max(NOISES))]
+    return in_order(ERROR, ends, "The noise averages out.")
 
 
 def together(table: Table, method: str) -> Verdict:
     """Compare a method with agents alone at every noise."""
     why = "Users differ, or the noise drowns what others know as well."
-    return _each(
-        [
-            in_order(ERROR, [errors(table, method, noise), errors(table, "alone", noise)], why)
-            for noise in _noises(table)
-        ],
-        why,
-    )
+    found = [
+        in_order(ERROR, [named(table, method, noise), named(table, "alone", noise)], why)
+        for noise in _noises(table)
+    ]
+    return each_of(ERROR, found, why)
 
 
 def without_server(table: Table) -> Verdict:
     """Compare DecDPO with FedDPO at every noise."""
     why = "The noise of an agent's own last steps is in its own model, and not yet averaged."
-    return _each(
-        [
-            no_worse(ERROR, errors(table, "DecDPO", noise), errors(table, "FedDPO", noise))
-            for noise in _noises(table)
-        ],
-        why,
-    )
+    found = [
+        no_worse(ERROR, named(table, "DecDPO", noise), named(table, "FedDPO", noise))
+        for noise in _noises(table)
+    ]
+    return each_of(ERROR, found, why)
 
 
 def _noises(table: Table) -> list[float]:
@@ -144,9 +153,3 @@ def _noises(table: Table) -> list[float]:
     if not found:
         raise Missing("no cell with noise is finished")
     return found
-
-
-def _each(verdicts: Sequence[Verdict], why: str) -> Verdict:
-    held = all_of(verdict.held for verdict in verdicts)
-    numbers = "; ".join(verdict.numbers.removeprefix(f"{ERROR}: ") for verdict in verdicts)
-    return Verdict(held, f"{ERROR}: {numbers}", "" if held else why)
