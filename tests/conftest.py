@@ -7,12 +7,10 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from limits import HANG
 from small_models import write_model
 
 from decdpo.comm.mpi.launch import launched_by_mpi
-
-WAIT = 60.0
-"""Seconds that ranks wait for one another at the end of a test."""
 
 
 class Agreement:
@@ -32,7 +30,7 @@ class Agreement:
             boot.start()
             comm = boot.library().COMM_WORLD.Dup()
             self.rank = comm.Get_rank()
-            self.texts = Collectives(comm, Deadline(WAIT)).texts
+            self.texts = Collectives(comm, Deadline(HANG)).texts
 
     def __call__(self, ok: bool, what: str = "") -> None:
         """Fail on every rank unless ``ok`` is true on every rank. Collective."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from limits import HANG
 from torch import Tensor
 
 from decdpo.checkpoint.inspect import digests
@@ -69,7 +70,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[Any]:
     if "home" in options:
         home = options.pop("home")
         options["home"] = {agent: home(agent, ranks) for agent in range(N)}
-    made = mpi.connect(N, timeout=20.0, **options)
+    made = mpi.connect(N, timeout=HANG, **options)
     yield made
     made.close()
 

@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from limits import HANG, await_that
 
 from decdpo import cli
 from decdpo.session.endings import saved
@@ -30,11 +31,12 @@ def test_a_run_that_fails(shell, config):
 
 
 def test_a_run_that_fails_on_one_of_several_ranks(shell, config):
-    shell("train", config, "--out", "run", *DIVERGES, "--trace", ranks=3, status=1)
+    shell("train", config, "--out", "run", *DIVERGES, "--trace", ranks=2, status=1)
+    assert "NaN or infinite parameters" in shell.said and "Traceback" not in shell.said
     assert shell.said.count(f"decdpo: round 0 {GO_ON}") == 1
     assert shell.said.count("is saved") == 1, shell.said
     traces = sorted((shell.folder / "run" / "trace").iterdir())
-    assert len(traces) == 3 and all("traceEvents" in json.loads(t.read_text()) for t in traces)
+    assert len(traces) == 2 and all("traceEvents" in json.loads(t.read_text()) for t in traces)
 
 
 def test_before_anything_is_saved(tmp_path):
@@ -96,10 +98,9 @@ def test_mpirun_is_asked_to_end(shell, config, number):
     """Open MPI kills its processes then, saved or not: its status is 1, and a line says it."""
     options = ["--set", "run.rounds=1000000", "--set", "checkpoint.every=0"]
     process = shell.start("train", config, "--out", "run", *options, ranks=2)
-    path, until = shell.folder / "run" / "metrics.jsonl", time.monotonic() + 60
-    while not (path.exists() and path.stat().st_size) and time.monotonic() < until:
-        time.sleep(0.02)
+    path = shell.folder / "run" / "metrics.jsonl"
+    await_that(lambda: path.exists() and path.stat().st_size, "a record")
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=HANG)
     assert process.returncode == 1 and said.count("decdpo resume run") == 1, said
     shell("checkpoint", "verify", "run")

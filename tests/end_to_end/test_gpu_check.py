@@ -20,7 +20,7 @@ def check(*words):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # It starts eight processes.
+@pytest.mark.timeout(600)  # It starts four processes that import transformers.
 def test_what_a_gpu_shows_is_rehearsed_on_the_cpu(tmp_path):
     only = "attention,bits,staging"
     status, said = check("--device", "cpu", "--out", tmp_path, "--only", only, "--minutes", 8)
@@ -30,7 +30,7 @@ def test_what_a_gpu_shows_is_rehearsed_on_the_cpu(tmp_path):
     assert not [name for name, found in checks.items() if "failed" in found or "skipped" in found]
     assert [cell["way"] for cell in checks["attention"]["cells"]] == ["masked", "row"]
     assert checks["attention"]["cells"][1]["error"] < 1e-5
-    assert checks["bits"]["resumed on 2 ranks from 0"] is True
+    assert checks["bits"]["resumed on 0 ranks from 0"] is True
     assert "is ignored with device.kind" in checks["staging"]["device"]
 
 

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from chaos import Victims
+from limits import HANG
 
 from decdpo.comm.mpi.mpirun import capture
 
@@ -41,7 +42,7 @@ def test_the_others_go_on_when_processes_are_killed_or_stopped(shell, config):
 
 def test_a_start_that_could_not_survive_is_refused(shell, config):
     program = shell.command(["train", config.name, "--out", "run", *SURVIVE], None)
-    code, _, said = capture(2, program, limit=100, cwd=shell.folder)
+    code, _, said = capture(2, program, limit=HANG, cwd=shell.folder)
     assert code == 2 and said.count("mpirun --with-ft ulfm") == 1 and "status 75" in said
 
 

@@ -9,40 +9,31 @@ import os
 import shutil
 import signal
 import subprocess
-import time
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
+from limits import HANG, await_that
 from shells import ROOT
 from small_models import STORIES
-
-
-def test_a_rank_for_each_of_five_agents_gives_the_bits_of_one_process(shell, config):
-    options = ["--set", "algorithm.overlap=true", "--set", "agents.count=5"]
-    shell("train", config, "--out", "alone", *options)
-    shell("train", config, "--out", "spread", *options, ranks=5)
-    assert shell.digests("spread") == shell.digests("alone")
-    assert shell.metrics("spread") == shell.metrics("alone")
-    assert len(shell.digests("alone")) == 5
 
 
 def test_stopped_by_a_signal_and_resumed_elsewhere_it_ends_the_same(shell, config):
     options = ["--set", "run.rounds=200", "--set", "log.every=20", "--set", "optim.momentum=0.5"]
     shell("train", config, "--out", "whole", *options)
-    process = shell.start("train", config, "--out", "stopped", *options, ranks=3)
+    process = shell.start("train", config, "--out", "stopped", *options, ranks=2)
     metrics = shell.folder / "stopped" / "metrics.jsonl"
-    until = time.monotonic() + 60
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < until:
-        time.sleep(0.02)
+    await_that(lambda: metrics.exists() and metrics.stat().st_size, "a record")
     # mpirun passes USR1 on to all ranks.
     process.send_signal(signal.SIGUSR1)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=HANG)
     assert process.returncode == 85, said
     assert said.count("stopped early") == 1
     saved = shell("checkpoint", "show", "stopped", "--json")
     assert 0 < json.loads(saved)["round"] < 200
-    shell("resume", "stopped", ranks=2)
+    shell("resume", "stopped")
     assert shell.digests("stopped") == shell.digests("whole")
     assert shell.metrics("stopped") == shell.metrics("whole")
 
@@ -53,21 +44,24 @@ def test_after_training_a_late_request_is_harmless_and_not_inherited(shell, conf
         shell("train", config, "--out", "run")
         os.kill(os.getpid(), signal.SIGUSR1)
         words = ["bash", "-c", "trap 'exit 7' USR1; kill -USR1 $$; sleep 1"]
-        assert subprocess.run(words, timeout=30).returncode == 7
+        assert subprocess.run(words, timeout=HANG).returncode == 7
     finally:
         signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_halt_file_stops_a_run(shell, config):
-    process = shell.start(
-        "train", config, "--out", "run", "--set", "run.rounds=100000", "--set", "log.every=50"
-    )
-    until = time.monotonic() + 60
-    while not (shell.folder / "run" / "metrics.jsonl").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    (shell.folder / "run" / "halt").touch()
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 85 and "rm run/halt && decdpo resume run" in said
+    run = shell.folder / "run"
+
+    def halt():
+        await_that((run / "metrics.jsonl").exists, "a record")
+        (run / "halt").touch()
+
+    user = Thread(target=halt)
+    user.start()
+    options = ["--set", "run.rounds=100000", "--set", "log.every=50"]
+    shell("train", config, "--out", "run", *options, status=85)
+    user.join()
+    assert "rm run/halt && decdpo resume run" in shell.said
 
 
 def test_killed_while_it_runs_and_resumed_it_ends_the_same(shell, config):
@@ -77,14 +71,10 @@ def test_killed_while_it_runs_and_resumed_it_ends_the_same(shell, config):
         run = f"killed-{number}"
         process = shell.start("train", config, "--out", run, *options)
         path = shell.folder / run / "metrics.jsonl"
-        until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            if path.exists() and path.read_text().count("\n") >= rounds:
-                break
-            time.sleep(0.005)
+        await_that(partial(_has_lines, path, rounds), f"{rounds} records")
         process.kill()
         process.communicate()
-        shell("resume", run, ranks=(None, 3)[number])
+        shell("resume", run)
         assert shell.digests(run) == shell.digests("whole")
         assert shell.metrics(run) == shell.metrics("whole")
 
@@ -92,7 +82,7 @@ def test_killed_while_it_runs_and_resumed_it_ends_the_same(shell, config):
 def test_more_rounds_continue_a_finished_run(shell, config):
     shell("train", config, "--out", "long", "--set", "run.rounds=20")
     shell("train", config, "--out", "short")
-    shell("resume", "short", "--set", "run.rounds=20", ranks=2)
+    shell("resume", "short", "--set", "run.rounds=20")
     assert shell.digests("short") == shell.digests("long")
     assert shell.metrics("short") == shell.metrics("long")
 
@@ -151,16 +141,6 @@ def test_fewer_rounds_than_are_done_are_refused_and_nothing_is_written(shell, co
     shell("resume", "run", "--set", "run.rounds=12")
 
 
-def test_every_start_is_on_record(shell, config):
-    shell("train", config, "--out", "run")
-    shell("resume", "run", "--set", "run.rounds=14", ranks=2)
-    facts = json.loads((shell.folder / "run" / "run.json").read_text())
-    starts = facts["starts"]
-    assert [(s["processes"], s["first_round"]) for s in starts] == [(1, 0), (2, 12)]
-    assert facts["first_round"] == 12 and facts["command"] == starts[1]["command"]
-    assert "resume" in starts[1]["command"] and starts[0]["hosts"] == starts[1]["hosts"]
-
-
 def test_a_full_disk_ends_a_run_with_one_message(shell, config, monkeypatch):
     def full(self):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -176,14 +156,13 @@ def test_a_full_disk_ends_a_run_with_one_message(shell, config, monkeypatch):
 def test_a_checkpoint_folder_that_is_lost_is_told_once(shell, config):
     process = shell.start(
         "train", config, "--out", "run", "--set", "run.rounds=100000",
-        "--set", "checkpoint.every=20", ranks=3,
+        "--set", "checkpoint.every=20", ranks=2,
     )  # fmt: skip
-    folder, until = shell.folder / "run" / "checkpoints", time.monotonic() + 60
-    while not (folder / "round_000020").exists() and time.monotonic() < until:
-        time.sleep(0.02)
+    folder = shell.folder / "run" / "checkpoints"
+    await_that((folder / "round_000020").exists, "a checkpoint")
     folder.rename(shell.folder / "elsewhere")
     folder.write_text("in the way")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=HANG)
     assert process.returncode == 2 and said.count("decdpo: error:") == 1, said
     assert "the checkpoint was not written" in said
 
@@ -197,30 +176,6 @@ def test_another_model_data_or_topology_is_refused(shell, config, key, value):
     shell("resume", "run", "--set", f"{key}={value}", status=3)
     assert key.split(".")[0] in shell.said and "saved" in shell.said
     assert "Traceback" not in shell.said
-
-
-def test_what_the_run_folder_holds(shell, config):
-    shell("train", config, "--out", "run", "--trace", "--set", "log.figure=true", ranks=2)
-    run = shell.folder / "run"
-    assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == [
-        "checkpoints",
-        "config.toml",
-        "curves.png",
-        "curves.svg",
-        "metrics.jsonl",
-        "run.json",
-        "summary.txt",
-        "trace",
-    ]
-    facts = json.loads((run / "run.json").read_text())
-    assert facts["processes"] == 2 and facts["seed"] == 0 and len(facts["agents"]) == 8
-    assert facts["versions"]["torch"]
-    traces = [json.loads(p.read_text()) for p in sorted((run / "trace").iterdir())]
-    assert [{e["pid"] for e in t["traceEvents"]} for t in traces] == [{0}, {1}]
-    names = {e["name"] for e in traces[0]["traceEvents"]}
-    assert {"compute", "post", "mix", "measure", "checkpoint"} <= names
-    rounds = [path.name for path in sorted((run / "checkpoints").iterdir())]
-    assert rounds == ["round_000008", "round_000012"]
 
 
 def test_evaluate_and_export(shell, config):
@@ -297,7 +252,7 @@ def test_two_jobs_cannot_train_in_one_folder(shell, config):
     assert "another job is training in run" in shell.said
 
 
-@pytest.mark.parametrize("ranks", [None, 3])
+@pytest.mark.parametrize("ranks", [None, 2])
 def test_a_fault_on_one_rank_is_told_once_and_ends_all(shell, config, shards, ranks):
     copy = shell.folder / "shards"
     shutil.copytree(shards, copy)
@@ -307,9 +262,8 @@ def test_a_fault_on_one_rank_is_told_once_and_ends_all(shell, config, shards, ra
     assert shell.said.count("agent_0006.h5") == 1 and "Traceback" not in shell.said
 
 
-@pytest.mark.parametrize("words", [["--set", "run.round=3"], ["--set", "agents.count=1"]])
-def test_a_mistake_is_told_once_however_many_ranks_meet_it(shell, config, words):
-    shell("train", config, "--out", "run", *words, ranks=2, status=2)
+def test_a_mistake_is_told_once_however_many_ranks_meet_it(shell, config):
+    shell("train", config, "--out", "run", "--set", "run.round=3", ranks=2, status=2)
     assert shell.said.count("decdpo: error:") == 1 and "Traceback" not in shell.said
 
 
@@ -318,37 +272,33 @@ def test_a_rank_with_another_configuration_is_named(shell, config):
     first = shell.command(["train", config, "--out", "run"], 2)
     words = [*first, ":", "-n", "1", *shell.command(["train", other, "--out", "run"], None)]
     done = subprocess.run(
-        words, cwd=shell.folder, env=shell.environment(), capture_output=True, text=True, timeout=60
-    )
+        words, cwd=shell.folder, env=shell.environment(), capture_output=True, text=True,
+        timeout=HANG,
+    )  # fmt: skip
     said = done.stdout + done.stderr
     assert done.returncode == 2 and said.count("decdpo: error:") == 1
     assert "[optim] differs: process 2" in said and "lr = 0.5" in said
 
 
-def test_a_rank_that_diverges_ends_the_job_with_its_own_message(shell, config):
-    options = ["--set", "optim.lr=1e38", "--set", "loss.beta=1e30", "--set", "comm.timeout=20"]
-    shell("train", config, "--out", "run", *options, ranks=3, status=1)
-    assert "NaN or infinite parameters" in shell.said and "Traceback" not in shell.said
-
-
 def test_one_lost_rank_ends_the_job(shell, config):
-    process = shell.start(
-        "train", config, "--out", "run", "--set", "run.rounds=100000", ranks=3
-    )
+    # It ends because one is lost, not because the others have waited in vain.
+    options = ["--set", "run.rounds=100000", "--set", f"comm.timeout={2 * HANG}"]
+    process = shell.start("train", config, "--out", "run", *options, ranks=2)
     path = shell.folder / "run" / "metrics.jsonl"
-    until = time.monotonic() + 60
-    while not (path.exists() and path.stat().st_size) and time.monotonic() < until:
-        time.sleep(0.02)
+    await_that(lambda: path.exists() and path.stat().st_size, "a record")
     children = [
         int(folder.name)
         for folder in Path("/proc").glob("[0-9]*")
         if _parent(folder) == process.pid
     ]
-    assert len(children) == 3
-    began = time.monotonic()
+    assert len(children) == 2
     os.kill(children[1], signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode != 0 and time.monotonic() - began < 20
+    process.communicate(timeout=HANG)
+    assert process.returncode != 0
+
+
+def _has_lines(path, count):
+    return path.exists() and path.read_text().count("\n") >= count
 
 
 def _parent(folder):

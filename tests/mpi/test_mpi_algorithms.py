@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from limits import HANG
 
 from decdpo.algorithms.gossip.choco import Choco
 from decdpo.algorithms.gossip.dsgd import Dsgd
@@ -89,7 +90,7 @@ def world() -> Iterator[Any]:
     """Return N agents on the ranks of this job."""
     from decdpo.comm.mpi import world as mpi
 
-    made = mpi.connect(N, timeout=20.0)
+    made = mpi.connect(N, timeout=HANG)
     yield made
     made.close()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from limits import HANG
 from recorded import Recorded
 
 from decdpo.comm.late.staleness import StaleExchange
@@ -287,7 +288,7 @@ def test_an_mpi_without_cuda_is_refused_by_all() -> None:
     from decdpo.comm.mpi import boot
     from decdpo.comm.mpi import world as mpi
 
-    world = mpi.connect(N, timeout=20.0)
+    world = mpi.connect(N, timeout=HANG)
     if cuda_aware.cuda_support(boot.library()):
         world.close()
         pytest.skip("this MPI is CUDA-aware")
@@ -391,7 +392,7 @@ def test_a_gpu_gives_the_bits_of_one_process(graph: str, size: int, chunk_bytes:
     from decdpo.comm.mpi import world as mpi
 
     torch.cuda.set_device(0)
-    world = mpi.connect(N, timeout=120.0, chunk_bytes=chunk_bytes)
+    world = mpi.connect(N, timeout=HANG, chunk_bytes=chunk_bytes)
     try:
         if not cuda_aware.cuda_support(boot.library()):
             pytest.skip("this MPI is not CUDA-aware")

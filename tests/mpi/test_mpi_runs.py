@@ -126,6 +126,12 @@ def test_the_bits_of_one_process(shell, same_bits, overlap):
     assert records[-1]["bytes"] == 12 * 16 * 4 * 4096
 
 
+def test_a_rank_for_each_agent_gives_the_bits_of_one_process(shell, same_bits, agree):
+    ranks = len(agree.texts(""))
+    same_bits("algorithm.overlap=true", f"agents.count={ranks}")
+    assert len(shell.digests("spread")) == ranks
+
+
 @pytest.mark.parametrize("transport", ["p2p", "window"])
 @pytest.mark.parametrize(
     "graph", ["exponential", "one_peer_exponential", "random_matching", "star"]
@@ -173,6 +179,53 @@ def test_a_pace_measured_on_these_ranks_is_replayed_in_one_process(shell, config
         shell("train", config, "--out", "part", *options([*words, "topology.weights=pairs"]))
     shell("resume", "part", "--set", "run.rounds=10")
     shell.alone("replay", "part")
+
+
+def test_a_run_by_arrival_is_replayed_in_one_process(shell, config, interleaved):
+    arrival = options(["staleness.kind=arrival", "log.every=6"])
+    shell("train", config, "--out", "live", *arrival, "--set", "run.rounds=6")
+    with interleaved():
+        shell("resume", "live", "--set", "run.rounds=12")
+    replay = options(["staleness.kind=replay", "staleness.run=live"])
+    shell.alone("train", config, "--out", "again", *replay)
+    again, live = ({i: d["x"] for i, d in shell.digests(r).items()} for r in ("again", "live"))
+    assert again == live
+    lines = (shell.folder / "live" / "metrics.jsonl").read_text().splitlines()
+    assert sum(sum(json.loads(line)["system"]["ages"]) for line in lines) == 12 * 16
+    for words, part in (
+        (["--out", "longer", "--set", "run.rounds=13"], "no ages of 2 messages in round 12"),
+        (["--out", "none", "--set", "staleness.run=again"], "agent_000000.jsonl"),
+    ):
+        assert part in shell.alone("train", config, *replay, *words, status=2)
+
+
+def test_the_theory_says_the_same_on_any_number_of_ranks(shell, config):
+    alone = json.loads(shell.alone("theory", config, "--json"))
+    assert json.loads(shell("theory", config, "--json")) == alone and "prediction" in alone
+
+
+def test_what_the_run_folder_holds_with_figures_and_who_made_it(shell, config, agree):
+    ranks = len(agree.texts(""))
+    shell("train", config, "--out", "run", "--trace", "--set", "log.figure=true")
+    run = shell.folder / "run"
+    names = sorted(p.name for p in run.iterdir() if p.name != ".lock")
+    assert names == [
+        "checkpoints", "config.toml", "curves.png", "curves.svg", "metrics.jsonl", "run.json",
+        "summary.txt", "trace",
+    ]  # fmt: skip
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["processes"] == ranks and facts["seed"] == 0 and len(facts["agents"]) == 8
+    assert facts["versions"]["torch"]
+    traces = [json.loads(p.read_text()) for p in sorted((run / "trace").iterdir())]
+    assert [{e["pid"] for e in t["traceEvents"]} for t in traces] == [{r} for r in range(ranks)]
+    names = {e["name"] for e in traces[0]["traceEvents"]}
+    assert {"compute", "post", "mix", "measure", "checkpoint"} <= names
+    rounds = [path.name for path in sorted((run / "checkpoints").iterdir())]
+    assert rounds == ["round_000008", "round_000012"]
+    shell.alone("resume", "run", "--set", "run.rounds=14")
+    starts = json.loads((run / "run.json").read_text())["starts"]
+    assert [(s["processes"], s["first_round"]) for s in starts] == [(ranks, 0), (1, 12)]
+    assert starts[0]["hosts"] == starts[1]["hosts"]
 
 
 @pytest.mark.parametrize("name", ["dsgd", "fedavg", "gradient_tracking", "choco"])

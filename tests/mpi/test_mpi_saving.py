@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from graph_rows import N, graph_row
+from limits import HANG
 
 pytestmark = pytest.mark.mpi
 ROUNDS = 60
@@ -16,7 +17,7 @@ ROUNDS = 60
 def test_all_save_at_the_same_rounds(trial: int, agree: Any) -> None:
     from decdpo.comm.mpi import world as mpi
 
-    world = mpi.connect(N, timeout=20.0, transport="p2p" if trial % 2 else "auto")
+    world = mpi.connect(N, timeout=HANG, transport="p2p" if trial % 2 else "auto")
     common = np.random.default_rng(trial)
     asked = set(common.integers(0, ROUNDS, 1 + trial).tolist())
     stopper = trial % 4 if trial % 3 == 2 else None
@@ -58,7 +59,7 @@ def test_all_save_at_the_same_rounds(trial: int, agree: Any) -> None:
 def test_only_the_root_asks(agree: Any) -> None:
     from decdpo.comm.mpi import world as mpi
 
-    world = mpi.connect(N, timeout=20.0)
+    world = mpi.connect(N, timeout=HANG)
     with agree:
         if not world.is_root:
             with pytest.raises(ValueError, match="only the root"):
@@ -70,7 +71,7 @@ def test_a_request_that_nobody_answers_any_more_leaves_nothing_behind() -> None:
     from decdpo.comm.mpi import world as mpi
 
     for told in (False, True):
-        world = mpi.connect(N, timeout=20.0)
+        world = mpi.connect(N, timeout=HANG)
         world.save_due(0)
         if world.is_root:
             world.request_save()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from graph_rows import N, ring_row
+from limits import HANG
 from recorded import Recorded
 
 from decdpo.comm.late.staleness import StaleExchange
@@ -85,7 +86,7 @@ def test_staging_gives_the_bits_of_one_process(
     from decdpo.comm.mpi import world as mpi
 
     monkeypatch.setattr(mpi, "Copies", LateCopies)
-    world = mpi.connect(N, timeout=20.0, progress=progress, chunk_bytes=1)
+    world = mpi.connect(N, timeout=HANG, progress=progress, chunk_bytes=1)
     found = rounds(world, "cpu:0", size)
     world.close()
     expected = rounds(LocalWorld(N), "cpu", size)
@@ -99,7 +100,7 @@ def test_a_rewired_round_is_sent_from_the_device_again(
     from decdpo.comm.mpi import world as mpi
 
     monkeypatch.setattr(mpi, "Copies", LateCopies)
-    world = mpi.connect(N, timeout=20.0, chunk_bytes=1)
+    world = mpi.connect(N, timeout=HANG, chunk_bytes=1)
     found = rewired(world, "cpu:0", size)
     world.close()
     expected = rewired(LocalWorld(N), "cpu", size)
@@ -135,7 +136,7 @@ def test_arrivals_on_a_device_are_replayed_in_one_process(
     from decdpo.comm.mpi import world as mpi
 
     monkeypatch.setattr(mpi, "Copies", LateCopies)
-    world = mpi.connect(N, timeout=20.0, progress=progress, chunk_bytes=1)
+    world = mpi.connect(N, timeout=HANG, progress=progress, chunk_bytes=1)
     exchange = world.exchange(size, torch.float32, device="cpu:0", max_age=2)
     ages: dict[int, list[list[int]]] = {i: [] for i in world.local_agents}
 
@@ -175,7 +176,7 @@ def test_the_mean_leaves_a_server_that_nobody_calls_again(
 
     monkeypatch.setattr(mpi, "Copies", LateCopies)
     n = boot.start()
-    world = mpi.connect(n, timeout=3.0, progress="none", chunk_bytes=1)
+    world = mpi.connect(n, timeout=HANG, progress="none", chunk_bytes=1)
     up, down = (world.exchange(size, torch.float32, device="cpu:0") for _ in range(2))
     exchange = ServerExchange(up, down, all_hear=n)
     everybody = Row(0.0, tuple(range(n)), (1.0 / n,) * n, ())
@@ -197,7 +198,7 @@ def test_the_mean_leaves_a_server_that_nobody_calls_again(
 def test_a_gpu_gives_the_bits_of_one_process(size: int) -> None:
     from decdpo.comm.mpi import world as mpi
 
-    world = mpi.connect(N, timeout=60.0)
+    world = mpi.connect(N, timeout=HANG)
     found = rounds(world, "cuda:0", size)
     world.close()
     expected = rounds(LocalWorld(N), "cuda:0", size)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from graph_rows import N, graph_row
+from limits import HANG
 
 pytestmark = pytest.mark.mpi
 ROUNDS = 60
@@ -28,7 +29,7 @@ def test_all_stop_at_the_end_of_one_round(on_signal: Any, trial: int) -> None:
     from decdpo.comm.mpi import boot
     from decdpo.comm.mpi import world as mpi
 
-    world = mpi.connect(N, timeout=20.0, transport="p2p" if trial % 2 else "auto")
+    world = mpi.connect(N, timeout=HANG, transport="p2p" if trial % 2 else "auto")
     on_signal(world.request_stop)
     common = np.random.default_rng(trial)
     size = boot.start()
@@ -70,7 +71,7 @@ def test_who_meets_the_request_between_rounds_stops_with_the_others(
 
     if boot.start() == 1:
         pytest.skip("one rank")
-    world = mpi.connect(N, timeout=20.0)
+    world = mpi.connect(N, timeout=HANG)
     exchange = world.exchange(50, torch.float32)
     stopped = -1
     for t in range(20):
@@ -102,7 +103,7 @@ def test_a_request_that_comes_too_late_leaves_nothing_behind(on_signal: Any) -> 
     from decdpo.comm.mpi import world as mpi
 
     for asker in range(boot.start()):
-        world = mpi.connect(N, timeout=20.0)
+        world = mpi.connect(N, timeout=HANG)
         on_signal(world.request_stop)
         # Yes, too, is right: another rank may have asked by the time this one gets here.
         world.stop_due(0)
@@ -116,7 +117,7 @@ def test_a_request_that_comes_too_late_leaves_nothing_behind(on_signal: Any) -> 
 def test_a_request_before_the_first_round_stops_soon_after_it(on_signal: Any) -> None:
     from decdpo.comm.mpi import world as mpi
 
-    world = mpi.connect(N, timeout=20.0)
+    world = mpi.connect(N, timeout=HANG)
     if world.is_root:
         world.request_stop()
     exchange = world.exchange(10, torch.float32)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from limits import HANG
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
@@ -86,7 +87,7 @@ class Slurm:
         """Submit a job with its output in `folder`/out; returns its id."""
         command = ["sbatch", "--parsable", f"--output={folder}/out", *map(str, arguments)]
         done = subprocess.run(
-            command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60
+            command, env=environment, cwd=folder, capture_output=True, text=True, timeout=HANG
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip().split(";")[0]
@@ -94,18 +95,18 @@ class Slurm:
     def show(self, job: str) -> dict[str, str]:
         """Return what SLURM knows about a job, by its field names."""
         command = ["scontrol", "show", "job", "--oneliner", job]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True)
         return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
 
     def signal(self, job: str, name: str = "USR1") -> None:
         """Send the batch script a signal, as SLURM does when the time limit is near."""
-        subprocess.run(["scancel", "--batch", f"--signal={name}", job], check=True, timeout=60)
+        subprocess.run(["scancel", "--batch", f"--signal={name}", job], check=True, timeout=HANG)
 
     def cancel(self, job: str) -> None:
         """Cancel a job; one that has ended is left as it is."""
-        subprocess.run(["scancel", job], check=False, timeout=60)
+        subprocess.run(["scancel", job], check=False, timeout=HANG)
 
-    def wait(self, job: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, seconds: float = HANG) -> dict[str, str]:
         """Wait until a job has ended for good; returns what SLURM knows about it."""
         deadline = time.monotonic() + seconds
         while (known := self.show(job))["JobState"] not in ENDED:
@@ -115,12 +116,12 @@ class Slurm:
             time.sleep(0.2)
         return known
 
-    def wait_array(self, job: str, seconds: float) -> dict[int, tuple[str, str]]:
+    def wait_array(self, job: str) -> dict[int, tuple[str, str]]:
         """Wait until every task of an array has ended; returns {number: (state, exit code)}."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + HANG
         command = ["scontrol", "show", "job", "--oneliner", job]
         while True:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True)
             tasks = [
                 dict(word.split("=", 1) for word in line.split() if "=" in word)
                 for line in done.stdout.splitlines()
@@ -132,16 +133,8 @@ class Slurm:
             if time.monotonic() > deadline:
                 self.cancel(job)
                 states = [(task["ArrayTaskId"], task["JobState"]) for task in tasks]
-                pytest.fail(f"after {seconds} s not every task of {job} has ended: {states}")
+                pytest.fail(f"after {HANG:.0f} s not every task of {job} has ended: {states}")
             time.sleep(0.2)
-
-
-def poll(condition, seconds: float = 60) -> None:
-    """Wait until `condition()` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"nothing came of it in {seconds} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +143,7 @@ def slurm() -> Slurm:
     if shutil.which("sbatch") is None:
         pytest.skip("no SLURM here (no sbatch): as root, tools/slurm-testbed.sh up makes one")
     command = ["sinfo", "--noheader", "--states=idle,mixed", "--format=%n"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
     if done.returncode != 0 or not done.stdout.strip():
         pytest.skip(f"SLURM has no idle node: {done.stderr.strip() or 'sinfo lists none'}")
     return Slurm()
@@ -160,9 +153,3 @@ def slurm() -> Slurm:
 def real_environment():
     """Return the function that gives a folder a real `decdpo` for jobs."""
     return environment_of
-
-
-@pytest.fixture(scope="session")
-def wait_for():
-    """Return the function that waits for a condition."""
-    return poll

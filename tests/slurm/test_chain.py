@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from limits import HANG, await_that
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHER = """#!/bin/bash
@@ -74,7 +75,7 @@ class Template:
     def start(self, *options: str, **environment: str) -> tuple[int, str]:
         """Start it to its end; returns status and output."""
         process = self.popen(*options, **environment)
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=HANG)[0]
         return process.returncode, output
 
     def requeued(self) -> int:
@@ -97,12 +98,12 @@ def test_a_run_that_ends_is_done_and_not_requeued(template):
     assert template.requeued() == 0 and template.bench.newest_round() == 3
 
 
-def test_a_stop_is_saved_requeued_and_resumed(template, wait_for):
+def test_a_stop_is_saved_requeued_and_resumed(template):
     template.bench.write_plan(rounds=200)
     process = template.popen()
-    wait_for(lambda: template.bench.newest_round() >= 2)
+    await_that(lambda: template.bench.newest_round() >= 2, "round 2")
     process.send_signal(signal.SIGUSR1)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=HANG)[0]
     assert process.returncode == 85, output
     assert template.requeued() == 1 and "back into the queue" in output
     assert 2 <= template.bench.newest_round() < 200
@@ -116,12 +117,12 @@ def test_a_stop_is_saved_requeued_and_resumed(template, wait_for):
     assert template.requeued() == 1
 
 
-def test_a_signal_during_the_import_neither_kills_nor_is_lost(template, wait_for):
+def test_a_signal_during_the_import_neither_kills_nor_is_lost(template):
     template.bench.write_plan(rounds=500, import_seconds=1.5)
     process = template.popen()
-    wait_for(lambda: template.bench.starts())
+    await_that(template.bench.starts, "a start")
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG)
     assert process.returncode == 85
     assert 1 <= template.bench.newest_round() < 500 and template.requeued() == 1
 
@@ -156,19 +157,19 @@ def test_progress_forgives_lost_peers(template):
     assert statuses == [75, 75, 75, 0] and template.requeued() == 3
 
 
-def test_a_cancelled_job_is_not_requeued_but_one_past_its_limit_is(template, wait_for):
+def test_a_cancelled_job_is_not_requeued_but_one_past_its_limit_is(template):
     for start, (reason, requeued) in enumerate([("None", 0), ("TimeLimit", 1)]):
         template.bench.write_plan(rounds=5000)
         process = template.popen(REASON=reason)
         before = template.bench.newest_round()
-        wait_for(lambda: len(template.bench.starts()) > start)
-        wait_for(lambda: template.bench.newest_round() > before)
+        await_that(lambda: len(template.bench.starts()) > start, "a start")
+        await_that(lambda: template.bench.newest_round() > before, "a round")
         process.send_signal(signal.SIGTERM)
         pid = int(
             subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()[0]
         )
         os.kill(pid, signal.SIGTERM)
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=HANG)[0]
         assert process.returncode == 85, output
         assert template.requeued() == requeued, output
 
@@ -186,7 +187,7 @@ def test_a_halt_file_lets_the_run_rest(template):
     while not template.bench.run.is_dir():
         assert process.poll() is None
     (template.bench.run / "halt").touch()
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=HANG)[0]
     assert process.returncode == 85 and "/halt asks for a rest" in output
     assert template.requeued() == 0
 
@@ -305,8 +306,8 @@ def test_starts_that_were_killed_with_their_job_are_counted(template):
         while not begun.exists() or len(template.bench.starts()) < attempt + 1:
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=10)
-    output = process.communicate(timeout=60)[0]
+        process.communicate(timeout=HANG)
+    output = process.communicate(timeout=HANG)[0]
     assert process.returncode == 2 and "was lost in 2 starts in a row without progress" in output
     assert len(template.bench.starts()) == 2
     lines = Path(f"{template.bench.run}.starts").read_text().splitlines()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import await_that
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEMPLATE = REPOSITORY / "jobs" / "train.slurm"
@@ -39,11 +40,11 @@ def test_to_the_end(slurm, bench, launch):
 
 
 @pytest.mark.parametrize("launch", ["srun", "mpirun"])
-def test_stopped_requeued_and_done(slurm, bench, wait_for, launch):
+def test_stopped_requeued_and_done(slurm, bench, launch):
     bench.write_plan(rounds=60, seconds=0.1)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     job = submit(slurm, bench, DECDPO_LAUNCH=launch, PATH=path)
-    wait_for(lambda: bench.newest_round() >= 1)
+    await_that(lambda: bench.newest_round() >= 1, "round 1")
     slurm.signal(job)
     known = slurm.wait(job, 300)
     output = (bench.folder / "out").read_text()
@@ -75,15 +76,16 @@ def test_a_failing_run_does_not_loop(slurm, bench, status):
     assert "not requeued" in (bench.folder / "out").read_text()
 
 
-def test_a_cancelled_job_stays_cancelled(slurm, bench, wait_for):
+def test_a_cancelled_job_stays_cancelled(slurm, bench):
     bench.write_plan(rounds=500, seconds=0.1)
     job = submit(slurm, bench)
-    wait_for(lambda: bench.newest_round() >= 1)
+    await_that(lambda: bench.newest_round() >= 1, "round 1")
     slurm.cancel(job)
     known = slurm.wait(job)
     assert known["JobState"] == "CANCELLED" and known["Restarts"] == "0"
     assert bench.newest_round() < 500
-    wait_for(lambda: "Submit it again to resume" in (bench.folder / "out").read_text())
+    out = bench.folder / "out"
+    await_that(lambda: "Submit it again to resume" in out.read_text(), "the advice")
 
 
 def run_of(bench):
@@ -98,7 +100,7 @@ def successor(said, job):
     return found
 
 
-def test_a_chain_of_jobs_goes_through_two_stops_to_its_end(slurm, bench, wait_for):
+def test_a_chain_of_jobs_goes_through_two_stops_to_its_end(slurm, bench):
     """Where jobs are not requeued: three jobs, of which two are stopped."""
     bench.write_plan(rounds=60, seconds=0.1)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -113,11 +115,11 @@ def test_a_chain_of_jobs_goes_through_two_stops_to_its_end(slurm, bench, wait_fo
     jobs, said = [job], bench.folder / "out"
     for stop in (1, 2):
         before = bench.newest_round()
-        wait_for(lambda: bench.newest_round() > before)
+        await_that(lambda: bench.newest_round() > before, "a round")
         slurm.signal(jobs[-1])
-        assert slurm.wait(jobs[-1], 60)["ExitCode"] == "85:0", said.read_text()
+        assert slurm.wait(jobs[-1])["ExitCode"] == "85:0", said.read_text()
         jobs.append(successor(said, jobs[-1]))
-    known = slurm.wait(jobs[-1], 120)
+    known = slurm.wait(jobs[-1])
     output = said.read_text()
     assert (known["JobState"], known["Restarts"]) == ("COMPLETED", "0"), output
     assert [words[3] for words in run_of(bench)] == ["85", "85", "0"], output
@@ -142,7 +144,7 @@ def test_a_run_that_makes_no_progress_stops_itself(slurm, bench):
     said = bench.folder / "out"
     statuses = []
     while True:
-        statuses.append(slurm.wait(job, 60)["ExitCode"])
+        statuses.append(slurm.wait(job)["ExitCode"])
         output = said.read_text()
         if f"job {job}.0: job {successor(said, job)} is not needed: cancelled" in output:
             break
@@ -151,7 +153,7 @@ def test_a_run_that_makes_no_progress_stops_itself(slurm, bench):
     assert "lost a peer in 2 starts in a row without progress: not requeued" in output
 
 
-def test_an_array_with_a_broken_cell_is_collected(slurm, real_environment, tmp_path, wait_for):
+def test_an_array_with_a_broken_cell_is_collected(slurm, real_environment, tmp_path):
     from decdpo.data.synthetic import Choices, synthesize
 
     synthesize(Choices(agents=3, pairs=24, dimension=8, holdout=0.25), tmp_path / "shards")
@@ -171,9 +173,9 @@ def test_an_array_with_a_broken_cell_is_collected(slurm, real_environment, tmp_p
     assert slurm.wait(job)["ExitCode"] == "0:0", (tmp_path / "out").read_text()
     words = (tmp_path / "out").read_text().split()
     array, collecting = words[words.index("array") + 1].rstrip(","), words[-1]
-    known = slurm.wait(collecting, 120)
+    known = slurm.wait(collecting)
     output = (tmp_path / "collected").read_text()
-    states = slurm.wait_array(array, 10)
+    states = slurm.wait_array(array)
     assert sorted(state for state, _ in states.values()) == ["COMPLETED", "FAILED"]
     assert known["ExitCode"] == "1:0" and "some cells are broken" in output
     assert "hypercube" in (tmp_path / "study/summary.md").read_text().split("Broken cells")[1]

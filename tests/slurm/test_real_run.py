@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from limits import await_that
 from shells import Shell
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ def real(slurm, real_environment, tmp_path_factory) -> Real:
 
 
 @pytest.mark.parametrize("launch", ["srun", "mpirun"])
-def test_stopped_requeued_and_done_with_the_same_bits(real, slurm, wait_for, launch):
+def test_stopped_requeued_and_done_with_the_same_bits(real, slurm, launch):
     job = slurm.submit(
         "--ntasks-per-node=2",
         REPOSITORY / "jobs" / "train.slurm",
@@ -67,7 +68,8 @@ def test_stopped_requeued_and_done_with_the_same_bits(real, slurm, wait_for, lau
         environment=real.environment | {"DECDPO_LAUNCH": launch},
         folder=real.folder,
     )
-    wait_for(lambda: list((real.folder / launch).glob("checkpoints/round_*")), 120)
+    folder = real.folder / launch
+    await_that(lambda: list(folder.glob("checkpoints/round_*")), "a checkpoint")
     slurm.signal(job)
     known = slurm.wait(job, 400)
     starts = real.folder / f"{launch}.starts"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import HANG
 
 from decdpo.data.synthetic import Choices, synthesize
 
@@ -54,7 +55,7 @@ class Here:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANG,
         )
 
     def rows(self, name: str) -> list[dict[str, str]]:
@@ -85,7 +86,7 @@ def test_an_array_measures_what_the_study_measures_and_a_broken_cell_is_named(
         environment=array.environment,
         folder=array.folder,
     )
-    states = slurm.wait_array(job, 120)
+    states = slurm.wait_array(job)
     output = (array.folder / "out").read_text()
     assert len(states) == 4, states
     broken = {number for number, (state, _) in states.items() if state == "FAILED"}

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from limits import HANG
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = [
@@ -26,7 +27,7 @@ def call(*command: object, **environment: str) -> tuple[int, str]:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
     )
     return done.returncode, done.stdout + done.stderr
 

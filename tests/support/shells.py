@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 from unittest import mock
 
+from limits import HANG
+
 from decdpo.cli import main
 from decdpo.comm.mpi.launch import launcher_variable
 from decdpo.comm.mpi.mpirun import capture, command_of, environment
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 120
-"""Seconds after which a command counts as hanging."""
 CONFIG = """[run]
 rounds = 12
 [data]
@@ -29,7 +29,7 @@ every = 4
 [log]
 figure = false
 [comm]
-timeout = 60.0
+timeout = 200.0
 """
 
 
@@ -76,7 +76,7 @@ class Shell:
             assert code == status, f"status {code}\n{self.said}"
             return out.getvalue()
         code, out, err = capture(
-            ranks, self.command(words, None), limit=LIMIT, cwd=self.folder,
+            ranks, self.command(words, None), limit=HANG, cwd=self.folder,
             more={"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self.said = out + err
@@ -141,15 +141,18 @@ class RankShell(Shell):
         assert code == status, f"status {code}\n{self.said}"
         return self.share(out.getvalue())
 
-    def alone(self, *words):
-        """Run a command on the first rank, as one process; all get what it printed. Collective."""
+    def alone(self, *words, status=0):
+        """Run a command on the first rank, as one process; returns what it printed. Collective.
+
+        Of a command that fails (``status``) that is its standard error, too.
+        """
         said = ""
         if self.rank == 0:
             with mock.patch.dict(os.environ):
                 while name := launcher_variable():
                     del os.environ[name]
-                said = super().__call__(*words)
-        return self.share(said)
+                said = super().__call__(*words, status=status)
+        return self.share(self.said if status else said)
 
     def digests(self, run):
         """Return one digest per agent. Collective."""

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import HANG
 
 from decdpo.errors import DataError, EnvironmentFault
 from decdpo.report.canvas import picture, without_display
@@ -24,7 +25,7 @@ def test_a_backend_inherited_from_a_notebook_is_not_asked(tmp_path: Path) -> Non
     environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, "-c", code], env=environ, cwd=tmp_path, capture_output=True, text=True,
-        timeout=120,
+        timeout=HANG,
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, backend), done.stderr
     assert (tmp_path / "curves.png").stat().st_size > 1000

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from limits import HANG
 from torch import Tensor
 
 from decdpo.checkpoint.format import WRITING, committed
@@ -101,7 +102,7 @@ def test_the_newest_committed_checkpoint_survives_every_kill(tmp_path):
     finally:
         nursery.stdin.close()
         nursery.stdout.close()
-        nursery.wait(20)
+        nursery.wait(HANG)
     assert last > 5, "the children never saved anything"
     assert during_a_write > 3, "no kill met a write: the test has no power"
 

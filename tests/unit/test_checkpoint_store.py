@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import HANG
 from torch import Tensor
 
 from decdpo.checkpoint import parts as parts_module
@@ -36,7 +37,7 @@ class Meeting:
     """Lets threads that stand for processes exchange a value."""
 
     def __init__(self, size):
-        self._barrier = threading.Barrier(size, timeout=20)
+        self._barrier = threading.Barrier(size, timeout=HANG)
         self._slots = [None] * size
 
     def all(self, index, value):
@@ -248,7 +249,7 @@ def test_saving_returns_before_the_write_and_keeps_the_values_of_that_moment(tmp
 
     def slow(*arguments):
         begun.set()
-        assert go.wait(20)
+        assert go.wait(HANG)
         return write(*arguments)
 
     monkeypatch.setattr(writer_module, "write_part", slow)
@@ -257,7 +258,7 @@ def test_saving_returns_before_the_write_and_keeps_the_values_of_that_moment(tmp
         store = make(tmp_path, world)
         states = {agent: state(agent, 1) for agent in world.local_agents}
         store.save(1, states, {"round": 1})
-        assert begun.wait(20) and names(tmp_path) == [".writing-round_000001"]
+        assert begun.wait(HANG) and names(tmp_path) == [".writing-round_000001"]
         store.poll()
         for changed in states.values():
             changed.x.zero_()

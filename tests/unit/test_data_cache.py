@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from limits import HANG
 
 from decdpo import files
 from decdpo.data import cache
@@ -179,7 +180,7 @@ for n in range(40):
 def test_several_processes_append_to_one_file_at_once(tmp_path, processes):
     running = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "file"), str(number)])
                for number in range(processes)]  # fmt: skip
-    assert [one.wait(60) for one in running] == [0] * processes
+    assert [one.wait(HANG) for one in running] == [0] * processes
     read = found(tmp_path / "file", 160)
     assert len(read) == 40 * processes
     assert all(values == [b"%d" % (k[0] % 4) * 1000] for k, values in read.items())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from limits import HANG
 
 from decdpo.comm.mpi import survival
 from decdpo.comm.mpi.boot import FAULT_TOLERANT
@@ -159,7 +160,7 @@ except DecdpoError as fault:
         print("decdpo: error:", fault, file=sys.stderr)
     sys.exit(fault.exit_code)
 """
-    code, _, said = capture(ranks, [sys.executable, "-c", program], limit=60)
+    code, _, said = capture(ranks, [sys.executable, "-c", program], limit=HANG)
     return code, said
 
 
@@ -183,7 +184,7 @@ class TestUnderMpirun:
             """
     job.boot.require(None)
     if job.is_root:
-        time.sleep(50)
+        time.sleep(600)
     fault = EnvironmentFault("the checkpoint was not written", "free some space")
     fault.shared = True
     raise fault
@@ -199,7 +200,7 @@ class TestUnderMpirun:
         return lambda: time.sleep(seconds if job.rank == 1 else 0.0)
     job.together(work(2.0), work="read their shards")
     job.say("all have read")
-    job.together(work(30.0))
+    job.together(work(600.0))
     return 0
 """,
             ranks=2,
@@ -229,7 +230,7 @@ class TestUnderMpirun:
     if job.rank == 1:
         os.close(2)
         raise KeyError("a bug")
-    time.sleep(50)
+    time.sleep(600)
     return 0
 """,
             ranks=2,

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from limits import HANG
 
 from decdpo.cli import main
 from decdpo.data.synthetic import Choices, synthesize
@@ -144,7 +145,7 @@ def test_a_private_umask_is_kept(folder, tmp_path):
     out = tmp_path / "model"
     code = "import os, sys; os.umask(0o077); from decdpo.cli import main; sys.exit(main())"
     words = ["export", str(folder / "run"), "--out", str(out)]
-    subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=HANG)
     assert out.stat().st_mode & 0o777 == 0o700
     assert {p.stat().st_mode & 0o777 for p in out.iterdir()} == {0o600}
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import HANG
 
 from decdpo import cli, commands
 from decdpo.commands.catalogue import COMMANDS, listing
@@ -20,7 +21,7 @@ def call(*words, **environment):
     """Run ``decdpo`` as a program of its own; returns status, output and errors."""
     done = subprocess.run(
         [sys.executable, "-m", "decdpo", *words],
-        env=os.environ | environment, capture_output=True, text=True, timeout=120,
+        env=os.environ | environment, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -125,7 +126,7 @@ def completions(line):
     }  # fmt: skip
     subprocess.run(
         ["bash", "-c", f'exec "$@" 8>&{write} 9>/dev/null', "-", sys.executable, "-m", "decdpo"],
-        env=settings, pass_fds=[write], capture_output=True, timeout=60,
+        env=settings, pass_fds=[write], capture_output=True, timeout=HANG,
     )  # fmt: skip
     os.close(write)
     with os.fdopen(read) as pipe:

@@ -6,6 +6,7 @@ from math import log
 
 import numpy as np
 import pytest
+from limits import HANG
 
 from decdpo.policies.features import Hashing, column_differences, hashed_differences
 
@@ -32,7 +33,7 @@ def test_features_are_the_same_in_another_process():
         "print(sorted(Hashing(997, 3).features('to be or not to be').items()))"
     )
     other = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG
     )
     here = sorted(Hashing(997, 3).features("to be or not to be").items())
     assert other.stdout.strip() == str(here)

@@ -11,6 +11,7 @@ from fcntl import ioctl
 from termios import TIOCSWINSZ
 
 import pytest
+from limits import HANG
 
 from decdpo import progress as module
 from decdpo.progress import Progress, Working
@@ -127,7 +128,7 @@ def test_the_terminal_of_a_launcher_is_found(tmp_path):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(
             [program, "-c", start, sys.executable, ask], stderr=slave, stdout=subprocess.PIPE,
-            text=True, env=environment, timeout=120,
+            text=True, env=environment, timeout=HANG,
         )  # fmt: skip
         found[program] = done.stdout.strip()
         os.close(slave)

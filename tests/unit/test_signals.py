@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
+from limits import HANG, await_that
 
 from decdpo import signals as module
 from decdpo.signals import Interrupted, Signals, Watch
@@ -54,17 +55,14 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Signals]:
 def send(number: int, until: Callable[[], Any]) -> None:
     """Send a signal to this process, and wait until it has had its effect."""
     os.kill(os.getpid(), number)
-    end = time.monotonic() + 10
-    while not until() and time.monotonic() < end:
-        time.sleep(0.002)
-    assert until()
+    await_that(until, f"the effect of signal {number}")
 
 
 @pytest.mark.parametrize("number", [*module.END])
 def test_before_the_first_round_it_ends_at_once(listening: Signals, number: int) -> None:
     with pytest.raises(Interrupted, match="before the first round; nothing is lost") as caught:
         os.kill(os.getpid(), number)
-        time.sleep(5)
+        time.sleep(HANG)
     assert caught.value.code == 128 + number and signal.Signals(number).name in str(caught.value)
 
 

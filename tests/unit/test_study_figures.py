@@ -10,6 +10,7 @@ from pathlib import Path
 import judge_studies
 import numpy as np
 import pytest
+from limits import HANG
 
 from decdpo.report import compare, curves
 from decdpo.report.canvas import drawing, plain
@@ -138,7 +139,7 @@ def test_a_bound_on_a_mean_is_drawn_against_the_mean():
 
 def run_with(code, **environment):
     command = [sys.executable, "-W", "always", "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG)
 
 
 DRAW = """
