@@ -31,6 +31,8 @@ from decdpo.algorithms.base import Algorithm
 from decdpo.comm.world import Exchange, Trace, World
 from decdpo.messages import Inbox
 from decdpo.params.flat import FlatParams
+from decdpo.params.optim import SGD
+from decdpo.policies.base import Draw
 from decdpo.policies.objective import Batch, Objective
 from decdpo.policies.stats import Stats
 from decdpo.timing import Parts
@@ -127,17 +129,19 @@ class Agent:
     sampler: Sampler
     stats: Stats
 
-    def batch(self, rows: np.ndarray, model: FlatParams | None = None) -> Batch:
+    def batch(
+        self, rows: np.ndarray, model: FlatParams | None = None, draw: Draw | None = None
+    ) -> Batch:
         """Return the shard rows ``rows`` (B,), to be scored by the agent's model.
 
         With another ``model`` the batch is for measuring, and leaves the agent's state alone: the
-        shared part is the model's, the personal part the agent's own.
+        shared part is the model's, the personal part the agent's own. draw : of a local step.
         """
         running = getattr(self.state, "running", None)
         if model is None:
-            return Batch(self.params, self.data, rows, running)
+            return Batch(self.params, self.data, rows, running, draw)
         model = self.params.with_shared(model)
-        return Batch(model, self.data, rows, None if running is None else running.clone())
+        return Batch(model, self.data, rows, None if running is None else running.clone(), draw)
 
 
 @dataclass
@@ -215,7 +219,8 @@ class Run:
 
     watch : is shown round, agent and what it receives before that is mixed; returns the inbox.
     pace : of agents that do not all take ``local_steps`` in a round. privacy : of the gradients
-    that local steps are taken along.
+    that local steps are taken along. plain : the optimizer, where its plain steps are all that
+    agents do in a local step, so that those of many may be taken together.
     """
 
     world: World
@@ -238,6 +243,7 @@ class Run:
     recovery: Recovery | None = None
     pace: Pace | None = None
     privacy: Privacy | None = None
+    plain: SGD | None = None
 
     def steps(self, agent: int, round: int) -> range:
         """Return the numbers of the local steps that ``agent`` takes in ``round``, E of them."""

@@ -1,6 +1,7 @@
 """The training loop: local steps, one exchange, the next round."""
 
 import math
+from collections.abc import Sequence
 from enum import Enum
 from time import perf_counter
 
@@ -134,26 +135,21 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
     for agent in run.agents:
         agent.stats = Stats.zero(agent.stats.names)
     steps = {agent.id: run.steps(agent.id, t) for agent in active}
+    take = steps_in_turn if run.plain is None else steps_together
     last: dict[int, np.ndarray] = {}
     for h in range(max(map(len, steps.values()), default=0)):
         taking = [agent for agent in active if h < len(steps[agent.id])]
         rows = [a.sampler.rows(steps[a.id][h], run.batch_size) for a in taking]
         last.update(zip((agent.id for agent in taking), rows))
         batches = [
-            agent.batch(chosen)._replace(draw=Draw(agent.id, steps[agent.id][h]))
+            agent.batch(chosen, draw=Draw(agent.id, steps[agent.id][h]))
             for agent, chosen in zip(taking, rows)
         ]
-        extremes: list[Tensor] = []
+        # The step size is that of the share of the round that the agent has done.
+        begun = t * run.local_steps
+        rates = [run.lr(begun + h * run.local_steps // len(steps[agent.id])) for agent in taking]
         try:
-            for agent, stats in zip(taking, (run.privacy or run.objective).gradients(batches)):
-                agent.stats += stats
-                if run.privacy is not None:
-                    run.privacy.blur(agent.params, agent.data, steps[agent.id][h])
-                extremes += torch.aminmax(touched(agent.params.grad))
-                # The step size is that of the share of the round that the agent has done.
-                lr = run.lr(t * run.local_steps + h * run.local_steps // len(steps[agent.id]))
-                run.algorithm.local_step(agent.state, agent.params.grad, lr)
-            check_gradients(taking, batches, extremes)
+            take(run, taking, batches, rates)
         except NumericalError as fault:
             what = f"round {t}, local step {h}: {fault.what}"
             raise NumericalError(what, remedy(run)) from None
@@ -161,6 +157,38 @@ def local_steps(run: Run, t: int, active: list[Agent]) -> None:
         broken = not_finite(run, agent, f"after its local steps of round {t}", last[agent.id])
         if broken is not None:
             raise broken
+
+
+def steps_in_turn(
+    run: Run, agents: list[Agent], batches: list[Batch], rates: Sequence[float]
+) -> None:
+    """Take a local step with one agent after another, each with its batch and its step size.
+
+    Raises ``NumericalError`` if a loss, a log-probability or a gradient is not finite.
+    """
+    extremes: list[Tensor] = []
+    gradients = (run.privacy or run.objective).gradients(batches)
+    for agent, batch, lr, stats in zip(agents, batches, rates, gradients):
+        agent.stats += stats
+        if run.privacy is not None and batch.draw is not None:
+            run.privacy.blur(agent.params, agent.data, batch.draw.step)
+        extremes += torch.aminmax(touched(agent.params.grad))
+        run.algorithm.local_step(agent.state, agent.params.grad, lr)
+    # Asked for all agents at once, since a GPU answers only when all of its work is done.
+    if agents:
+        check_gradients(agents, batches, torch.stack(extremes).isfinite().view(-1, 2).all(1))
+
+
+def steps_together(
+    run: Run, agents: list[Agent], batches: list[Batch], rates: Sequence[float]
+) -> None:
+    """Do ``steps_in_turn``, to the same bits, in few calls: where steps are plain ones."""
+    assert run.plain is not None
+    found, finite = run.objective.steps(batches, rates)
+    for agent, stats in zip(agents, found):
+        agent.stats += stats
+        run.plain.count(agent.state.optim)
+    check_gradients(agents, batches, torch.from_numpy(finite))
 
 
 def finish(run: Run, t: int) -> None:
@@ -185,16 +213,15 @@ def finish(run: Run, t: int) -> None:
         recovery.after(run, t)
 
 
-def check_gradients(agents: list[Agent], batches: list[Batch], extremes: list[Tensor]) -> None:
+def check_gradients(agents: list[Agent], batches: list[Batch], finite: Tensor) -> None:
     """Raise ``NumericalError`` if a gradient has a NaN or an infinity, before it is sent.
 
     Some algorithms send a gradient, or keep it, before it shows in a parameter.
 
-    extremes : () each; the smallest and the largest value of every gradient, NaN if it has one.
+    finite : (A,) bool, of every agent.
     """
-    # Asked for all agents at once, since a GPU answers only when all of its work is done.
-    if agents and not bool((finite := torch.stack(extremes).isfinite()).all()):
-        first = int(finite.logical_not().nonzero()[0]) // 2
+    if not bool(finite.all()):
+        first = int(finite.logical_not().nonzero()[0])
         raise NumericalError(
             f"the gradient of agent {agents[first].id} has NaN or infinite values, on "
             + source_rows(agents[first], batches[first].rows)

@@ -1,11 +1,12 @@
 """The contract of an algorithm: what it needs, explicit state, four small methods."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
 from decdpo.messages import Inbox
+from decdpo.params.optim import SGD
 
 S = TypeVar("S")
 
@@ -24,6 +25,8 @@ class Needs:
     fixed_weights : whether the weights must be the same in every round.
     every_message : whether every message must be mixed exactly once, in its own round.
     equal_steps : whether all agents must step alike along their gradients: no Adam, no clipping.
+    plain_steps : whether a local step is ``optimizer.step`` on the state's ``x`` and ``optim``, and
+        nothing more.
     instead : the kind of an algorithm that does without the weights and the steps needed here.
     momentum : the key of its own momentum, which excludes any of the optimizer; "" if it has none.
     sends_bytes : whether a message is a code of uint8; else it has the type of the parameters.
@@ -43,6 +46,7 @@ class Needs:
     fixed_weights: bool = False
     every_message: bool = False
     equal_steps: bool = False
+    plain_steps: bool = False
     instead: str = ""
     momentum: str = ""
     sends_bytes: bool = False
@@ -100,3 +104,14 @@ class Algorithm(Protocol[S]):
         of their models, where ``needs.fixed_weights``; None elsewhere.
         """
         ...
+
+
+def plain_optimizer(algorithm: Algorithm[Any]) -> SGD | None:
+    """Return the optimizer whose plain step x <- x - lr g is all of a local step; None otherwise.
+
+    It counts the step in the state's ``optim``.
+    """
+    # What wraps another algorithm, and may do more in a step, has no optimizer.
+    optimizer = getattr(algorithm, "optimizer", None)
+    plain = algorithm.needs.plain_steps and isinstance(optimizer, SGD) and optimizer.plain
+    return optimizer if plain else None

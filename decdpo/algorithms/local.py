@@ -22,6 +22,7 @@ class Local(Dsgd):
     needs: ClassVar[Needs] = Needs(
         meets="nobody",
         own_pace=True,
+        plain_steps=True,
         against_products="its agents mix nothing",
         on_loss="refuses",
     )

@@ -64,6 +64,11 @@ class SGD:
     weight_decay: float = 0.0
     max_norm: float = 0.0
 
+    @property
+    def plain(self) -> bool:
+        """Whether a step is x <- x - lr g, and counted, and nothing more."""
+        return not (self.momentum or self.weight_decay or self.max_norm)
+
     def init(self, x: Tensor) -> OptimState:
         """Return the state for parameters ``x`` (P,)."""
         velocity = torch.zeros_like(x) if self.momentum else _empty(x)
@@ -81,6 +86,10 @@ class SGD:
             else:
                 grad = state.first
         descend(x, grad, lr)
+        self.count(state)
+
+    def count(self, state: OptimState) -> None:
+        """Take note of one more step."""
         state.steps += 1
 
 

@@ -34,6 +34,29 @@ class JointPass(Protocol):
         ...
 
 
+class JointStep(Protocol):
+    """The plain steps of several models along the gradients of their batches, A of each.
+
+    The batches are scored in groups, of some that follow each other, and every group goes backward
+    before the next is scored.
+    """
+
+    def scores(self, first: int, last: int) -> PairScores:
+        """Return the scores (N,) of the batches ``first`` ... ``last`` - 1, end to end."""
+        ...
+
+    def backward(self, cotangents: Leaves) -> None:
+        """Add up the gradients of the batches scored last; cotangents : (N,) of all leaves."""
+        ...
+
+    def descend(self, rates: Sequence[float]) -> np.ndarray:
+        """Take the step x <- x - eta g of every batch, in the models themselves.
+
+        rates : (A,) the step sizes eta. Returns whether each gradient is finite, (A,) bool.
+        """
+        ...
+
+
 @dataclass
 class Apart:
     """A joint pass of batches that were scored one by one. sizes : pairs of each."""
@@ -115,3 +138,6 @@ def filled(size: Any, width: int) -> Any:
 
 Together = Callable[..., JointPass]
 """``Policy.forward_all``, where a policy has it."""
+
+StepTogether = Callable[..., JointStep | None]
+"""``Policy.step_all``, where a policy has it; None is returned where it is no gain."""

@@ -10,9 +10,10 @@ grad L = -beta E[sigma(-beta (m - m_ref)) dphi], and the Hessian is at most
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,24 +45,20 @@ from decdpo.policies.features import (
     column_differences,
     hashed_differences,
 )
-from decdpo.policies.joint import Apart, JointPass
+from decdpo.policies.joint import Apart, JointPass, JointStep
+from decdpo.policies.pooled import (
+    MOST_VALUES,
+    SPREAD,
+    FeaturePool,
+    Joined,
+    LogLinearJointPass,
+    LogLinearJointStep,
+    choice,
+    slopes,
+)
 
 MOST_TOGETHER = 1 << 19
 """Features that batches which are scored in one call have together, at most: a matter of memory."""
-
-
-@dataclass(frozen=True)
-class FeaturePool:
-    """The pairs of all agents of a process, end to end, of which each shard is a view.
-
-    differences : (N, P) dphi, sparse. ref_chosen, ref_rejected : (N,) reference log-probabilities.
-    score_gap : (N,), or None if the shards have none.
-    """
-
-    differences: FeatureDifferences
-    ref_chosen: np.ndarray
-    ref_rejected: np.ndarray
-    score_gap: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -69,14 +66,14 @@ class FeatureShard(EncodedShard):
     """One agent's N pairs as feature differences.
 
     differences : (N, P) dphi, sparse. ref_chosen, ref_rejected : (N,) reference log-probabilities.
-    pool : the pairs of all agents, those of this one from row ``first`` on; None if it is alone.
+    pool : the pairs of all agents, of which it is shard number ``place``; None if it is alone.
     """
 
     differences: FeatureDifferences
     ref_chosen: np.ndarray
     ref_rejected: np.ndarray
     pool: FeaturePool | None = None
-    first: int = 0
+    place: int = 0
 
 
 @dataclass
@@ -89,9 +86,8 @@ class LogLinearPass:
 
     def backward(self, cotangents: Leaves) -> None:
         """Add sum_b (d_w pi_l - d_l pi_w) dphi_b to ``params.grad``."""
-        chosen, rejected = self.scores.chosen, self.scores.rejected
-        slope = cotangents["chosen"] * rejected.exp() - cotangents["rejected"] * chosen.exp()
-        add_at(self.params.grad, self.batch.columns, self.batch.scaled(slope.numpy()))
+        slope = slopes(self.scores, cotangents).numpy()
+        add_at(self.params.grad, self.batch.columns, self.batch.scaled(slope))
 
     def along(self, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the derivatives (B,) of both log-probabilities along ``direction`` (P,)."""
@@ -117,30 +113,6 @@ class LogLinearPass:
         slope = d_chosen * self.scores.rejected.exp() - d_rejected * self.scores.chosen.exp()
         squares = np.add.reduceat(np.square(self.batch.values), self.batch.starts[:-1])
         return np.square(slope.numpy()) * squares
-
-
-@dataclass
-class LogLinearJointPass:
-    """Several batches in one (``JointPass``): models (A), the pairs of all, and where each begins.
-
-    bounds : (A + 1,) the first pair of each batch, and N.
-    """
-
-    scores: PairScores
-    models: list[FlatParams]
-    pairs: FeatureDifferences
-    bounds: np.ndarray
-
-    def backward(self, cotangents: Leaves) -> Iterator[None]:
-        """Add sum_b (d_w pi_l - d_l pi_w) dphi_b of one batch after another."""
-        chosen, rejected = self.scores.chosen, self.scores.rejected
-        slope = cotangents["chosen"] * rejected.exp() - cotangents["rejected"] * chosen.exp()
-        scaled = self.pairs.scaled(slope.numpy())
-        places = self.pairs.starts[self.bounds].tolist()
-        for params, *held in zip(self.models, places, places[1:]):
-            part = slice(*held)
-            add_at(params.grad, self.pairs.columns[part], scaled[part])
-            yield
 
 
 class FeatureReference:
@@ -237,7 +209,7 @@ class LogLinear:
                 gaps = chosen - rejected
             require_held(shard, "the difference of feature", gaps, self.layout.dtype)
             differences = column_differences(chosen, rejected, self._dtype)
-        ref_chosen, ref_rejected = _choice(differences.margins(self._reference))
+        ref_chosen, ref_rejected = choice(differences.margins(self._reference))
         alike = differences.alike
         same = "pairs have answers with equal features: they teach nothing"
         tallies = (Tally(int(alike.sum()), len(alike), same),)
@@ -257,7 +229,7 @@ class LogLinear:
     ) -> LogLinearPass:
         """Evaluate the pairs ``rows`` (B,) of ``data`` at theta = ``params.data`` (P,)."""
         batch = data.differences.batch(rows)
-        chosen, rejected = _choice(batch.margins(params.data.numpy()))
+        chosen, rejected = choice(batch.margins(params.data.numpy()))
         ref_chosen, ref_rejected = self.reference.scores(data, rows)
         length = torch.ones_like(chosen)  # An answer is a single step.
         gap = None if data.score_gap is None else data.score_gap[torch.from_numpy(rows)]
@@ -265,15 +237,16 @@ class LogLinear:
         return LogLinearPass(scores, params, batch)
 
     def pool(self, shards: Sequence[FeatureShard]) -> list[FeatureShard]:
-        """Lay the pairs of several shards end to end, for ``forward_all``."""
+        """Lay the pairs of several shards end to end, for ``forward_all`` and ``step_all``."""
         gaps = [shard.score_gap for shard in shards if shard.score_gap is not None]
+        bounds = np.cumsum([0, *(shard.num_pairs for shard in shards)])
         pool = FeaturePool(
             FeatureDifferences.stacked([shard.differences for shard in shards]),
             np.concatenate([shard.ref_chosen for shard in shards]),
             np.concatenate([shard.ref_rejected for shard in shards]),
             torch.cat(gaps) if len(gaps) == len(shards) else None,
+            bounds,
         )
-        ends = np.cumsum([shard.num_pairs for shard in shards]).tolist()
         return [
             replace(
                 shard,
@@ -281,9 +254,9 @@ class LogLinear:
                 ref_chosen=pool.ref_chosen[first:last],
                 ref_rejected=pool.ref_rejected[first:last],
                 pool=pool,
-                first=first,
+                place=place,
             )
-            for shard, first, last in zip(shards, [0, *ends], ends)
+            for place, (shard, (first, last)) in enumerate(zip(shards, pairwise(bounds.tolist())))
         ]
 
     def forward_all(
@@ -294,46 +267,28 @@ class LogLinear:
         The bits are those of ``forward``. Batches with many features gain nothing and are evaluated
         one by one.
         """
+        joined = Joined.of(batches)
+        if joined and joined.pool.differences.count(joined.rows) <= MOST_TOGETHER:
+            return LogLinearJointPass.of(joined)
         sizes = [len(rows) for _, _, rows in batches]
-        pool = batches[0][1].pool
-        home = batches[0][0].data.untyped_storage().data_ptr()
-        if pool is not None and all(
-            data.pool is pool and params.data.untyped_storage().data_ptr() == home
-            for params, data, _ in batches
-        ):
-            firsts = np.repeat([data.first for _, data, _ in batches], sizes)
-            rows = np.concatenate([rows for _, _, rows in batches]) + firsts
-            if pool.differences.count(rows) <= MOST_TOGETHER:
-                return self._joint(pool, batches, rows, np.cumsum([0, *sizes]))
         return Apart([self.forward(*batch) for batch in batches], sizes)
 
-    def _joint(
-        self,
-        pool: FeaturePool,
-        batches: Sequence[tuple[FlatParams, FeatureShard, np.ndarray]],
-        rows: np.ndarray,
-        bounds: np.ndarray,
-    ) -> LogLinearJointPass:
-        """Evaluate the ``rows`` (N,) of ``pool``; the batches begin at ``bounds`` (A + 1,)."""
-        pairs = pool.differences.batch(rows)
-        models = [params for params, _, _ in batches]
-        one = models[0].data
-        # All models as one vector: row i of the matrix they are begins at its own offset.
-        every = one.as_strided((one.untyped_storage().nbytes() // one.itemsize,), (1,), 0).numpy()
-        offsets = [int(params.data.storage_offset()) for params in models]
-        places = pairs.columns + np.repeat(offsets, np.diff(pairs.starts[bounds]))
-        chosen, rejected = _choice(pairs.row_sums(every.take(places)))
-        length = torch.ones_like(chosen)
-        scores = PairScores(
-            chosen,
-            rejected,
-            torch.from_numpy(pool.ref_chosen.take(rows)),
-            torch.from_numpy(pool.ref_rejected.take(rows)),
-            length,
-            length,
-            None if pool.score_gap is None else pool.score_gap[torch.from_numpy(rows)],
-        )
-        return LogLinearJointPass(scores, models, pairs, bounds)
+    def step_all(
+        self, batches: Sequence[tuple[FlatParams, FeatureShard, np.ndarray]]
+    ) -> JointStep | None:
+        """Take down the models of all ``batches`` for plain steps in few calls, each with its own.
+
+        Returns None where that is no gain: where they do not lie in one memory, or have many
+        features.
+        """
+        joined = Joined.of(batches)
+        if joined is None:
+            return None
+        pool, rows = joined.pool, joined.rows
+        values = pool.differences.count(rows)
+        if values > MOST_VALUES * len(rows) or pool.most_features(joined.shards) > SPREAD * values:
+            return None
+        return LogLinearJointStep(joined)
 
     def export(self, x: Tensor, out: str | os.PathLike[str]) -> Path:
         """Write theta = ``x`` (P,) with what it takes to use it to the file ``out`` (.npz).
@@ -347,9 +302,3 @@ class LogLinear:
             "seed": np.array(self.seed, dtype=np.uint64),
         }
         return write_npz(out, arrays)
-
-
-def _choice(margins: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Turn margins (B,) into the log-probabilities of the chosen and rejected answers."""
-    m = torch.from_numpy(margins)
-    return torch.nn.functional.logsigmoid(m), torch.nn.functional.logsigmoid(-m)

@@ -32,10 +32,18 @@ from decdpo.losses.base import (
 )
 from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams
-from decdpo.params.support import clear
+from decdpo.params.support import clear, descend, touched
 from decdpo.policies.base import Draw, ForwardPass, Policy, is_noisy
 from decdpo.policies.encoded import EncodedShard
-from decdpo.policies.joint import Apart, JointPass, Lanes, Together, filled, joined
+from decdpo.policies.joint import (
+    Apart,
+    JointPass,
+    Lanes,
+    StepTogether,
+    Together,
+    filled,
+    joined,
+)
 from decdpo.policies.stats import METRICS, Stats, summarize
 
 LANES = 32
@@ -122,6 +130,45 @@ class Objective:
                 if batch.running is not None:
                     self._run_on(batch, forward.scores)
                 yield stats
+
+    @property
+    def steps_together(self) -> bool:
+        """Whether the policy may take the plain steps of many models in few calls: ``steps``."""
+        running = isinstance(self.loss, RunningLoss)
+        return self._together and not running and hasattr(self.policy, "step_all")
+
+    def steps(
+        self, batches: Sequence[Batch], rates: Sequence[float]
+    ) -> tuple[list[Stats], np.ndarray]:
+        """Take the plain step x <- x - eta g of every batch along the gradient of its mean loss.
+
+        Every batch has a model of its own. rates : (A,) the step sizes eta. Returns the statistics
+        of every batch, and whether its gradient is finite, (A,) bool. The bits are those of
+        ``gradients`` and ``params.support.descend``. Raises as ``gradient`` does.
+        """
+        together: StepTogether = getattr(self.policy, "step_all")
+        joint = together([batch[:3] for batch in batches])
+        if joint is None:
+            return self._steps_apart(batches, rates)
+        found: list[Stats] = []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for group in self._groups(batches):
+                scores = joint.scores(len(found), len(found) + len(group))
+                cotangents, scored = self.score(group, scores)
+                joint.backward(cotangents)
+                found += scored
+            return found, joint.descend(rates)
+
+    def _steps_apart(
+        self, batches: Sequence[Batch], rates: Sequence[float]
+    ) -> tuple[list[Stats], np.ndarray]:
+        """Do ``steps`` for one batch after another."""
+        found, finite = [], []
+        for batch, stats, rate in zip(batches, self.gradients(batches), rates):
+            found.append(stats)
+            finite.append(bool(touched(batch.params.grad).isfinite().all()))
+            descend(batch.params.data, batch.params.grad, rate)
+        return found, np.array(finite)
 
     def evaluate(
         self, params: FlatParams, data: EncodedShard, rows: np.ndarray, batch_size: int = 64

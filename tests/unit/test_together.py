@@ -7,6 +7,7 @@ import pytest
 import torch
 from quadratics import NoStore, Recorder
 
+from decdpo.algorithms.base import plain_optimizer
 from decdpo.algorithms.catalogue import ALGORITHMS
 from decdpo.build.agents import models_in_rows
 from decdpo.codecs.topk import TopK
@@ -15,13 +16,15 @@ from decdpo.comm.late.staleness import StaleExchange
 from decdpo.comm.local import LocalWorld
 from decdpo.data.sampling import EpochSampler
 from decdpo.data.shard import PreferenceShard
+from decdpo.errors import NumericalError
 from decdpo.losses.dpo import DPO
 from decdpo.params.flat import FlatParams
 from decdpo.params.optim import SGD, AdamW
 from decdpo.params.support import add_at, clear, descend, support, touched
 from decdpo.policies.joint import Apart
-from decdpo.policies.loglinear import LogLinear, LogLinearJointPass
+from decdpo.policies.loglinear import LogLinear
 from decdpo.policies.objective import Batch, Objective
+from decdpo.policies.pooled import LogLinearJointPass, LogLinearJointStep
 from decdpo.run import Agent, Run
 from decdpo.topology.schedule import make_schedule
 from decdpo.train import train
@@ -81,31 +84,41 @@ def make_run(kind, together, *, local_steps=2, overlap=True):
     return Run(
         world, exchange, algorithm, objective, make_schedule("ring", "auto", N), agents,
         lambda step: 0.3, steps, 5, overlap, ROUNDS, Recorder(), NoStore(),
+        plain=plain_optimizer(algorithm),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_one_matrix_train_to_the_bits_of_agents_apart(kind):
     seen, passes = [], []
-    forward_all = LogLinear.forward_all
-
-    def watching(self, batches):
-        passes.append(forward_all(self, batches))
-        return passes[-1]
-
     for together in (True, False):
-        run = make_run(kind, together)
+        run, types = make_run(kind, together), set()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(LogLinear, "forward_all", watching)
+            for name in ("forward_all", "step_all"):
+                patch.setattr(LogLinear, name, watched(getattr(LogLinear, name), types))
             train(run)
-        seen.append((run.monitor.path, [agent.stats.values for agent in run.agents]))
-    joint = {type(one) for one in passes[: len(passes) // 2]}
+        passes.append(types)
+        counted = [agent.state.optim.steps for agent in run.agents if hasattr(agent.state, "optim")]
+        seen.append((run.monitor.path, [agent.stats.values for agent in run.agents], counted))
+    plain = kind in ("dsgd", "late messages", "choco")
     # Tracking keeps x beside y in a buffer of its own, and is computed in the general way.
-    assert joint == {Apart if kind == "gradient tracking" else LogLinearJointPass}
-    assert {type(one) for one in passes[len(passes) // 2 :]} == {Apart}
+    joint = LogLinearJointStep if plain else LogLinearJointPass
+    assert passes[0] == {Apart if kind == "gradient tracking" else joint}
+    assert passes[1] == ({type(None), Apart} if plain else {Apart})
     for ours, theirs in zip(*seen):
         assert np.array_equal(ours, theirs)
     assert np.abs(seen[0][0][-1]).max() > 0.01
+
+
+def watched(method, types):
+    """Return ``method``, which notes the types of what it returns."""
+
+    def watching(self, batches):
+        found = method(self, batches)
+        types.add(type(found))
+        return found
+
+    return watching
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -130,6 +143,59 @@ def test_batches_of_one_memory_are_scored_as_each_alone(dtype, weighted):
         assert torch.equal(grad, params.grad) and grad.any()
         held = objective.evaluate(params, alone[i], some[i], batch_size=9)
         assert np.array_equal(evaluated[i].values, held.values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("some", [range(N), (1, 2, 5), (4, 0)])
+@pytest.mark.parametrize("rate", [lambda i: 0.3, lambda i: 0.1 * i])
+def test_plain_steps_of_many_are_those_of_each_alone(dtype, some, rate):
+    policy = LogLinear(P, dtype=dtype)
+    objective = Objective(policy, DPO(0.5))
+    alone = [policy.encode(shard(i, weighted=True)) for i in range(N)]
+    data = policy.pool(alone)
+    rng = np.random.default_rng(0)
+    start = torch.from_numpy(rng.standard_normal((N, P))).to(policy.layout.dtype)
+    rows = {i: rng.integers(0, 12, size) for i, size in zip(some, (1, 7, 31, 32, 33, 40))}
+    x, expected = start.clone(), start.clone()
+    before = x._version
+    batches = [Batch(FlatParams(policy.layout, x[i]), data[i], rows[i]) for i in some]
+    assert type(policy.step_all([batch[:3] for batch in batches])) is LogLinearJointStep
+    found, finite = objective.steps(batches, [rate(i) for i in some])
+    for i, stats in zip(some, found):
+        params = FlatParams(policy.layout, expected[i])
+        assert np.array_equal(stats.values, objective.gradient(params, alone[i], rows[i]).values)
+        descend(params.data, params.grad, rate(i))
+    assert torch.equal(x, expected) and not torch.equal(x, start) and finite.all()
+    assert x._version > before, "who keeps a copy must see that it has changed"
+
+
+@pytest.mark.parametrize("name, value", [("SPREAD", 0), ("MOST_VALUES", 0)])
+def test_batches_with_many_features_are_stepped_one_by_one(monkeypatch, name, value):
+    policy = LogLinear(P)
+    objective, rows = Objective(policy, DPO(0.5)), np.arange(9)
+    data = policy.pool([policy.encode(shard(i)) for i in range(2)])
+    ends = []
+    for limit in (None, value):
+        if limit is not None:
+            monkeypatch.setattr(f"decdpo.policies.loglinear.{name}", limit)
+        x = torch.zeros(2, P)
+        batches = [Batch(FlatParams(policy.layout, x[i]), data[i], rows) for i in range(2)]
+        joint = policy.step_all([batch[:3] for batch in batches])
+        assert (joint is None) == (limit is not None)
+        objective.steps(batches, [0.3, 0.3])
+        ends.append(x)
+    assert torch.equal(*ends) and ends[0].any()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_gradient_that_is_not_finite_is_reported_with_its_agent(together):
+    run = make_run("dsgd", together, local_steps=1)
+    # At x = 0 margins and losses are finite, whatever the features and beta.
+    run.objective = Objective(run.objective.policy, DPO(1e3))
+    values = run.agents[3].data.differences.values
+    values[:] = np.sign(values) * np.float32(1e38)
+    with pytest.raises(NumericalError, match="round 0, local step 0: the gradient of agent 3 has"):
+        train(run)
 
 
 def test_batches_that_lie_apart_or_hold_much_are_scored_one_by_one(monkeypatch):

@@ -81,6 +81,7 @@ class Choco:
         fixed_weights=True,
         every_message=True,
         sends_bytes=True,
+        plain_steps=True,
         against_products="its codec adds up differences of A and B, whose coordinates turn with "
         "every cut",
         instead="dsgd",

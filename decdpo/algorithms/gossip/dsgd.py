@@ -49,7 +49,12 @@ class Dsgd:
     """
 
     needs: ClassVar[Needs] = Needs(
-        pair_weights=True, own_pace=True, sends_model=True, in_parts=True, on_loss="keeps"
+        pair_weights=True,
+        own_pace=True,
+        plain_steps=True,
+        sends_model=True,
+        in_parts=True,
+        on_loss="keeps",
     )
 
     optimizer: Optimizer

@@ -62,6 +62,7 @@ class GossipOuterMomentum(OuterMomentum):
     needs: ClassVar[Needs] = Needs(
         pair_weights=True,
         own_pace=True,
+        plain_steps=True,
         every_message=True,
         sends_model=True,
         in_parts=True,

@@ -38,6 +38,7 @@ class FedAvg(Dsgd):
     needs: ClassVar[Needs] = Needs(
         meets="server",
         own_pace=True,
+        plain_steps=True,
         against_products="its server adds up A and B",
         on_loss="keeps",
     )

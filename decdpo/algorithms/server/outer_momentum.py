@@ -63,6 +63,7 @@ class OuterMomentum:
     needs: ClassVar[Needs] = Needs(
         meets="server",
         own_pace=True,
+        plain_steps=True,
         in_parts=True,
         against_products="its server adds up A and B",
         on_loss="keeps",
