@@ -1,10 +1,13 @@
 """The built-in studies by name."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from decdpo.config.options import nearest
 from decdpo.errors import ConfigError
-from decdpo.studies.study import Study
+
+if TYPE_CHECKING:
+    from decdpo.studies.study import Study
 
 STUDIES = {
     "methods": ("decdpo.studies.builtin.methods", "Methods"),
@@ -26,7 +29,7 @@ STUDIES = {
 """Module and class of each."""
 
 
-def builtin(name: str) -> Study:
+def builtin(name: str) -> "Study":
     """Return the built-in study called ``name``.
 
     Raises ``ConfigError`` if there is none.
@@ -36,6 +39,8 @@ def builtin(name: str) -> Study:
             f"there is no study {name!r}{nearest(name, STUDIES)}",
             f"choose one of {', '.join(STUDIES)}, or name a TOML file that describes one",
         )
+    from decdpo.studies.study import Study
+
     module, cls = STUDIES[name]
     study = getattr(importlib.import_module(module), cls)()
     assert isinstance(study, Study)

@@ -22,7 +22,9 @@ def train_cell(folder: Path, ranks: int) -> None:
     else:
         for name in _OF_ONE_PROCESS:
             (folder / name).unlink(missing_ok=True)
-        program += ["train", f"{folder}.toml", "--out", str(folder)]
+        # Nobody looks at the curves of one cell.
+        plain = ["--set", "log.figure=false"]
+        program += ["train", f"{folder}.toml", "--out", str(folder), *plain]
     log = folder / "mpirun.log"
     with log.open("w") as stream:
         code = run(ranks, program, stdout=stream, stderr=stream)

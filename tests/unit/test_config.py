@@ -191,6 +191,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_command_line_starts_without_heavy_imports():
     code = (
         "import sys, decdpo, decdpo.config, decdpo.parser as c; c.build_parser();"
+        "import decdpo.studies.catalogue;"
         "heavy = ('torch', 'mpi4py', 'transformers', 'h5py', 'numpy');"
         "print([m for m in heavy if m in sys.modules])"
     )
