@@ -134,8 +134,10 @@ class Objective:
     @property
     def steps_together(self) -> bool:
         """Whether the policy may take the plain steps of many models in few calls: ``steps``."""
-        running = isinstance(self.loss, RunningLoss)
-        return self._together and not running and hasattr(self.policy, "step_all")
+        # Who scores batches one by one takes the steps along their gradients one by one.
+        policy = self.policy
+        able = all(getattr(policy, name, None) is not None for name in ("forward_all", "step_all"))
+        return able and self._together and not isinstance(self.loss, RunningLoss)
 
     def steps(
         self, batches: Sequence[Batch], rates: Sequence[float]
