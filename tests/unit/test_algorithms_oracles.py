@@ -155,7 +155,7 @@ def test_on_the_complete_graph_gossip_is_diloco_to_the_bit(optimizer):
     assert np.abs(gossip[-1]).max() > 0.05
 
 
-@pytest.mark.parametrize("graph", [*GRAPHS, "path"])
+@pytest.mark.parametrize("graph", ["ring", "random_matching", "path"])
 def test_with_its_defaults_gossip_outer_momentum_keeps_agents_together(graph):
     problem, schedule = Quadratics(n=16, noise=0.0), make_schedule(graph, "auto", 16, seed=1)
     algorithm = GossipOuterMomentum(SGD(), P, SGD(momentum=0.9, nesterov=True), 0.7)

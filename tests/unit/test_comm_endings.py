@@ -50,20 +50,10 @@ def test_a_clean_end_is_silent() -> None:
     assert (status, errors.strip()) == (0, "")
 
 
-def test_abort_carries_its_code_and_ends_all() -> None:
-    status, _ = run("boot.abort(75) if world.rank else time.sleep(600)")
-    assert status == 75
-
-
 def test_an_uncaught_exception_ends_all_and_is_told_once() -> None:
     status, errors = run("if world.rank: raise RuntimeError('only here')\nstep(1)")
     assert status == 1
     assert errors.count("RuntimeError: only here") == 1
-
-
-def test_all_may_leave_with_a_code_of_their_own() -> None:
-    status, _ = run("world.close(); sys.exit(85)")
-    assert status == 85
 
 
 def test_a_silent_neighbour_is_named_under_mpirun() -> None:
