@@ -119,7 +119,8 @@ def _model(config: Config, tokens: int | None) -> Model:
     """Return the shapes of the policy."""
     section = config.policy
     if isinstance(section, CausalLM):
-        return _language_model(section, tokens)
+        on_cpu = config.device.kind == "cpu" or not torch.cuda.is_available()
+        return _language_model(section, tokens, on_cpu)
     shard = None
     if isinstance(section, LogLinear) and section.features == "columns":
         shard = build.open_index(config).open(0)
@@ -127,7 +128,7 @@ def _model(config: Config, tokens: int | None) -> Model:
     return Model(layout, {}, f"{section.kind} in {section.dtype}")
 
 
-def _language_model(section: CausalLM, tokens: int | None) -> Model:
+def _language_model(section: CausalLM, tokens: int | None, on_cpu: bool) -> Model:
     from decdpo.policies.causal_lm import DTYPES
     from decdpo.policies.lm import hub
     from decdpo.policies.lm.adapters.layers import layers
@@ -144,11 +145,12 @@ def _language_model(section: CausalLM, tokens: int | None) -> Model:
     row = tokens or max(section.tokens_at_once, length + length // 2)
     dtype = DTYPES[section.dtype]
     vocabulary, width = module.get_output_embeddings().weight.shape
+    again = section.activation_checkpointing
     step = {
-        "activations": activation_bytes(module, row, dtype, section.activation_checkpointing),
+        "activations": activation_bytes(module, row, dtype, again, spared=on_cpu),
         "head": head_bytes(vocabulary, width, row, dtype, trained=not section.lora.on),
     }
-    if section.lora.dropout and not section.activation_checkpointing:
+    if section.lora.dropout and not again:
         # What an adapter sees after its mask, and the mask, a byte a value.
         seen = sum(layer.in_features for _, layer in layers(module))
         step["dropout"] = row * seen * (dtype.itemsize + 1)

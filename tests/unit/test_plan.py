@@ -89,7 +89,7 @@ def test_more_agents_on_a_rank_take_more_and_send_less_between_ranks(plan):
 def test_what_saves_memory_is_counted(plan):
     usual = plan(SMALL)["memory"]
     again = plan(SMALL, **{"policy.activation_checkpointing": "true"})["memory"]
-    assert again["activations"] < usual["activations"] / 2
+    assert again["activations"] < 0.6 * usual["activations"]
     narrow = plan(SMALL, **{"policy.dtype": "bfloat16"})["memory"]
     assert narrow["activations"] < 0.7 * usual["activations"]
     assert narrow["parameters"] == usual["parameters"] == 4 * 2 * narrow["narrow"]
@@ -103,17 +103,19 @@ def test_what_saves_memory_is_counted(plan):
     assert local["round"] == {"messages": 0, "bytes": 0, "message_bytes": 0, "between_ranks": 0}
 
 
-def test_activations_are_what_autograd_keeps():
+@pytest.mark.parametrize("spared", [True, False])
+def test_activations_are_what_autograd_keeps(spared):
     import torch
     import transformers
 
     from decdpo.policies.lm.forward.attention import Masked, Part
     from decdpo.policies.lm.forward.packed import PackedLM
     from decdpo.policies.lm.forward.packing import Segment
+    from decdpo.policies.lm.forward.remade import Remade, spare
     from decdpo.policies.lm.memory import activation_bytes, meta_model
 
     config = transformers.LlamaConfig(**SMALL, vocab_size=64)
-    planned = activation_bytes(meta_model(config), 200, torch.float32)
+    planned = activation_bytes(meta_model(config), 200, torch.float32, spared=spared)
     module = transformers.AutoModelForCausalLM.from_config(config).eval()
     scorer = PackedLM(module)
     segment = Segment(0, 120, 160, 200)
@@ -123,6 +125,8 @@ def test_activations_are_what_autograd_keeps():
 
     def keep(tensor):
         storage = tensor.untyped_storage()
+        if spared and isinstance(spare(tensor), Remade):
+            return tensor
         if storage.data_ptr() not in owned:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor

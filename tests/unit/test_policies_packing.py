@@ -1,5 +1,7 @@
 """Packed rows against each answer scored by itself through the whole model, of several families."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from model_families import FAMILIES, family_config, random_model
 
 from decdpo.errors import EnvironmentFault, PolicyError
 from decdpo.params.flat import FlatParams, Layout, flatten
-from decdpo.policies.lm.forward import attention
+from decdpo.policies.lm.forward import attention, packed, remade
 from decdpo.policies.lm.forward.compiled import compile_scorer
 from decdpo.policies.lm.forward.head import token_logps
 from decdpo.policies.lm.forward.packed import PackedLM
@@ -116,6 +118,21 @@ def test_a_packed_row_scores_as_each_answer_by_itself(family, recomputed, way, m
     assert found.detach().numpy() == pytest.approx(expected.detach().numpy(), rel=1e-6)
     error = gradients(plain, found, weights) - slope
     assert float(error.norm() / slope.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_made_again_in_the_backward_pass_has_the_same_bits(family, monkeypatch):
+    pairs, rows, weights = tokens(5), np.array([3, 0, 4]), torch.linspace(-1, 1, 6).view(2, 3)
+    found = []
+    made = []
+    again = remade.Remade.get
+    monkeypatch.setattr(remade.Remade, "get", lambda self: made.append(1) or again(self))
+    for spared in (remade.remade, nullcontext):
+        monkeypatch.setattr(packed, "remade", spared)
+        model = random_model(family, VOCABULARY)
+        found.append(gradients(model, PackedLM(model)(pairs, rows), weights))
+        assert made, "nothing was made again"
+    assert found[0].equal(found[1])
 
 
 @pytest.mark.parametrize("tied", [True, False])

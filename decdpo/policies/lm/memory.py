@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from decdpo.policies.lm.forward.attention import SEGMENTS
 from decdpo.policies.lm.forward.head import CHUNK_VALUES
+from decdpo.policies.lm.forward.remade import Remade, spare
 
 COUNTED = "decdpo_counted"
 """The name under which transformers finds ``counted_attention``."""
@@ -26,12 +27,17 @@ def meta_model(config: Any) -> Any:
 
 
 def activation_bytes(
-    module: Any, tokens: int, dtype: torch.dtype, checkpointing: bool = False
+    module: Any,
+    tokens: int,
+    dtype: torch.dtype,
+    checkpointing: bool = False,
+    spared: bool = True,
 ) -> int:
     """Return the bytes that the backward pass of a row of ``tokens`` tokens needs kept.
 
     module : of ``meta_model``. checkpointing : whether layers are computed again; then a layer's
-    input is kept, and the inside of a single layer.
+    input is kept, and the inside of a single layer. spared : whether what ``remade`` makes again
+    is not kept, as on a CPU.
     """
     from transformers import AttentionInterface
 
@@ -45,7 +51,8 @@ def activation_bytes(
 
     def keep(tensor: Tensor) -> Tensor:
         base = tensor if tensor._base is None else tensor._base
-        if id(base) not in owned and not isinstance(base, nn.Parameter):
+        again = spared and not checkpointing and isinstance(spare(tensor), Remade)
+        if not again and id(base) not in owned and not isinstance(base, nn.Parameter):
             # Held, so that no other tensor gets its id.
             seen[id(base)] = base
         return tensor

@@ -1,6 +1,7 @@
 """The weights of a language model: which of them are trained, and where every agent begins."""
 
 import copy
+import ctypes
 import hashlib
 import json
 import os
@@ -255,4 +256,15 @@ def unload(module: nn.Module, layout: Layout) -> Tensor:
     for name, lo, hi in zip(layout.names, layout.offsets, layout.offsets[1:]):
         vector[lo:hi] = parameters[name].detach().view(-1)
         parameters[name].data = vector[lo:hi].view(parameters[name].shape)
+    give_back()
     return vector
+
+
+def give_back() -> None:
+    """Return to the system the memory that this process has freed and its allocator keeps.
+
+    Threads have loaded the weights, and what one thread has freed others do not use.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,6 +1,7 @@
 """The fast way through a causal language model: packed rows, and a head for scored tokens alone."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from decdpo.policies.lm.forward import attention
 from decdpo.policies.lm.forward.head import token_logps
 from decdpo.policies.lm.forward.packing import pack, packed_size
 from decdpo.policies.lm.forward.plain import CANNOT_SCORE
+from decdpo.policies.lm.forward.remade import remade
 from decdpo.policies.lm.forward.vocabulary import Vocabulary
 from decdpo.policies.tokens import TokenizedPairs
 
@@ -94,7 +96,9 @@ class PackedLM:
         of_head, of_embedding = self._vocabulary.gradients()
         fed = self._vocabulary.fed(row.ids, of_embedding)
         name = type(self.module).__name__
-        with foreign(f"the model {name} cannot score an answer", CANNOT_SCORE):
+        # On a GPU memory is read as slowly as it is computed with: there all is kept.
+        spared = remade() if device.type == "cpu" else nullcontext()
+        with foreign(f"the model {name} cannot score an answer", CANNOT_SCORE), spared:
             hidden = self.module.base_model(
                 **fed,
                 position_ids=row.positions[None].to(device),
