@@ -22,13 +22,14 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from h5py import h5a, h5d, h5p, h5s, h5t
+from h5py import h5d, h5g, h5s
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from decdpo import hdf5
 from decdpo.checkpoint.checksum import checksum_around, checksum_of, file_crc
 from decdpo.checkpoint.format import FORMAT, VERSION, Damaged, Part
+from decdpo.checkpoint.forms import Forms
 from decdpo.checkpoint.sink import Sink
 from decdpo.checkpoint.state import (
     Record,
@@ -43,8 +44,8 @@ from decdpo.files import open_regular, reason
 
 LARGE = 1 << 20
 FRAMED = 1 << 16
-"""Bytes of a tensor above which it is read once on resuming; smaller ones are read twice, which is
-faster than to look up where each of them lies."""
+"""Bytes of a tensor above which it is read once on resuming, and not again for the checksum of the
+file; smaller ones are read twice, which is faster than to look up where each of them lies."""
 _STRUCTURE = "state structure"  # with a space: never the path of a field
 _NATIVE: dict[torch.dtype, np.dtype] = {
     torch.float16: np.dtype("<f2"),
@@ -88,9 +89,7 @@ def _fill(
 ) -> list[tuple[int, int, int]]:
     """Write the HDF5 file; return place, bytes and CRC-32 of every large dataset."""
     large: list[tuple[int, int, int]] = []
-    creation = h5p.create(h5p.DATASET_CREATE)
-    creation.set_layout(h5d.CONTIGUOUS)
-    creation.set_fill_time(h5d.FILL_TIME_NEVER)
+    forms = Forms()
     with h5py.File(
         sink, "w", libver="latest", alignment_threshold=LARGE, alignment_interval=LARGE
     ) as file:
@@ -98,36 +97,36 @@ def _fill(
             file.attrs[name] = value
         agents = file.create_group("agents")
         for record in records:
-            group = agents.create_group(f"{record.agent:06d}")
-            group.attrs[_STRUCTURE] = record.structure
+            place = h5g.create(agents.id, f"{record.agent:06d}".encode())
+            group = h5py.Group(place)
+            forms.note_text(place, _STRUCTURE, record.structure)
             for name, scalar in record.scalars.items():
                 group.attrs[name] = h5py.Empty("f8") if scalar is None else scalar
             for name, tensor in record.tensors.items():
-                extent = _write_tensor(group, name, tensor, creation, checker)
-                if extent[1] >= LARGE:
+                extent = _write_tensor(place, name, tensor, forms, checker)
+                if extent[1] >= FRAMED:
                     large.append(extent)
     return large
 
 
 def _write_tensor(
-    group: h5py.Group, name: str, tensor: Tensor, creation: h5p.PropDCID, checker: Executor
+    group: h5g.GroupID, name: str, tensor: Tensor, forms: Forms, checker: Executor
 ) -> tuple[int, int, int]:
     """Write one tensor; return its place in the file, its bytes and their CRC-32."""
     raw = raw_bytes(tensor)
     dtype: np.dtype = _NATIVE.get(tensor.dtype, _BYTES)
     checked = checker.submit(zlib.crc32, raw.data) if raw.nbytes >= LARGE else None
     # The low-level interface: a thousand agents have thousands of small tensors.
-    space = h5s.create_simple((raw.nbytes // dtype.itemsize,))
-    dataset = h5d.create(group.id, name.encode(), h5t.py_create(dtype), space, creation)
+    kind, space = forms.kind(dtype), forms.space((raw.nbytes // dtype.itemsize,))
+    dataset = h5d.create(group, name.encode(), kind, space, forms.creation)
     if raw.nbytes:
-        dataset.write(h5s.ALL, h5s.ALL, raw.view(dtype))
+        dataset.write(h5s.ALL, h5s.ALL, raw.view(dtype), mtype=kind)
     crc = checked.result() if checked else zlib.crc32(raw.data)
-    attribute = h5a.create(dataset, b"crc32", h5t.STD_U32LE, h5s.create(h5s.SCALAR))
-    attribute.write(np.array(crc, dtype="<u4"))
+    forms.note(dataset, "crc32", np.array(crc, dtype="<u4"))
     if tensor.dim() != 1:
-        h5py.Dataset(dataset).attrs["shape"] = np.array(tensor.shape, dtype=np.int64)
+        forms.note(dataset, "shape", np.array(tensor.shape, dtype=np.int64))
     if tensor.dtype not in _NATIVE:
-        h5py.Dataset(dataset).attrs["dtype"] = dtype_name(tensor.dtype)
+        forms.note_text(dataset, "dtype", dtype_name(tensor.dtype))
     return (dataset.get_offset() if raw.nbytes else 0), raw.nbytes, crc
 
 

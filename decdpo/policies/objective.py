@@ -233,10 +233,10 @@ class Objective:
     def _groups(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         """Put together the batches that are scored together."""
         group: list[Batch] = []
-        lanes = 0
+        lanes, width, together = 0, self._width, self._together
         for batch in batches:
-            size = filled(len(batch.rows), self._width)
-            if group and not (self._together and lanes + size <= GROUP_LANES):
+            size = filled(len(batch.rows), width)
+            if group and not (together and lanes + size <= GROUP_LANES):
                 yield group
                 group, lanes = [], 0
             group.append(batch)
