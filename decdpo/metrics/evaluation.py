@@ -203,9 +203,11 @@ class HeldOut:
         """Return the gradient norm of the average model, None if it is not measured. Collective."""
         return gradient_norm(run, mean, self.gradient_rows) if self.gradient else None
 
-    def own(self, run: Run) -> dict[int, Stats]:
-        """Evaluate every local agent's model on its own held-out pairs."""
-        return self._evaluate(run, {a.id: a.params for a in run.agents})
+    def both(self, run: Run, mean: FlatParams) -> tuple[dict[int, Stats], dict[int, Stats]]:
+        """Evaluate every local agent's held-out pairs by its own model, and by the average one."""
+        own = self._evaluate(run, {a.id: a.params for a in run.agents})
+        # That of a single agent is its own, by which nothing is scored again.
+        return own, own if mean is run.agents[0].params else self.average(run, mean)
 
     def average(self, run: Run, mean: FlatParams) -> dict[int, Stats]:
         """Evaluate the average model on every local agent's held-out pairs."""

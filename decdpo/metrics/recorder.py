@@ -152,7 +152,7 @@ class Metrics:
             with self.progress.working(f"measuring round {done}"):
                 run.world.purpose = f"the record of round {done}"
                 mean = average_model(run.world, run.agents)
-                own, at_mean = self.heldout.own(run), self.heldout.average(run, mean)
+                own, at_mean = self.heldout.both(run, mean)
                 train = {a.id: a.stats for a in run.agents}
                 self._write(self._record(done, run, train, own, at_mean, mean, began))
             self._look(done, last)

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from decdpo.cli import main
 from decdpo.comm.local import LocalWorld
+from decdpo.data.synthetic import Choices, synthesize
 from decdpo.errors import DataError
 from decdpo.metrics import evaluation
 from decdpo.metrics.evaluation import average_model, require_gradient, squared_gaps
 from decdpo.params.flat import FlatParams, Layout
+from decdpo.policies.objective import Objective
 from decdpo.policies.stats import Stats
+from decdpo.records import read_records
 from decdpo.run import Agent
 
 
@@ -95,6 +99,30 @@ def test_measuring_one_agent_copies_nothing_and_shares_the_gradient():
     assert average_model(LocalWorld(1), agents[:1]) is agents[0].params
     mean = average_model(LocalWorld(3), agents)
     assert mean.grad is agents[0].params.grad
+
+
+@pytest.mark.parametrize(("count", "scored"), [(1, 4), (3, 2 * 3 * 4)])
+def test_a_single_agents_pairs_are_scored_once_as_its_mean_is_its_model(tmp_path, count, scored):
+    synthesize(Choices(agents=count, pairs=16, dimension=3, holdout=0.25, seed=0), tmp_path / "s")
+    text = f'[data]\nshards = "{tmp_path}/s"\n[policy]\nfeatures = "columns"\n[run]\nrounds = 1\n'
+    (tmp_path / "run.toml").write_text(text)
+    seen = []
+    usual = Objective.evaluations
+
+    def counted(self, batches, *rest):
+        seen.append(sum(len(batch.rows) for batch in batches))
+        return usual(self, batches, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Objective, "evaluations", counted)
+        assert main(["train", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]) == 0
+        # The start: training pairs, then those held out; then the record of the last round.
+        assert sum(seen[2:]) == scored
+        seen.clear()
+        assert main(["evaluate", str(tmp_path / "run")]) == 0
+        assert sum(seen) == scored
+    last = read_records(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert (last["heldout/loss"] == last["heldout/average/loss"]) == (count == 1)
 
 
 def test_the_mean_of_many_agents_takes_a_block_at_a_time(monkeypatch) -> None:

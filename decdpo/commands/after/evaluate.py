@@ -137,6 +137,10 @@ def _measure(
     columns: tuple[dict[int, np.ndarray], ...] = ({}, {})
     for agent in models.each():
         for model, column in zip((None, mean), columns):
+            if model is agent.params:
+                # The mean of a single agent is its own model.
+                column[agent.id] = columns[0][agent.id]
+                continue
             batches = [agent.batch(r, model)._replace(data=d) for d, r in pairs[agent.id]]
             scored = experiment.objective.evaluations(batches)
             column[agent.id] = sum(scored, none).values

@@ -104,7 +104,7 @@ class PeopleTraining(Training):
         assert hasattr(run.monitor, "heldout")
         heldout, mean = run.monitor.heldout, average_model(run.world, run.agents)
         index = ShardIndex.load(self.config.data.shards)
-        own, average = heldout.own(run), heldout.average(run, mean)
+        own, average = heldout.both(run, mean)
         found = [
             Person(index.agents[i].name, _accuracy(own[i]), _accuracy(average[i])) for i in own
         ]
