@@ -18,6 +18,16 @@ TOGETHER_WITH = {"shard": "reference"}
 Run = Callable[[argparse.Namespace], int]
 
 
+def look_early(read: Callable[[Callable[[str], None]], object]) -> None:
+    """Read what a command needs before anything large is imported, if this process is alone.
+
+    A mistake in a configuration then is named at once. Of several processes all read it later, and
+    one says what is wrong. read : is given what prints a line, here nothing.
+    """
+    if launched_by_mpi() is None:
+        read(lambda line: None)
+
+
 def by_one_process(name: str, run: Run) -> Run:
     """Return the command ``name`` so that several processes of one launch do not do it twice.
 

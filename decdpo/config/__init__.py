@@ -164,8 +164,9 @@ def parse(
         built["topology"] = None
     config = Config(**built)
     check_combinations(config)
-    check_needs(config)
     if not reading:
+        # What is sound to train with; a run that is only read has been trained.
+        check_needs(config)
         check_numbers(config)
     check_late(config)
     check_products(config)

@@ -2,22 +2,19 @@
 
 import shlex
 import threading
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from decdpo.checkpoint.format import committed
 from decdpo.checkpoint.store import CheckpointStore
 from decdpo.comm.mpi.launch import print_past_the_launcher
 from decdpo.comm.world import World
 from decdpo.errors import STOPPED_EARLY
 from decdpo.session.job import Job
+from decdpo.session.record import saved, tell, told
 from decdpo.signals import Signals, Watch
 
 LOOK = 1.0
 """Seconds between two looks for a file named ``halt``."""
-SAID = "said"
-"""Stands in the lock's file once a process of this job has said what is saved."""
 
 
 class watching:
@@ -34,15 +31,15 @@ class watching:
         self._watch = Watch(
             request=world.request_stop,
             saved=lambda: job.saved(),
-            tell=partial(_tell, out) if world.is_root else lambda: None,
+            tell=partial(tell, out) if world.is_root else lambda: None,
             speaks=world.is_root,
             end=job.end,
             killed=print_past_the_launcher if world.is_root else lambda: None,
         )
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
-        job.saved = lambda: "" if _told(out) else saved(out)
-        job.tell = partial(_tell, out)
+        job.saved = lambda: "" if told(out) else saved(out)
+        job.tell = partial(tell, out)
         job.unfinished.append(store.settle)
 
     def __enter__(self) -> "watching":
@@ -70,22 +67,6 @@ class watching:
                 return
 
 
-def saved(out: Path) -> str:
-    """Say which round of the run in ``out`` is on disk, and how to go on from it."""
-    rounds: list[int] = []
-    with suppress(OSError):
-        rounds = list(committed(out / "checkpoints"))
-    if not rounds or not (out / "config.toml").exists():
-        return f"nothing is saved in {out} yet; give the same command again"
-    return f"round {max(rounds)} is saved; continue with: {how_to_go_on(out)}"
-
-
-def how_to_go_on(out: Path) -> str:
-    """Return the command that resumes the run in ``out``."""
-    first = f"rm {shlex.quote(str(out / 'halt'))} && " if (out / "halt").exists() else ""
-    return f"{first}decdpo resume {shlex.quote(str(out))}"
-
-
 def finish(job: Job, out: Path, stopped: bool, rounds: int) -> int:
     """Say how the run in ``out`` ended and return the exit status.
 
@@ -95,21 +76,9 @@ def finish(job: Job, out: Path, stopped: bool, rounds: int) -> int:
         why = "halt file" if (out / "halt").exists() else "another process was asked"
         if job.signals is not None and job.signals.asked:
             why = job.signals.asked
-        if not _told(out):
+        if not told(out):
             job.say(f"stopped early ({why}): {saved(out)}")
         return STOPPED_EARLY
     more = f"decdpo resume {shlex.quote(str(out))} --set run.rounds={2 * rounds}"
     job.say(f"done; see {out / 'summary.txt'}; round {rounds} is saved, for more: {more}")
     return 0
-
-
-def _tell(out: Path) -> None:
-    with suppress(OSError), (out / ".lock").open("a", encoding="utf-8") as file:
-        file.write(SAID)
-
-
-def _told(out: Path) -> bool:
-    try:
-        return (out / ".lock").read_text(encoding="utf-8").endswith(SAID)
-    except (OSError, ValueError):
-        return False

@@ -1,8 +1,13 @@
-"""What a run folder says of its run: its configuration, and run.json with every start."""
+"""What a run folder says of its run: its configuration, run.json with every start, what is saved.
+
+It needs no model and no tensor, so that commands which read small files alone answer at once.
+"""
 
 import json
 import platform
+import shlex
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -12,6 +17,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from decdpo import __version__
+from decdpo.checkpoint.format import committed
 from decdpo.config import Config, load
 from decdpo.config.options import listing, nearest
 from decdpo.config.places import find_paths
@@ -20,6 +26,9 @@ from decdpo.files import checked, read_checked, reason, replacing
 
 JOB = {"job": "SLURM_JOB_ID", "restart": "SLURM_RESTART_COUNT"}
 """What is recorded of a job of the queue, and the variables that say it."""
+
+SAID = "said"
+"""Stands in the lock's file once a process of this job has said what is saved."""
 
 
 def read_config(folder: Path, overrides: list[str], *, reading: bool = False) -> Config:
@@ -194,3 +203,33 @@ def installed(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def saved(out: Path) -> str:
+    """Say which round of the run in ``out`` is on disk, and how to go on from it."""
+    rounds: list[int] = []
+    with suppress(OSError):
+        rounds = list(committed(out / "checkpoints"))
+    if not rounds or not (out / "config.toml").exists():
+        return f"nothing is saved in {out} yet; give the same command again"
+    return f"round {max(rounds)} is saved; continue with: {how_to_go_on(out)}"
+
+
+def how_to_go_on(out: Path) -> str:
+    """Return the command that resumes the run in ``out``."""
+    first = f"rm {shlex.quote(str(out / 'halt'))} && " if (out / "halt").exists() else ""
+    return f"{first}decdpo resume {shlex.quote(str(out))}"
+
+
+def tell(out: Path) -> None:
+    """Note in the folder of a run that it has been said what is saved."""
+    with suppress(OSError), (out / ".lock").open("a", encoding="utf-8") as file:
+        file.write(SAID)
+
+
+def told(out: Path) -> bool:
+    """Say whether that has been said."""
+    try:
+        return (out / ".lock").read_text(encoding="utf-8").endswith(SAID)
+    except (OSError, ValueError):
+        return False

@@ -11,8 +11,7 @@ from decdpo.checkpoint.format import committed
 from decdpo.config import Config
 from decdpo.files import is_locked
 from decdpo.report.curves import read_metrics
-from decdpo.session.endings import SAID, how_to_go_on
-from decdpo.session.record import read_record
+from decdpo.session.record import how_to_go_on, read_record, told
 
 RECENT = 10
 """Records over which the seconds of a round are averaged."""
@@ -97,9 +96,7 @@ def _state(out: Path, done: int, rounds: int) -> str:
         return "done"
     if taken is None:
         return "unknown"
-    asked = (out / "halt").exists()
-    with suppress(OSError, ValueError):
-        asked = asked or (out / ".lock").read_text(encoding="utf-8").endswith(SAID)
+    asked = (out / "halt").exists() or told(out)
     return "stopped" if asked else "broken off"
 
 

@@ -9,7 +9,7 @@ import pytest
 from limits import HANG, await_that
 
 from decdpo import cli
-from decdpo.session.endings import saved
+from decdpo.session.record import saved
 
 GO_ON = "is saved; continue with: decdpo resume run"
 DIVERGES = ["--set", "optim.lr=1e38", "--set", "loss.beta=1e30"]

@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 
 import pytest
+from limits import HANG
 
 from decdpo.cli import main
 from decdpo.files import Lock, is_locked
@@ -15,6 +18,7 @@ def folder(tmp_path):
     with contextlib.chdir(tmp_path):
         assert main(["synthesize", "choices", "--agents", "3", "--pairs", "8", "--out", "s"]) == 0
         words = ["data.shards=s", "policy.features=columns", "run.rounds=4", "checkpoint.every=2"]
+        words += ["optim.kind=adamw"]
         options = [word for pair in words for word in ("--set", pair)]
         (tmp_path / "c.toml").write_text("")
         assert main(["train", "c.toml", "--out", "r", *options]) == 0
@@ -73,3 +77,36 @@ def test_folders_that_are_no_runs_are_named_beside_those_that_are(folder, capsys
     (folder / "r" / "run.json").write_text("[1]")
     assert main(["status", "r"]) == 2
     assert "is not the record of a run" in capsys.readouterr().err
+
+
+HEAVY = ("torch", "matplotlib", "scipy", "h5py", "mpi4py", "transformers")
+WITHOUT = (
+    (0, "--help"), (0, "train --help"), (0, "config"), (0, "status r"), (0, "status r --json"),
+    (2, "train typing.toml --out x"), (2, "train broken.toml --out x"), (2, "train c.toml --out x"),
+    (2, "train c.toml --out x --set data.shards=s --set optim.lr=-1"), (2, "plan typing.toml"),
+    (3, "resume s"), (2, "resume r --set run.rouds=5"), (2, "trian c.toml"),
+)  # fmt: skip
+"""Exit status and words of commands that read small files alone, or find a mistake before more."""
+
+
+def test_small_files_and_mistakes_need_no_large_library(folder):
+    (folder / "typing.toml").write_text("[run]\nrouds = 3\n")
+    (folder / "broken.toml").write_text("[run\n")
+    (folder / "c.toml").write_text('[data]\nshards = "nowhere"\n')
+    program = f"""
+import json, sys
+from decdpo.cli import main
+found = []
+for _, words in {WITHOUT}:
+    try:
+        code = main(words.split())
+    except SystemExit as end:
+        code = end.code
+    found.append([code, words, [name for name in {HEAVY} if name in sys.modules]])
+sys.stderr.write("found " + json.dumps(found))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=HANG
+    )
+    found = json.loads(ended.stderr.rpartition("found ")[2])
+    assert found == [[code, words, []] for code, words in WITHOUT]

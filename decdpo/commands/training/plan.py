@@ -38,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 1 if something does not fit."""
     from decdpo.config import load
     from decdpo.config.places import find_paths
-    from decdpo.session.plan import plan
 
     if args.ranks < 1:
         raise ConfigError(f"--ranks is {args.ranks}", "give at least 1")
@@ -48,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         if limit is not None and not limit > 0:
             raise ConfigError(f"{flag} is {limit:g}", "give gigabytes above 0")
     config = find_paths(load(args.config, args.set), Path(args.config), lambda line: None)
+    from decdpo.session.plan import plan
+
     page = plan(config, args.ranks, args.tokens)
     host = page["total_bytes"] if args.gpu_memory is None else page["host_bytes"]
     limits = (

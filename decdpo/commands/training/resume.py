@@ -10,8 +10,10 @@ models; `decdpo replay` does not make such a run again.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+from decdpo.commands.alone import look_early
 from decdpo.commands.training.train import add_launch_arguments
 from decdpo.config import Config
 from decdpo.errors import ConfigError
@@ -36,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Resume, and return 0, or 85 if stopped early."""
+
+    def read(say: Callable[[str], None]) -> Config:
+        return read_run(args.folder, args.set, say, training=True)
+
+    look_early(read)
     from decdpo import __version__
     from decdpo.session.endings import finish
     from decdpo.session.experiment import prepare
@@ -48,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     def body(job: Job) -> int:
         job.boot.require_same("the run folder", str(args.folder))
-        config = job.together(lambda: read_run(args.folder, args.set, job.say, training=True))
+        config = job.together(lambda: read(job.say))
         for name, text in config.sections().items():
             job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)

@@ -8,9 +8,11 @@ except at Open MPI's mpirun, which kills its processes then.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
-from decdpo.config import load
+from decdpo.commands.alone import look_early
+from decdpo.config import Config, load
 from decdpo.config.places import find_paths
 
 
@@ -45,6 +47,11 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and return 0, or 85 if stopped early."""
+
+    def read(say: Callable[[str], None]) -> Config:
+        return find_paths(load(args.config, args.set), Path(args.config), say)
+
+    look_early(read)
     from decdpo import __version__
     from decdpo.session.endings import finish
     from decdpo.session.experiment import prepare
@@ -54,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from decdpo.train import Ending
 
     def body(job: Job) -> int:
-        config = job.together(
-            lambda: find_paths(load(args.config, args.set), Path(args.config), job.say)
-        )
+        config = job.together(lambda: read(job.say))
         for name, text in config.sections().items():
             job.boot.require_same(f"the section [{name}]", text)
         job.boot.require_same("the version of decdpo", __version__)
