@@ -11,6 +11,7 @@ from torch import Tensor
 
 from decdpo.errors import NumericalError
 from decdpo.params.support import touched
+from decdpo.params.threads import one_thread
 from decdpo.policies.base import Draw
 from decdpo.policies.objective import Batch
 from decdpo.policies.stats import Stats
@@ -35,6 +36,8 @@ def train(run: Run) -> Ending:
     during the gradients, at no staleness), after them otherwise (adapt, then combine). An
     agent whose row is not active takes no local step and sends nothing.
     """
+    # Plain steps of many agents are work on small vectors.
+    take_steps = local_steps if run.plain is None else one_thread()(local_steps)
     with span(run, "measure", run.next_round):
         run.monitor.begin(run)
     for t in range(run.next_round, run.num_rounds):
@@ -46,7 +49,7 @@ def train(run: Run) -> Ending:
         if run.overlap:
             start(run, t, mixing)
         with span(run, "compute", t) as compute:
-            local_steps(run, t, [a for a in run.agents if mixing.row(a.id).active])
+            take_steps(run, t, [a for a in run.agents if mixing.row(a.id).active])
         if run.pace is not None:
             run.pace.took(run, t, compute.seconds)
         if not run.overlap:

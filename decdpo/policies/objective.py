@@ -33,6 +33,7 @@ from decdpo.losses.base import (
 from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams
 from decdpo.params.support import clear, descend, touched
+from decdpo.params.threads import one_thread
 from decdpo.policies.base import Draw, ForwardPass, Policy, is_noisy
 from decdpo.policies.encoded import EncodedShard
 from decdpo.policies.joint import (
@@ -280,6 +281,7 @@ class Objective:
             raise ValueError("a loss with a running statistic needs the agent's")
         return self.loss.at(batch.running)
 
+    @one_thread()
     def score(
         self, group: list[Batch], scores: PairScores, count: int | None = None
     ) -> tuple[Leaves, list[Stats]]:

@@ -21,6 +21,7 @@ from torch.autograd.graph import increment_version
 from decdpo.losses.base import Leaves, PairScores
 from decdpo.params.flat import FlatParams
 from decdpo.params.support import add_at
+from decdpo.params.threads import one_thread
 from decdpo.policies.features import FeatureDifferences
 
 SPREAD = 8
@@ -230,12 +231,14 @@ class LogLinearJointStep:
         return finite
 
 
+@one_thread()
 def choice(margins: np.ndarray) -> tuple[Tensor, Tensor]:
     """Turn margins (B,) into the log-probabilities of the chosen and rejected answers."""
     m = torch.from_numpy(margins)
     return torch.nn.functional.logsigmoid(m), torch.nn.functional.logsigmoid(-m)
 
 
+@one_thread()
 def slopes(scores: PairScores, cotangents: Leaves) -> Tensor:
     """Return d_w pi_l - d_l pi_w of every pair (B,), the derivative by its margin."""
     chosen, rejected = scores.chosen, scores.rejected

@@ -285,3 +285,24 @@ def test_a_step_of_one_agent_is_no_change_of_the_others_to_autograd():
         with torch.no_grad():
             x.add_(grad, alpha=-0.5).add_(1.0)
     assert all(x.tolist() == [1.0] * 8 for x in inputs)
+
+
+def test_small_batches_are_scored_and_stepped_on_one_thread(monkeypatch):
+    """Torch divides even a few values between its threads, which is slower, and may spin."""
+    threads, used = torch.get_num_threads(), []
+    logsigmoid = torch.nn.functional.logsigmoid
+
+    def watching(values):
+        used.append(torch.get_num_threads())
+        return logsigmoid(values)
+
+    monkeypatch.setattr(torch.nn.functional, "logsigmoid", watching)
+    try:
+        torch.set_num_threads(2)
+        run = make_run("dsgd", True, local_steps=1)
+        train(run)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    # Encoding, the margins of a round, and the loss.
+    assert len(used) >= 2 * N + 3 * ROUNDS and set(used) == {1}
