@@ -7,10 +7,13 @@ processes with decdpo 0.1.0, and is never to be written anew: later versions mus
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from shells import Shell
+from shells import CONFIG, Shell, shards_of_users
+from small_models import write_model
 
+from decdpo import train
 from decdpo.checkpoint.inspect import verify
 
 FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1"
@@ -95,3 +98,38 @@ def test_what_is_another_run_is_refused_by_name(
 ) -> None:
     shell("resume", "run", *words, status=3)
     assert named in shell.said and parameters(shell) == SAVED
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_packed_language_model_goes_on_from_a_kill_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    shell = Shell(tmp_path)
+    write_model(tmp_path / "model", layers=2)
+    shards_of_users(tmp_path, 6)
+    shell.write("c.toml", CONFIG.format(shards="users").replace("dimension = 4096", ""))
+    words = ["policy.kind=causal_lm", "policy.model=model", f"policy.dtype={dtype}"]
+    words += ["policy.tokens_at_once=400", "policy.max_length=64", "optim.kind=adamw"]
+    words += ["agents.count=3", "data.batch_size=3", "run.rounds=5", "checkpoint.every=2"]
+    words += ["log.every=1", "log.heldout_pairs=1"]
+    usual, packed = train.local_steps, []
+
+    def copied(run: Any, t: int, active: Any) -> None:
+        if t == 3:
+            # What is on disk in the middle of a round is what a kill leaves.
+            run.store.flush()
+            shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+        usual(run, t, active)
+        first = run.agents[0]
+        rows = first.sampler.rows(t, run.batch_size)
+        packed.append(len(run.objective.policy.parts(first.data, rows)) < len(rows))
+
+    monkeypatch.setattr(train, "local_steps", copied)
+    shell("train", "c.toml", "--out", "whole", *(w for pair in words for w in ("--set", pair)))
+    monkeypatch.undo()
+    assert all(packed), "every batch has a row of several pairs"
+    assert [record["round"] for record in shell.metrics("killed")] == [0, 1, 2, 3]
+    shell("resume", "killed")
+    assert "resuming after round 2 of 5" in shell.said
+    assert shell.digests("killed") == shell.digests("whole")
+    assert shell.metrics("killed") == shell.metrics("whole")
