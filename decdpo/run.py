@@ -11,7 +11,7 @@ What a process holds, in bytes, for P parameters of which M are shared, in float
     messages          4 M for each agent with neighbours in the process; 8 M for each neighbour
                       elsewhere (two slots), and what is sent to it
     one vector more   4 P while something is measured: the mean of all models; or, when a run is
-                      resumed, where it began
+                      resumed with another configuration, where it began
     a checkpoint      a copy of all states up to 256 MiB, none above (on a GPU: in host memory)
     gradient norm     8 P while it is summed, if several agents are and it is asked for
 

@@ -59,6 +59,7 @@ class Metrics:
     diverged_above : multiple of the start's loss above which a run diverges, see ``divergence.py``;
     0 to go on whatever the loss. dashboard : whether records become TensorBoard events as well.
     interference : of adapters that are mixed factor by factor. spent : counts privacy.
+    started : loss and length of the parameters at the start, measured unless they are set before.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Metrics:
         self._tensorboard = dashboard
         self._dashboard: Dashboard | None = None
         self._above = diverged_above
+        self.started: tuple[float, float] | None = None
         self._divergence = Divergence(0.0, 0.0, 0.0)
         self._looked: tuple[int, float | None, float] = (-1, None, 0.0)
         self._sent: Sent | None = None
@@ -116,22 +118,20 @@ class Metrics:
             self.progress.note(f"decdpo: measured: {self._measures}")
         if run.next_round >= run.num_rounds or (run.next_round and not self._above):
             return
-        began = perf_counter()
-        run.world.purpose = "the record of round 0"
-        with self.progress.working("measuring the start"):
-            model = initial_model(run)
-            train = self.heldout.training(run, model)
-            loss = pooled(run.world, train).means().get("loss", 0.0)
-            length = float(np.sqrt(pool(run.world, squared_lengths(run.agents, model))[0][0]))
-            self._divergence = Divergence(
-                self._above,
-                loss,
-                length / np.sqrt(run.world.num_agents),
-                run.algorithm.needs.smaller_steps,
-            )
-            if run.next_round == 0:
-                at_start = self.heldout.average(run, model)
-                self._write(self._record(0, run, train, at_start, at_start, model, began))
+        if run.next_round == 0 or self.started is None:
+            began = perf_counter()
+            run.world.purpose = "the record of round 0"
+            with self.progress.working("measuring the start"):
+                model = initial_model(run)
+                train = self.heldout.training(run, model)
+                loss = pooled(run.world, train).means().get("loss", 0.0)
+                length = float(np.sqrt(pool(run.world, squared_lengths(run.agents, model))[0][0]))
+                self.started = loss, length / float(np.sqrt(run.world.num_agents))
+                if run.next_round == 0:
+                    at_start = self.heldout.average(run, model)
+                    self._write(self._record(0, run, train, at_start, at_start, model, began))
+        needs = run.algorithm.needs
+        self._divergence = Divergence(self._above, *self.started, needs.smaller_steps)
         self.progress.show(run.next_round, self.last)
 
     def observe(self, round: int, run: Run, seconds: float) -> None:

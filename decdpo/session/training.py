@@ -34,6 +34,9 @@ from decdpo.session.saving import Checkpoints, job_end
 from decdpo.session.start import start_facts
 from decdpo.train import Ending, train
 
+STARTED = "started"
+"""The key in a checkpoint of the loss and the length of the parameters at the start of the run."""
+
 SAVED = "earlier checkpoints are intact"
 """What may be said of a run once its first checkpoint is written."""
 
@@ -52,7 +55,8 @@ def execute(
         require_gradient(world, experiment.objective, experiment.agents)
     if next_round == 0 or experiment.store.changed:
         # From here on there is always a checkpoint to resume from, of this very configuration.
-        experiment.store.save(next_round, experiment.states(), experiment.store.extra)
+        extra = {key: v for key, v in experiment.store.extra.items() if key != STARTED}
+        experiment.store.save(next_round, experiment.states(), extra)
         experiment.store.flush()
     if world.is_root:
         with replacing(out / "config.toml", mode=0o644) as path:
@@ -97,6 +101,7 @@ def _train(
     )
     run.trace = experiment.trace
     assert isinstance(run.monitor, Metrics)
+    run.monitor.started = _started(experiment)
     history = experiment.history if recovery is None else recovery.history
     store.extra = partial(_beside, run.monitor, history)
     if run.monitor.spent is not None and next_round < config.run.rounds:
@@ -155,10 +160,20 @@ def make_recovery(job: Job, experiment: Experiment) -> Recovery | None:
 
 
 def _beside(monitor: Metrics, history: History) -> dict[str, Any]:
-    """Return what is saved beside the states: how far the records go, and who took part when."""
-    if not history.changes:
-        return monitor.mark()
-    return {**monitor.mark(), HISTORY: history.to_json()}
+    """Return what is saved beside the states: how the run started, how far the records go, and who
+    took part when."""
+    started = {} if monitor.started is None else {STARTED: list(monitor.started)}
+    changes = {HISTORY: history.to_json()} if history.changes else {}
+    return {**monitor.mark(), **started, **changes}
+
+
+def _started(experiment: Experiment) -> tuple[float, float] | None:
+    """Return what the checkpoint says of the start, unless the configuration is another now."""
+    found = None if experiment.store.changed else experiment.store.extra.get(STARTED)
+    if not isinstance(found, list) or len(found) != 2:
+        return None
+    loss, length = map(float, found)
+    return loss, length
 
 
 def _leave_page(job: Job, experiment: Experiment, end: Sequence[str] = ()) -> None:

@@ -3,8 +3,10 @@
 from math import inf, log, nan
 
 import pytest
+from shells import CONFIG, Shell
 
 from decdpo.cli import main
+from decdpo.metrics import recorder
 from decdpo.metrics.divergence import Diverged, Divergence
 from decdpo.report.curves import read_metrics
 
@@ -109,3 +111,22 @@ def test_a_run_may_be_asked_to_go_on_whatever_its_loss(run):
     wild = ("optim.lr=5", "log.every=10", "run.rounds=12", "run.diverged_above=0")
     assert run("run", *wild) == 0
     assert read_metrics(run.folder / "run" / "metrics.jsonl")[-1]["loss"] > 1e6
+
+
+def test_a_resumed_run_knows_how_it_started_without_the_model_it_began_from(tmp_path, monkeypatch):
+    shell, made, starts = Shell(tmp_path), [], []
+    shell.make_shards(3)
+    shell.write("c.toml", CONFIG.format(shards="shards"))
+    usual, first = recorder.Divergence, recorder.initial_model
+    monkeypatch.setattr(recorder, "Divergence", lambda *a: made.append(a[:3]) or usual(*a))
+    monkeypatch.setattr(recorder, "initial_model", lambda run: starts.append(1) or first(run))
+    shell("train", "c.toml", "--out", "run", "--set", "run.rounds=4")
+    known, at_start = made[-1], len(starts)
+    assert known[1] > 0 and at_start == 1
+    shell("resume", "run", "--set", "run.rounds=6")
+    assert made[-1] == known and len(starts) == at_start
+    # Another configuration may start otherwise, and is measured; then that is known.
+    shell("resume", "run", "--set", "run.rounds=8", "--set", "optim.lr=0.2", "--allow", "optim.lr")
+    assert made[-1] == known and len(starts) == at_start + 1
+    shell("resume", "run", "--set", "run.rounds=10")
+    assert made[-1] == known and len(starts) == at_start + 1
