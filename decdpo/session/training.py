@@ -170,10 +170,10 @@ def _beside(monitor: Metrics, history: History) -> dict[str, Any]:
 def _started(experiment: Experiment) -> tuple[float, float] | None:
     """Return what the checkpoint says of the start, unless the configuration is another now."""
     found = None if experiment.store.changed else experiment.store.extra.get(STARTED)
-    if not isinstance(found, list) or len(found) != 2:
-        return None
-    loss, length = map(float, found)
-    return loss, length
+    match found:
+        case [float(loss), float(length)]:
+            return loss, length
+    return None
 
 
 def _leave_page(job: Job, experiment: Experiment, end: Sequence[str] = ()) -> None:
