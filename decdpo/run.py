@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from decdpo.algorithms.base import Algorithm
+from decdpo.algorithms.base import Algorithm, plain_optimizer
 from decdpo.comm.world import Exchange, Trace, World
 from decdpo.messages import Inbox
 from decdpo.params.flat import FlatParams
@@ -219,8 +219,7 @@ class Run:
 
     watch : is shown round, agent and what it receives before that is mixed; returns the inbox.
     pace : of agents that do not all take ``local_steps`` in a round. privacy : of the gradients
-    that local steps are taken along. plain : the optimizer, where its plain steps are all that
-    agents do in a local step, so that those of many may be taken together.
+    that local steps are taken along.
     """
 
     world: World
@@ -243,7 +242,14 @@ class Run:
     recovery: Recovery | None = None
     pace: Pace | None = None
     privacy: Privacy | None = None
-    plain: SGD | None = None
+
+    @property
+    def plain(self) -> SGD | None:
+        """The optimizer where its plain steps are all that agents do in a local step, so that those
+        of many may be taken together; None elsewhere."""
+        if self.privacy is not None or not self.objective.steps_together:
+            return None
+        return plain_optimizer(self.algorithm)
 
     def steps(self, agent: int, round: int) -> range:
         """Return the numbers of the local steps that ``agent`` takes in ``round``, E of them."""

@@ -186,11 +186,12 @@ def steps_together(
     run: Run, agents: list[Agent], batches: list[Batch], rates: Sequence[float]
 ) -> None:
     """Do ``steps_in_turn``, to the same bits, in few calls: where steps are plain ones."""
-    assert run.plain is not None
     found, finite = run.objective.steps(batches, rates)
+    optimizer = run.plain
+    assert optimizer is not None
     for agent, stats in zip(agents, found):
         agent.stats += stats
-        run.plain.count(agent.state.optim)
+        optimizer.count(agent.state.optim)
     check_gradients(agents, batches, torch.from_numpy(finite))
 
 

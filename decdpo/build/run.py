@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from decdpo.algorithms.base import plain_optimizer
 from decdpo.algorithms.wrappers.recall import told_since
 from decdpo.algorithms.wrappers.running import model_in_message
 from decdpo.build.adapters import factors_of
@@ -104,9 +103,6 @@ def make_run(
         interference=watch,
         spent=make_spent(config, ensemble.pairs),
     )
-    plain = None
-    if ensemble.privacy is None and ensemble.objective.steps_together:
-        plain = plain_optimizer(ensemble.algorithm)
     return Run(
         world=world,
         exchange=exchange,
@@ -126,5 +122,4 @@ def make_run(
         recovery=recovery,
         pace=pace,
         privacy=ensemble.privacy,
-        plain=plain,
     )

@@ -22,14 +22,7 @@ import torch
 from torch import Tensor
 
 from decdpo.errors import NumericalError, PolicyError
-from decdpo.losses.base import (
-    Leaves,
-    Metric,
-    PairLoss,
-    PairScores,
-    RunningLoss,
-    couples_pairs,
-)
+from decdpo.losses.base import Leaves, Metric, PairLoss, PairScores, RunningLoss, couples_pairs
 from decdpo.params.cotangents import paired
 from decdpo.params.flat import FlatParams
 from decdpo.params.support import clear, descend, touched

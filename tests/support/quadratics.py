@@ -21,6 +21,8 @@ LR = 0.05
 class Quadratics:
     """The objective of the loop. taken : the (agent, step) of every gradient, in order."""
 
+    steps_together = False
+
     def __init__(self, n=N, seed=0, noise=0.3):
         rng = np.random.default_rng(seed)
         root = rng.normal(size=(n, P, P))

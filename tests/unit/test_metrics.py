@@ -83,8 +83,8 @@ def observed(tmp_path, every, counters):
         agents.append(Agent(i, params, None, None, sampler, Stats.zero()))
     still = {0: Stats.zero(), 1: Stats.zero()}
     heldout = SimpleNamespace(
-        own=lambda run: still, average=lambda run, mean: still, norm=lambda run, mean: 0.0,
-    )  # fmt: skip
+        both=lambda run, mean: (still, still), norm=lambda run, mean: 0.0
+    )
     exchange = SimpleNamespace(counters=None, message_bytes=8, sends=lambda agent, row: 1)
     run = Run(LocalWorld(2), exchange, None, None, make_schedule("ring", "auto", 2), agents,
               lambda step: 0.1, 1, 1, False, 4, None, None)  # fmt: skip

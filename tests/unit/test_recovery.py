@@ -43,6 +43,8 @@ LOSSES = [Change(5, True, (2,)), Change(5, True, (4,)), Change(12, False, (0,))]
 class Quadratics:
     """f_i(x) = 1/2 |x - c_i|^2; keeps how many gradients each agent took."""
 
+    steps_together = False
+
     def __init__(self):
         self.c = np.random.default_rng(0).normal(size=(N, P))
         self.taken = [0] * N

@@ -7,7 +7,6 @@ import pytest
 import torch
 from quadratics import NoStore, Recorder
 
-from decdpo.algorithms.base import plain_optimizer
 from decdpo.algorithms.catalogue import ALGORITHMS
 from decdpo.build.agents import models_in_rows
 from decdpo.codecs.topk import TopK
@@ -84,7 +83,6 @@ def make_run(kind, together, *, local_steps=2, overlap=True):
     return Run(
         world, exchange, algorithm, objective, make_schedule("ring", "auto", N), agents,
         lambda step: 0.3, steps, 5, overlap, ROUNDS, Recorder(), NoStore(),
-        plain=plain_optimizer(algorithm),
     )  # fmt: skip
 
 

@@ -64,6 +64,8 @@ class Finite:
 class Slopes:
     """Gradients of ones; agent 2 has those of ``special`` in local step 3."""
 
+    steps_together = False
+
     def __init__(self, special):
         self.special = torch.tensor(special)
 
