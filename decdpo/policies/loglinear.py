@@ -54,6 +54,7 @@ from decdpo.policies.pooled import (
     LogLinearJointPass,
     LogLinearJointStep,
     choice,
+    scored,
     slopes,
 )
 
@@ -229,11 +230,9 @@ class LogLinear:
     ) -> LogLinearPass:
         """Evaluate the pairs ``rows`` (B,) of ``data`` at theta = ``params.data`` (P,)."""
         batch = data.differences.batch(rows)
-        chosen, rejected = choice(batch.margins(params.data.numpy()))
-        ref_chosen, ref_rejected = self.reference.scores(data, rows)
-        length = torch.ones_like(chosen)  # An answer is a single step.
         gap = None if data.score_gap is None else data.score_gap[torch.from_numpy(rows)]
-        scores = PairScores(chosen, rejected, ref_chosen, ref_rejected, length, length, gap)
+        margins = batch.margins(params.data.numpy())
+        scores = scored(margins, *self.reference.scores(data, rows), gap)
         return LogLinearPass(scores, params, batch)
 
     def pool(self, shards: Sequence[FeatureShard]) -> list[FeatureShard]:

@@ -60,19 +60,9 @@ class FeaturePool:
 
     def scores(self, rows: np.ndarray, margins: np.ndarray) -> PairScores:
         """Return the scores of the pairs ``rows`` (N,) with their ``margins`` (N,)."""
-        chosen, rejected = choice(margins)
-        length = torch.ones_like(chosen)  # An answer is a single step.
         gap = None if self.score_gap is None else self.score_gap[torch.from_numpy(rows)]
         ref_chosen, ref_rejected = self.ref_chosen.take(rows), self.ref_rejected.take(rows)
-        return PairScores(
-            chosen,
-            rejected,
-            torch.from_numpy(ref_chosen),
-            torch.from_numpy(ref_rejected),
-            length,
-            length,
-            gap,
-        )
+        return scored(margins, torch.from_numpy(ref_chosen), torch.from_numpy(ref_rejected), gap)
 
 
 @dataclass(frozen=True)
@@ -236,6 +226,15 @@ def choice(margins: np.ndarray) -> tuple[Tensor, Tensor]:
     """Turn margins (B,) into the log-probabilities of the chosen and rejected answers."""
     m = torch.from_numpy(margins)
     return torch.nn.functional.logsigmoid(m), torch.nn.functional.logsigmoid(-m)
+
+
+def scored(
+    margins: np.ndarray, ref_chosen: Tensor, ref_rejected: Tensor, gap: Tensor | None
+) -> PairScores:
+    """Return the scores of pairs with their margins (B,) and reference log-probabilities (B,)."""
+    chosen, rejected = choice(margins)
+    length = torch.ones_like(chosen)  # An answer is a single step.
+    return PairScores(chosen, rejected, ref_chosen, ref_rejected, length, length, gap)
 
 
 @one_thread()
