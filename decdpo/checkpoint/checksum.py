@@ -1,14 +1,17 @@
 """CRC-32 of whole files, also put together from those of their pieces."""
 
+import errno
 import os
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from zlib_ng.zlib_ng import crc32
+
 from decdpo.files import open_regular
 
-_CHUNK = 4 << 20
+_CHUNK = 1 << 18
+_ZEROS = memoryview(bytes(_CHUNK))
 
 
 def checksum_of(descriptor: int, offset: int, length: int) -> int:
@@ -27,12 +30,43 @@ def checksum_around(descriptor: int, large: Sequence[tuple[int, int, int]]) -> i
 
 
 def _crc_range(descriptor: int, start: int, end: int, crc: int) -> int:
+    """Return the CRC-32 of what ``crc`` is of and the bytes of a file from ``start`` to ``end``.
+
+    What HDF5 leaves out to align tensors are holes of the file: they are not read, for that would
+    give them pages.
+    """
+    if start < end and (size := os.fstat(descriptor).st_size) < end:
+        raise OSError(f"the file ends at byte {size}, expected {end}")
+    buffer = memoryview(bytearray(min(_CHUNK, max(end - start, 0))))
     while start < end:
-        chunk = os.pread(descriptor, min(_CHUNK, end - start), start)
-        if not chunk:
-            raise OSError(f"the file ends at byte {start}, expected {end}")
-        crc = zlib.crc32(chunk, crc)
-        start += len(chunk)
+        data = _seek(descriptor, start, os.SEEK_DATA, end)
+        crc, start = _crc_of_zeros(data - start, crc), data
+        stop = _seek(descriptor, start, os.SEEK_HOLE, end)
+        while start < stop:
+            count = os.preadv(descriptor, [buffer[: stop - start]], start)
+            if not count:
+                raise OSError(f"the file ends at byte {start}, expected {end}")
+            crc = crc32(buffer[:count], crc)
+            start += count
+    return crc
+
+
+def _seek(descriptor: int, start: int, whence: int, end: int) -> int:
+    """Return where the next data or hole from ``start`` on begins, at most ``end``."""
+    if start >= end:
+        return end
+    try:
+        return min(os.lseek(descriptor, start, whence), end)
+    except OSError as fault:
+        if fault.errno != errno.ENXIO:
+            raise
+        return end  # there is none before the end of the file
+
+
+def _crc_of_zeros(length: int, crc: int) -> int:
+    while length:
+        crc = crc32(_ZEROS[:length], crc)
+        length -= min(length, len(_ZEROS))
     return crc
 
 

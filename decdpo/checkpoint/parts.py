@@ -11,9 +11,7 @@
 
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,10 +25,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from decdpo import hdf5
-from decdpo.checkpoint.checksum import checksum_around, checksum_of, file_crc
+from decdpo.checkpoint.checksum import checksum_around, checksum_of, crc32, file_crc
 from decdpo.checkpoint.format import FORMAT, VERSION, Damaged, Part
 from decdpo.checkpoint.forms import Forms
-from decdpo.checkpoint.sink import Sink
+from decdpo.checkpoint.sink import LARGE, Sink
 from decdpo.checkpoint.state import (
     Record,
     Scalar,
@@ -42,7 +40,6 @@ from decdpo.checkpoint.state import (
 from decdpo.errors import CheckpointError
 from decdpo.files import open_regular, reason
 
-LARGE = 1 << 20
 FRAMED = 1 << 16
 """Bytes of a tensor above which it is read once on resuming, and not again for the checksum of the
 file; smaller ones are read twice, which is faster than to look up where each of them lies."""
@@ -68,15 +65,10 @@ def write_part(
 
     Returns its size in bytes and the CRC-32 of all of them. Raises ``OSError`` if it cannot.
     """
-    # The helpers checksum one tensor while it is written, and push what is written to the disk.
-    with (
-        open(path, "wb+", buffering=0) as file,
-        ThreadPoolExecutor(1) as checker,
-        ThreadPoolExecutor(1) as pusher,
-    ):
-        sink = Sink(file, pusher)
+    with open(path, "wb+", buffering=0) as file:
+        sink = Sink(file)
         try:
-            large = _fill(sink, records, header, checker)
+            large = _fill(sink, records, header)
         except hdf5.UNSOUND:
             if sink.fault is None:
                 raise
@@ -85,7 +77,7 @@ def write_part(
 
 
 def _fill(
-    sink: Sink, records: Sequence[Record], header: Mapping[str, str | int], checker: Executor
+    sink: Sink, records: Sequence[Record], header: Mapping[str, str | int]
 ) -> list[tuple[int, int, int]]:
     """Write the HDF5 file; return place, bytes and CRC-32 of every large dataset."""
     large: list[tuple[int, int, int]] = []
@@ -103,25 +95,25 @@ def _fill(
             for name, scalar in record.scalars.items():
                 group.attrs[name] = h5py.Empty("f8") if scalar is None else scalar
             for name, tensor in record.tensors.items():
-                extent = _write_tensor(place, name, tensor, forms, checker)
+                extent = _write_tensor(sink, place, name, tensor, forms)
                 if extent[1] >= FRAMED:
                     large.append(extent)
     return large
 
 
 def _write_tensor(
-    group: h5g.GroupID, name: str, tensor: Tensor, forms: Forms, checker: Executor
+    sink: Sink, group: h5g.GroupID, name: str, tensor: Tensor, forms: Forms
 ) -> tuple[int, int, int]:
     """Write one tensor; return its place in the file, its bytes and their CRC-32."""
     raw = raw_bytes(tensor)
     dtype: np.dtype = _NATIVE.get(tensor.dtype, _BYTES)
-    checked = checker.submit(zlib.crc32, raw.data) if raw.nbytes >= LARGE else None
     # The low-level interface: a thousand agents have thousands of small tensors.
     kind, space = forms.kind(dtype), forms.space((raw.nbytes // dtype.itemsize,))
     dataset = h5d.create(group, name.encode(), kind, space, forms.creation)
+    sink.checked = None
     if raw.nbytes:
         dataset.write(h5s.ALL, h5s.ALL, raw.view(dtype), mtype=kind)
-    crc = checked.result() if checked else zlib.crc32(raw.data)
+    crc = sink.checksum(raw.data)
     forms.note(dataset, "crc32", np.array(crc, dtype="<u4"))
     if tensor.dim() != 1:
         forms.note(dataset, "shape", np.array(tensor.shape, dtype=np.int64))
@@ -320,7 +312,7 @@ class PartReader:
             dataset = group[name]
             if raw.nbytes:
                 dataset.id.read(h5s.ALL, h5s.ALL, raw.view(dataset.dtype))
-            if zlib.crc32(raw.data) != hdf5.whole(dataset, "crc32"):
+            if crc32(raw.data) != hdf5.whole(dataset, "crc32"):
                 raise Damaged(f"{self.path}: {dataset.name} is damaged: its checksum does not fit")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decdpo.checkpoint import parts
-from decdpo.checkpoint.checksum import combine, file_crc
+from decdpo.checkpoint.checksum import checksum_of, combine, file_crc
 from decdpo.checkpoint.format import Damaged
 from decdpo.checkpoint.parts import LARGE, open_part, write_part
 from decdpo.checkpoint.state import Record, Snapshot, digest, leaves, parameter_digest, structure
@@ -237,6 +237,42 @@ def test_the_checksum_returned_is_that_of_the_file(tmp_path, sizes):
     size, crc = write(path, {a: Inner(torch.randn(s), a) for a, s in enumerate(sizes)})
     content = path.read_bytes()
     assert (size, crc) == (len(content), zlib.crc32(content)) and file_crc(path) == crc
+
+
+@pytest.mark.parametrize("begin, end", [(0, 0), (0, 1 << 20), (1 << 20, 3 << 20), (7, 9 << 20)])
+def test_holes_of_a_file_count_as_the_zeros_that_they_are(tmp_path, begin, end):
+    """Whole pages of data, at 1 and 5 MiB and a byte at 8 MiB, holes between and behind."""
+    with open(tmp_path / "file", "wb") as file:
+        for place, content in ((1 << 20, 70_000), (5 << 20, 300_000), (8 << 20, 1)):
+            file.seek(place)
+            file.write(os.urandom(content))
+        file.truncate(9 << 20)
+    content = (tmp_path / "file").read_bytes()
+    with open(tmp_path / "file", "rb") as file:
+        found = checksum_of(file.fileno(), begin, end - begin)
+        assert found == zlib.crc32(content[begin:end])
+        with pytest.raises(OSError, match="the file ends at byte 9437184"):
+            checksum_of(file.fileno(), begin, (9 << 20) + 1)
+    assert file_crc(tmp_path / "file") == zlib.crc32(content)
+
+
+def test_a_part_is_written_where_the_system_takes_no_hints(tmp_path, monkeypatch):
+    calls = []
+
+    def refuse(*words):
+        calls.append(words)
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    x = torch.randn(9 * LARGE // 4)
+    write(tmp_path / "p.h5", {0: Inner(x, 1), 1: Inner(x + 1, 2)})
+    fresh = Inner(torch.zeros_like(x), 0)
+    with open_part(tmp_path / "p.h5") as part:
+        part.restore(1, fresh)
+    assert torch.equal(fresh.first, x + 1) and fresh.steps == 2
+    # Each goes on where the one before ended, within a tensor, too.
+    assert len(calls) == 2 and all(words[2] < 9 * LARGE for words in calls)
+    assert calls[1][1] == calls[0][1] + calls[0][2]
 
 
 @pytest.mark.parametrize("first, second", [(0, 0), (0, 9), (9, 0), (1, 1), (1000, 123_457)])
