@@ -13,6 +13,7 @@ import argparse
 import csv
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from decdpo.report.study_figures import draw
@@ -67,7 +68,7 @@ def main() -> None:
         found = [(claim, claim.judge(final)) for claim in study.claims()]
         words = [verdict.word for _, verdict in found]
         counts = "  ".join(f"{words.count(w)} {w}" for w in ("held", "not held", "undecided"))
-        print(f"{name:<20}{counts}")
+        print(f"{name:<22}{counts}")
         if args.claims is not None and (not args.claims or name in args.claims):
             for claim, verdict in found:
                 print(f"  {verdict.word:<10} {claim.text}\n    {verdict.numbers}")
@@ -77,9 +78,7 @@ def main() -> None:
             args.draw.mkdir(parents=True, exist_ok=True)
             for number, figure in enumerate(study.figures(curves or final)):
                 if number == 0 and figure.lines:
-                    draw(figure, args.draw)
-                    if figure.name != name:
-                        (args.draw / f"{figure.name}.png").rename(args.draw / f"{name}.png")
+                    draw(replace(figure, name=name), args.draw)
 
 
 if __name__ == "__main__":

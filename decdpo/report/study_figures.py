@@ -12,6 +12,8 @@ from decdpo.report.looks import Look, looks, subject
 
 CROWD = 3
 """More curves than this in one panel have bars at their markers in place of bands."""
+FEW = 6
+"""Several curves of so many points or fewer have bars as well: their bands would be one blot."""
 APART = 3.0
 """Points by which the curves of a crowd are moved aside, so that their bars lie apart."""
 
@@ -88,13 +90,17 @@ class Heat:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels side by side; ``name`` is that of the files. sample : what the means are over."""
+    """Panels side by side; ``name`` is that of the files. sample : what the means are over.
+
+    same_y : whether all panels have the y-axis of the one that needs most.
+    """
 
     name: str
     panels: tuple[Panel | Heat, ...]
     columns: int = 3
     title: str = ""
     sample: str = "seeds"
+    same_y: bool = False
 
     @property
     def lines(self) -> list[Line]:
@@ -136,6 +142,10 @@ def paint(matplotlib: Any, figure: Figure) -> Any:
         else:
             for label, handle in _panel(matplotlib, ax, panel, names).items():
                 handles.setdefault(label, handle)
+    if figure.same_y:
+        ends = [ax.get_ylim() for ax in axes[: len(figure.panels)]]
+        for ax in axes[: len(figure.panels)]:
+            ax.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
     _legend(canvas, handles, note(figure), width)
     return canvas
 
@@ -155,12 +165,13 @@ def note(figure: Figure) -> str:
     text = f"means over {size} {figure.sample}; {' and '.join(sorted(set(found)))} reach from the "
     text += "least to the largest of them"
     if any(isinstance(p, Panel) and _crowded(p) for p in figure.panels):
-        text += "; curves are moved aside a little where there are many"
+        text += "; curves are moved aside a little, so that their bars lie apart"
     return text
 
 
 def _crowded(panel: Panel) -> bool:
-    return sum(line.ranges for line in panel.lines if line.style == "line") > CROWD
+    ranges = [len(line.x) for line in panel.lines if line.style == "line" and line.ranges]
+    return len(ranges) > CROWD or (len(ranges) > 1 and max(ranges) <= FEW)
 
 
 def _panel(matplotlib: Any, ax: Any, panel: Panel, names: dict[str, Look]) -> dict[str, Any]:
@@ -224,6 +235,8 @@ def _legend(canvas: Any, handles: dict[str, Any], about: str, width: float) -> N
         return
     longest = max(len(label) for label in handles)
     columns = max(min(int(13 * width / (longest + 7)), len(handles)), 1)
+    # Rows of like length, where there are several.
+    columns = -(-len(handles) // -(-len(handles) // columns))
     # An entry that begins with "_" would be left out.
     labels = [f" {label}" if label.startswith("_") else label for label in handles]
     canvas.legend(
@@ -236,6 +249,8 @@ def _scales(ax: Any, panel: Panel) -> None:
     if panel.log_x:
         ax.set_xscale("log")
         _log_ticks(ax.xaxis, *ax.get_xlim())
+    elif all(float(x).is_integer() for line in panel.lines for x in line.x):
+        ax.xaxis.get_major_locator().set_params(integer=True)
     if panel.log_y and any(value > 0 for line in panel.lines for value in line.mean):
         ax.set_yscale("log", nonpositive="mask")
         _log_ticks(ax.yaxis, *ax.get_ylim())

@@ -6,7 +6,7 @@ It needs no model and no tensor, so that commands which read small files alone a
 import json
 import platform
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -178,6 +178,14 @@ def _start(facts: Mapping[str, Any]) -> dict[str, Any]:
         "hosts": sorted({place["host"] for place in places}),
         "devices": sorted({place["device"] for place in places}),
     }
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Return what a shell is given to start a process whose ``sys.argv`` is ``words``."""
+    program = Path(words[0])
+    if program.name == "__main__.py":
+        return shlex.join(["python", "-m", program.parent.name, *words[1:]])
+    return shlex.join(words)
 
 
 def batch_job(environment: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -29,7 +28,14 @@ from decdpo.session.adoption import Adoption
 from decdpo.session.endings import watching
 from decdpo.session.experiment import Experiment
 from decdpo.session.job import Job
-from decdpo.session.record import batch_job, record_end, record_event, record_start, versions
+from decdpo.session.record import (
+    batch_job,
+    command_line,
+    record_end,
+    record_event,
+    record_start,
+    versions,
+)
 from decdpo.session.saving import Checkpoints, job_end
 from decdpo.session.start import start_facts
 from decdpo.train import Ending, train
@@ -262,7 +268,7 @@ def _write_facts(job: Job, experiment: Experiment, next_round: int) -> dict[str,
         return start
     facts = {
         "id": experiment.store.run,
-        "command": shlex.join(sys.argv),
+        "command": command_line(sys.argv),
         "folder": str(Path.cwd()),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "first_round": next_round,

@@ -21,7 +21,7 @@ from decdpo.report.page import large_graph
 from decdpo.report.page.charts import numbers
 from decdpo.report.page.html import page
 from decdpo.report.page.model import Event, Links, Shown
-from decdpo.session.record import read_config
+from decdpo.session.record import command_line, read_config
 from decdpo.session.shown import shown
 from decdpo.theory.consensus import predict
 from decdpo.timing import PARTS
@@ -114,7 +114,26 @@ def test_it_names_events_differences_and_how_to_have_it_again(runs, capsys):
     done = subprocess.run(["sha256sum"], input=capsys.readouterr().out, capture_output=True,
                           text=True, check=True)  # fmt: skip
     assert done.stdout.split()[0] in text
-    assert "local: nothing is sent" in text and "rewards/chosen" in text
+    assert "local: nothing is sent" in text
+    assert "one</span>: rewards/chosen" in text and "three</span>: no prediction: no graph" in text
+
+
+def test_every_start_of_a_resumed_run_says_its_command(runs):
+    text = (runs / "page.html").read_text().partition('id="reproduce"')[2]
+    first, second = re.findall(r"<th>start \d</th><td>(.*?)</td>", text)
+    assert first.count("<code>") == 2 and "processes: 1" in second
+    starts = [{"command": f"decdpo train {k}", "processes": 2} for k in range(12)]
+    run = replace(made_up(2, 1), record={"starts": starts, "folder": "here"})
+    shown = page([run], "now").partition('id="reproduce"')[2]
+    assert "4 more starts" in shown and "decdpo train 0<" in shown
+    assert "decdpo train 4<" not in shown and "decdpo train 5<" in shown
+    assert "decdpo train 11</code> in <code>here</code>" in shown
+
+
+def test_a_command_is_what_a_shell_is_given():
+    words = ["/somewhere/decdpo/__main__.py", "train", "a b.toml"]
+    assert command_line(words) == "python -m decdpo train 'a b.toml'"
+    assert command_line(["/bin/decdpo", "resume", "run"]) == "/bin/decdpo resume run"
 
 
 def test_an_empty_page_16_agents_and_10000_agents_stay_small():

@@ -102,6 +102,8 @@ def test_bands_and_bars_say_what_they_are():
     assert "; bars reach" in note(Figure("a", (Panel("", "", "", dots),)))
     assert note(Figure("a", (Panel("", "", "", (flat("a", seeds=1),)),))) == ""
     assert drawn(few)[3].get_title().get_text() == note(few)
+    short = tuple(Line.of(name, [(1.0, [1.0, 2.0]), (3.0, [2.0, 3.0])]) for name in "ab")
+    assert "; bars reach from" in note(Figure("a", (Panel("", "", "", short),)))
 
 
 def test_curves_on_one_another_differ_in_width_and_markers_do_not_coincide():
@@ -122,6 +124,38 @@ def test_markers_and_bars_of_a_crowd_do_not_hide_one_another():
     assert len(curves) == len(places) == 5
     # All eleven rounds and all five values are inside, and nothing but them.
     assert -2 < left <= 0 and 10 <= right < 12 and 0.8 < low <= 1 and 1.4 <= high < 1.6
+
+
+def test_counts_have_whole_ticks_and_panels_that_are_compared_one_scale():
+    counts = Line.of("a", [(0.0, [0.7]), (1.0, [0.6]), (3.0, [0.5])])
+    shares = Line.of("a", [(0.0, [0.1]), (0.5, [0.9])])
+    panels = (Panel("", "", "", (counts,)), Panel("", "", "", (shares,)))
+    with drawing() as matplotlib:
+        canvas = paint(matplotlib, Figure("f", panels, same_y=True))
+        canvas.canvas.draw()
+        whole, parts = (ax.get_xticks() for ax in canvas.axes)
+        one, other = (ax.get_ylim() for ax in canvas.axes)
+    assert all(float(x).is_integer() for x in whole)
+    assert not all(float(x).is_integer() for x in parts)
+    assert one == other and one[0] < 0.1 and one[1] > 0.9
+
+
+def test_names_that_need_two_rows_fill_both():
+    lines = tuple(flat(f"a series of a long name {k}", k) for k in range(7))
+    *_, legend = drawn(Figure("a", (Panel("", "", "", lines),) * 3))
+    assert legend._ncols == 4
+
+
+def test_kept_tables_are_drawn_under_their_own_names(tmp_path, monkeypatch, capsys):
+    folder = Path(__file__).parents[2] / "data" / "studies"
+    for name in ("low-communication.csv", "hh-low-communication.csv"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    monkeypatch.setattr(sys, "argv", ["judge", str(tmp_path), "--draw", str(tmp_path / "out")])
+    judge_studies.main()
+    assert "hh-low-communication  " in capsys.readouterr().out
+    names = {f"{name}.{kind}" for name in ("low-communication", "hh-low-communication")
+             for kind in ("png", "svg")}  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
 def advised(measured_mean, last):
@@ -212,7 +246,7 @@ def overlaps(matplotlib, canvas):
     return found + outside
 
 
-@pytest.mark.parametrize("name", ["advisor", "topology-scaling"])
+@pytest.mark.parametrize("name", ["advisor", "topology-scaling", "attack", "low-communication"])
 def test_no_labels_collide_in_the_figures_of_kept_studies(name):
     folder = Path(__file__).parents[2] / "data" / "studies"
     path = folder / "curves" / f"{name}.csv.gz"

@@ -158,7 +158,7 @@ def _agents(runs: Sequence[Shown], data: Sequence[dict[str, object]]) -> str:
 
 def _predictions(runs: Sequence[Shown]) -> str:
     missing = [
-        f"<li>{tables.chip(k, run.name)} no prediction: {escape(run.no_prediction)}.</li>"
+        f"<li>{tables.chip(k, run.name)}: no prediction: {escape(run.no_prediction)}.</li>"
         for k, run in enumerate(runs)
         if run.no_prediction
     ]

@@ -13,6 +13,13 @@ from decdpo.report.page.charts import histogram, parts_of
 from decdpo.report.page.model import Shown
 from decdpo.timing import PARTS
 
+TIMES = (
+    '<p class="note">least and most are of the processes that took least and most between two '
+    "records, added up over the records.</p>"
+)
+MOST_STARTS = 8
+"""Starts of a run whose commands are listed: the first one and the newest."""
+
 ROWS_WITHOUT_SCRIPT = 12
 """Records of a run in the table for browsers without scripts."""
 
@@ -51,7 +58,7 @@ def summary(runs: Sequence[Shown]) -> str:
 def rewards(runs: Sequence[Shown]) -> str:
     """Return a sentence on the rewards of each run."""
     items = (
-        f"<li>{chip(k, run.name)} {escape(explain_chosen(last_tenth(run.records)))}.</li>"
+        f"<li>{chip(k, run.name)}: {escape(explain_chosen(last_tenth(run.records)))}.</li>"
         for k, run in enumerate(runs)
     )
     return f'<ul class="plain">{"".join(items)}</ul>'
@@ -95,7 +102,7 @@ def times(runs: Sequence[Shown]) -> str:
         parts = parts_of(run)
         total = sum(mean for _, mean, _ in parts.values())
         if not total:
-            found.append(f"<p>{chip(k, run.name)} its records do not say where the time went.</p>")
+            found.append(f"<p>{chip(k, run.name)}: its records do not say where the time went.</p>")
             continue
         bar = "".join(
             f'<i class="p{p}" style="width:{100 * parts[part][1] / total:.2f}%" '
@@ -114,7 +121,7 @@ def times(runs: Sequence[Shown]) -> str:
             + "".join(f'<p class="note">{escape(line)}</p>' for line in _closing(run))
             + "</div>"
         )
-    return f'<div class="grid">{"".join(found)}</div>'
+    return f'<div class="grid">{"".join(found)}</div>{TIMES}'
 
 
 def _closing(run: Shown) -> list[str]:
@@ -158,10 +165,7 @@ def reproduce(k: int, run: Shown) -> str:
     record = run.record
     versions = ", ".join(map(" ".join, record.get("versions", {}).items()))
     facts = {
-        "command": _code(record.get("command")),
-        "in": _code(record.get("folder")),
-        "processes": escape(str(record.get("processes", "–"))),
-        "started": escape(str(record.get("started", "–"))),
+        **_starts(record),
         "versions": escape(versions or "–"),
         "digest": _digest(run),
         **{f"{name.removesuffix('_digest')} digest": _code(record.get("names", {}).get(name))
@@ -176,6 +180,29 @@ def reproduce(k: int, run: Shown) -> str:
         f"{rows}</table></div>{listed if agents else ''}<details><summary>config.toml</summary>"
         f"<pre>{escape(run.toml)}</pre></details></div>"
     )
+
+
+def _starts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was run, where and when: of a run that was resumed, every start."""
+    starts = list(record.get("starts") or [record])
+    if len(starts) == 1:
+        return {
+            "command": _code(record.get("command")),
+            "in": _code(record.get("folder")),
+            "processes": escape(str(record.get("processes", "–"))),
+            "started": escape(str(record.get("started", "–"))),
+        }
+    found = {}
+    for k, start in enumerate(starts):
+        if 0 < k <= len(starts) - MOST_STARTS:
+            found["…"] = f"{len(starts) - MOST_STARTS:,} more starts"
+            continue
+        folder = start.get("folder", record.get("folder"))
+        found[f"start {k + 1}"] = (
+            f"{_code(start.get('command'))} in {_code(folder)}, processes: "
+            f"{escape(str(start.get('processes', '–')))}, {escape(str(start.get('started', '–')))}"
+        )
+    return found
 
 
 def _digest(run: Shown) -> str:

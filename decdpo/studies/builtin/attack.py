@@ -137,11 +137,13 @@ class Attack(Study):
                 points = Table(r for r in rows if r["attack"] in ("none", lie))
                 lines.append(Line.of(method, points.curve("f", "honest/accuracy")))
             drawn = tuple(line for line in lines if line.x)
-            panels.append(Panel(f"attackers send {lie}", "attackers f", "accuracy", drawn))
-        return (Figure(self.name, tuple(panels)),)
+            panels.append(Panel(f"attackers send {SENT[lie]}", "attackers f", OF_HONEST, drawn))
+        return (Figure(self.name, tuple(panels), same_y=True),)
 
 
 ERROR = "held-out error of honest agents"
+OF_HONEST = "held-out accuracy of honest agents"
+SENT = {"noise": "noise", "flipped": "flipped models", "scaled": "scaled models"}
 
 
 def attacked(cell: Cell) -> Cell:

@@ -144,8 +144,8 @@ class LowCommunication(Study):
         sent = tuple(curves(table.above("bytes", 1), HUE, accuracy, "bytes"))
         panels = (
             Panel("training loss", "local steps", "loss", loss),
-            Panel("average model, held out", "local steps", "accuracy", steps),
-            Panel("average model, held out", "bytes of all agents", "accuracy", sent, log_x=True),
+            Panel("average model", "local steps", "held-out accuracy", steps),
+            Panel("average model", "bytes sent by all agents", "held-out accuracy", sent, True),
         )
         return (Figure(self.name, panels),)
 

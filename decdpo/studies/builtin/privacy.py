@@ -35,6 +35,7 @@ NOISES = (0.0, 0.5, 1.0, 2.0, 4.0)
 CLIP_TEXTS, CLIP_COLUMNS = 0.2, 0.5
 """C of texts (beta 0.1) and of columns (beta 1): about the length of the gradient of a pair."""
 ERROR = "held-out error of own models"
+EPSILON = "epsilon of one training pair (delta 1e-5)"
 
 
 class PrivacyStudy(Study):
@@ -112,8 +113,8 @@ class PrivacyStudy(Study):
                         points.append((spent, [row[f"heldout/{key}accuracy"] for row in rows]))
                 if points:
                     lines.append(Line.of(method, sorted(points)))
-            panels.append(Panel(title, "epsilon", "accuracy", tuple(lines), log_x=True))
-        return (Figure(self.name, tuple(panels)),)
+            panels.append(Panel(title, EPSILON, "held-out accuracy", tuple(lines), log_x=True))
+        return (Figure(self.name, tuple(panels), same_y=True),)
 
 
 def named(table: Table, method: str, noise: float) -> Named:
