@@ -1,11 +1,14 @@
 """Kill a run at random moments, resume it on random numbers of ranks, compare it to the bit.
 
-    python tools/kill_and_resume.py SHARDS [--kills 20] [--set SECTION.KEY=VALUE ...]
+    python tools/kill_and_resume.py SHARDS [--kills 20] [--in-a-row 1] [--while-writing]
+        [--set SECTION.KEY=VALUE ...]
 
 Trains once without interruption; then, as often as asked, starts the same run, kills all of its
-processes with SIGKILL at a random moment (also while a checkpoint is being written), resumes it on
-another number of ranks, and compares the parameters' digests and every deterministic field of
-metrics.jsonl with the run that was never killed. Exit status 0 if all are equal.
+processes with SIGKILL at a random moment, resumes it on another number of ranks, and compares the
+parameters' digests and every deterministic field of metrics.jsonl with the run that was never
+killed. With ``--in-a-row`` what was resumed is killed and resumed again before it is compared, with
+``--while-writing`` a kill waits for a checkpoint to be written. After every kill each committed
+checkpoint must be whole, and none be gone that was the newest. Exit status 0 if all are equal.
 """
 
 import argparse
@@ -18,10 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from decdpo.checkpoint.format import WRITING, committed
+from decdpo.checkpoint.inspect import verify
 from decdpo.comm.mpi.mpirun import Launch, environment
 
+LIMIT = 300.0
+"""Seconds after which a run counts as hanging."""
 CONFIG = """[run]
 rounds = 120
 [data]
@@ -39,7 +47,7 @@ def start(ranks: int, *words: str) -> Launch:
     return Launch(ranks, program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def finish(launched: Launch, limit: float = 300) -> tuple[int, str]:
+def finish(launched: Launch, limit: float = LIMIT) -> tuple[int, str]:
     """Wait for a run, for at most ``limit`` seconds; return its status and what is wrong."""
     try:
         code = launched.wait(limit)
@@ -88,11 +96,86 @@ def metrics(folder: Path) -> list[dict[str, object]]:
     return records
 
 
+@dataclass
+class Victim:
+    """One run, killed and resumed until it has been killed often enough; then it is compared.
+
+    config : its configuration. out : its folder. options : for the command line. length : seconds
+    that it takes if nobody kills it. aimed : whether kills wait for a write.
+
+    Attributes
+    ----------
+    fault : what was not as promised, empty if all was. told : a few words on each start.
+    """
+
+    config: Path
+    out: Path
+    options: list[str]
+    length: float
+    aimed: bool
+    fault: str = ""
+    told: list[str] = field(default_factory=list)
+    _newest: int = 0
+
+    def start(self, ranks: int) -> Launch:
+        """Resume from the newest checkpoint; without one begin anew."""
+        if committed(self.out / "checkpoints"):
+            return start(ranks, "resume", str(self.out))
+        shutil.rmtree(self.out, ignore_errors=True)
+        return start(ranks, "train", str(self.config), "--out", str(self.out), *self.options)
+
+    def strike(self, ranks: int, chance: random.Random) -> bool:
+        """Start on so many ranks and kill all; say whether the run had not ended before."""
+        launched = self.start(ranks)
+        self._await_moment(launched, chance)
+        struck = launched.process.poll() is None
+        kill(launched)
+        left = list((self.out / "checkpoints").glob(f"{WRITING}*"))
+        self.told.append(f"{ranks}{'w' if left else '' if struck else ' ended'}")
+        self._judge()
+        return struck
+
+    def _await_moment(self, launched: Launch, chance: random.Random) -> None:
+        if not self.aimed:
+            time.sleep(chance.uniform(0.15, 0.98) * self.length)
+            return
+        writes, wanted = set(), chance.randint(1, 5)
+        until = time.monotonic() + LIMIT
+        while len(writes) < wanted and launched.process.poll() is None:
+            if time.monotonic() > until:
+                self.fault = f"no write for {LIMIT:.0f} s"
+                return
+            writes |= {p.name for p in (self.out / "checkpoints").glob(f"{WRITING}*")}
+            time.sleep(0.0005)
+        time.sleep(chance.uniform(0.0, 0.02))
+
+    def _judge(self) -> None:
+        """Look at what a kill has left: whole checkpoints, the newest one before among them."""
+        found = committed(self.out / "checkpoints")
+        broken = [line for path in found.values() for line in verify(path)]
+        if broken:
+            self.fault = f"a committed checkpoint is broken: {broken[0]}"
+        elif max(found, default=0) < self._newest:
+            self.fault = f"the checkpoint of round {self._newest} is gone"
+        self._newest = max(found, default=0)
+
+    def finish(self, ranks: int, expected: tuple[str, list[dict[str, object]]]) -> None:
+        """Resume on so many ranks to the end, and compare."""
+        self.told.append(str(ranks))
+        status, said = finish(self.start(ranks))
+        if status:
+            self.fault = self.fault or said
+        elif (digests(self.out), metrics(self.out)) != expected:
+            self.fault = self.fault or "DIFFERENT"
+
+
 def main() -> int:
     """Run the comparison; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("shards", type=Path)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--in-a-row", type=int, default=1, help="kills of one run")
+    parser.add_argument("--while-writing", action="store_true", help="kill during writes alone")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
@@ -102,46 +185,41 @@ def main() -> int:
     config = work / "run.toml"
     config.write_text(CONFIG.format(shards=args.shards.resolve()))
     options = [word for value in args.set for word in ("--set", value)]
-
-    def train(ranks: int, out: Path) -> Launch:
-        return start(ranks, "train", str(config), "--out", str(out), *options)
-
     reference = work / "reference"
     began = time.monotonic()
-    status, said = finish(train(max(args.ranks), reference))
+    words = ["train", str(config), "--out", str(reference), *options]
+    status, said = finish(start(max(args.ranks), *words))
     length = time.monotonic() - began
     if status:
         print(said)
         return 1
     expected = digests(reference), metrics(reference)
     print(f"reference: {length:.1f} s, {len(expected[1])} records")
-    equal = 0
-    for number in range(args.kills):
-        out = work / f"killed-{number}"
-        first, second = chance.choice(args.ranks), chance.choice(args.ranks)
-        moment = chance.uniform(0.15, 0.98) * length
-        process = train(first, out)
-        time.sleep(moment)
-        kill(process)
-        writing = list(out.glob("checkpoints/.writing*"))
-        if (out / "config.toml").exists():
-            status, said = finish(start(second, "resume", str(out)))
-        else:
-            status, said = finish(train(second, out))
-        same = status == 0 and (digests(out), metrics(out)) == expected
-        equal += same
+    kills, writing, runs, unequal = 0, 0, 0, 0
+    # Twice as many: some runs end before they are killed.
+    while kills < args.kills and runs < 2 * args.kills:
+        victim = Victim(config, work / f"killed-{runs}", options, length, args.while_writing)
+        for _ in range(min(args.in_a_row, args.kills - kills)):
+            if not victim.strike(chance.choice(args.ranks), chance) or victim.fault:
+                break
+            kills += 1
+        victim.finish(chance.choice(args.ranks), expected)
+        runs += 1
+        unequal += bool(victim.fault)
+        writing += sum(word.endswith("w") for word in victim.told)
         print(
-            f"{number + 1:3d}: {first} ranks, killed after {moment:5.1f} s"
-            f"{' while writing a checkpoint' if writing else ''}, {second} ranks: "
-            f"{'equal' if same else f'DIFFERENT (status {status}) {said}'}",
+            f"{kills:3d} kills: ranks {', '.join(victim.told)}: {victim.fault or 'equal'}",
             flush=True,
         )
-        if same:
-            shutil.rmtree(out)
-    print(f"{equal} of {args.kills} equal the run that was never killed")
-    if equal == args.kills:
+        if not victim.fault:
+            shutil.rmtree(victim.out)
+    print(
+        f"{kills} kills, {writing} of them while a checkpoint was written (w): "
+        f"{runs - unequal} of {runs} runs equal the one that was never killed"
+    )
+    if not unequal:
         shutil.rmtree(work)
-    return 0 if equal == args.kills else 1
+    return 1 if unequal else 0
 
 
 if __name__ == "__main__":
