@@ -34,14 +34,14 @@ class Retention:
         self._foreign = foreign
         self._warn = warn
 
-    def prune(self, newest: Manifest) -> None:
-        """Remove what retention does not keep, counting back from the one just committed.
+    def prune(self, newest: int) -> None:
+        """Remove what retention does not keep, counting back from the round just saved or loaded.
 
         Damaged ones do not count and go once they are passed; later ones, left from before a
         resume, are not touched, nor what is of another run or no checkpoint at all.
         """
-        self.rejected.discard(newest.round)
-        passed = {r: path for r, path in committed(self._folder).items() if r <= newest.round}
+        self.rejected.discard(newest)
+        passed = {r: path for r, path in committed(self._folder).items() if r <= newest}
         found = {round: path for round, path in passed.items() if self._may_go(path)}
         serials = {round: self._serial_if_good(round, path) for round, path in found.items()}
         good = [round for round, serial in serials.items() if serial is not None]

@@ -91,6 +91,7 @@ class CheckpointStore:
         self.held: tuple[int, ...] = ()
         self.changed = False
         self.run = run
+        self._read_only = read_only
         self._world = world
         self._config = config
         self._versions = dict(versions or {})
@@ -215,12 +216,19 @@ class CheckpointStore:
         required : whether it is an error that there is no checkpoint at all.
         round : take the checkpoint of this round or none.
 
+        Having loaded the newest, it removes what is too old to be kept beside it, which a process
+        that was killed after a commit has not.
+
         Returns the next round to run, None if there is no checkpoint. Raises ``CheckpointError``
         if the newest whole one is of another run (naming each difference), if none of those
         present is whole, and if none is present but ``required``; ``ConfigError`` for an unknown
         key in ``allow``. After an error the states are undefined.
         """
-        return self._newest(partial(self._restore, states), allow, required, round)
+        done = self._newest(partial(self._restore, states), allow, required, round)
+        if done is not None and round is None and not self._read_only and self._world.is_root:
+            # Killed again and again between a commit and this, runs would fill the disk.
+            self._retention.prune(done)
+        return done
 
     def models(
         self, like: Tensor, running: Tensor | None = None, *, round: int | None = None

@@ -51,7 +51,7 @@ class Writer:
     is_root : says whether this process commits and prunes.
     agree : returns the short texts of all processes in any common order. Collective.
     background : whether to write in a thread, or before ``start`` returns.
-    prune : is called on the root after a commit.
+    prune : is called on the root after a commit, with the round.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Writer:
         is_root: Callable[[], bool],
         agree: Callable[[str], list[str]],
         background: bool,
-        prune: Callable[[Manifest], None],
+        prune: Callable[[int], None],
     ) -> None:
         self._folder = folder
         self._part = part
@@ -154,7 +154,7 @@ class Writer:
                 raise unpack(outcome["fault"])
         self.seconds.append(time.perf_counter() - began)
         if self._is_root():
-            self._prune(job.manifest)
+            self._prune(job.manifest.round)
 
     def _write_part(self, temporary: Path, job: Job) -> str:
         """Write this process's part and return its outcome as JSON."""

@@ -97,7 +97,7 @@ def test_the_newest_committed_checkpoint_survives_every_kill(tmp_path):
                 assert state.steps == last and state.x.eq(last + agent / 8 if last else 0).all()
             for checkpoint in committed(folder).values():
                 assert verify(checkpoint) == []
-            assert len(present) <= 4
+            assert len(present) <= 3, "more than are kept and the one just committed"
             assert all(entry.name.startswith("round_") for entry in folder.iterdir())
     finally:
         nursery.stdin.close()

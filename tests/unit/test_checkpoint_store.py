@@ -385,6 +385,17 @@ def test_retention(tmp_path, keep, keep_every, left):
     assert names(tmp_path) == [round_name(round) for round in left]
 
 
+def test_what_a_killed_process_has_not_removed_goes_when_the_newest_is_loaded(tmp_path):
+    """Runs killed again and again right after a commit would otherwise fill the disk."""
+    save(tmp_path, TWO, [1, 2, 3, 4, 5], keep=5)
+    load(tmp_path, TWO, keep=2, read_only=True)
+    assert run(TWO, lambda world: make(tmp_path, world, keep=2).load(fresh(world), round=4))
+    assert list(committed(tmp_path)) == [1, 2, 3, 4, 5], "who only looks removes nothing"
+    flip(tmp_path / round_name(5) / "part_0001.h5", 5000)
+    assert load(tmp_path, TWO, keep=2)[0] == 4
+    assert list(committed(tmp_path)) == [3, 4, 5], "what was not loaded pushes nothing out"
+
+
 def test_damaged_checkpoints_neither_count_nor_push_out_good_ones(tmp_path):
     save(tmp_path, TWO, [1, 2, 3, 4], keep=4)
     for round in (2, 4):
