@@ -91,7 +91,6 @@ class CheckpointStore:
         self.held: tuple[int, ...] = ()
         self.changed = False
         self.run = run
-        self._read_only = read_only
         self._world = world
         self._config = config
         self._versions = dict(versions or {})
@@ -106,6 +105,7 @@ class CheckpointStore:
             as_saved=as_saved,
         )
         self._serial = 0
+        self._loaded: int | None = None
         self._retention = Retention(self.folder, keep, keep_every, self._foreign, self._warn)
         self._snapshot = Snapshot()
         world.require_same("what a checkpoint is of", json.dumps(dict(identity), sort_keys=True))
@@ -137,14 +137,18 @@ class CheckpointStore:
         states : the state dataclass of every local agent.
         extra : JSON values to be given back on resuming; those of the root process are kept.
 
-        Returns once the states are copied; first waits for the write before. Without a side
-        channel, and where states are too large to be copied, see ``state.LARGE``, it returns when
-        all is on disk. Raises what that write failed of, and
-        ``EnvironmentFault`` if the disk has not the room.
+        Returns once the states are copied; first waits for the write before, and removes what is
+        too old to be kept beside the checkpoint that was loaded. Without a side channel, and where
+        states are too large to be copied, see ``state.LARGE``, it returns when all is on disk.
+        Raises what that write failed of, and ``EnvironmentFault`` if the disk has not the room.
         """
         self.flush()
         if tuple(sorted(states)) != tuple(self._world.local_agents):
             raise ValueError(f"states of agents {sorted(states)} are not the local agents'")
+        if self._loaded is not None and self._world.is_root:
+            # A process killed right after a commit has not: again and again, that fills the disk.
+            self._retention.prune(self._loaded)
+        self._loaded = None
         records = self._snapshot.take(states)
         mine = {record.agent: [record.nbytes, self._snapshot.copied] for record in records}
         sizes, copied = zip(*self._world.collect(mine).values())
@@ -216,18 +220,14 @@ class CheckpointStore:
         required : whether it is an error that there is no checkpoint at all.
         round : take the checkpoint of this round or none.
 
-        Having loaded the newest, it removes what is too old to be kept beside it, which a process
-        that was killed after a commit has not.
-
         Returns the next round to run, None if there is no checkpoint. Raises ``CheckpointError``
         if the newest whole one is of another run (naming each difference), if none of those
         present is whole, and if none is present but ``required``; ``ConfigError`` for an unknown
         key in ``allow``. After an error the states are undefined.
         """
         done = self._newest(partial(self._restore, states), allow, required, round)
-        if done is not None and round is None and not self._read_only and self._world.is_root:
-            # Killed again and again between a commit and this, runs would fill the disk.
-            self._retention.prune(done)
+        if round is None:
+            self._loaded = done
         return done
 
     def models(

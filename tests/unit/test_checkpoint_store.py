@@ -385,15 +385,30 @@ def test_retention(tmp_path, keep, keep_every, left):
     assert names(tmp_path) == [round_name(round) for round in left]
 
 
-def test_what_a_killed_process_has_not_removed_goes_when_the_newest_is_loaded(tmp_path):
+@pytest.mark.parametrize("damaged, left", [(None, [4, 5]), (5, [3, 4, 5])])
+def test_what_a_killed_process_has_not_removed_goes_before_the_next_write(
+    tmp_path, monkeypatch, damaged, left
+):
     """Runs killed again and again right after a commit would otherwise fill the disk."""
     save(tmp_path, TWO, [1, 2, 3, 4, 5], keep=5)
-    load(tmp_path, TWO, keep=2, read_only=True)
-    assert run(TWO, lambda world: make(tmp_path, world, keep=2).load(fresh(world), round=4))
-    assert list(committed(tmp_path)) == [1, 2, 3, 4, 5], "who only looks removes nothing"
-    flip(tmp_path / round_name(5) / "part_0001.h5", 5000)
-    assert load(tmp_path, TWO, keep=2)[0] == 4
-    assert list(committed(tmp_path)) == [3, 4, 5], "what was not loaded pushes nothing out"
+    if damaged:
+        flip(tmp_path / round_name(damaged) / "part_0001.h5", 5000)
+
+    def full(*words):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def body(world):
+        store = make(tmp_path, world, keep=2, warn=lambda line: None)
+        done = store.load(fresh(world))
+        assert list(committed(tmp_path)) == [1, 2, 3, 4, 5], "who only looks removes nothing"
+        world.require(None)
+        store.save(6, {agent: state(agent, 6) for agent in world.local_agents})
+        store.flush()
+        return done
+
+    monkeypatch.setattr(writer_module, "write_part", full)
+    assert {type(fault) for fault in run(TWO, body)} == {EnvironmentFault}
+    assert list(committed(tmp_path)) == left
 
 
 def test_damaged_checkpoints_neither_count_nor_push_out_good_ones(tmp_path):
