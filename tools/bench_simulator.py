@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=1000, help="(%(default)s)")
     parser.add_argument("--dimension", type=int, default=65536, help="features (%(default)s)")
     parser.add_argument("--rounds", type=int, default=100, help="(%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="device.threads (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="device.threads (%(default)s)")
     parser.add_argument("--runs", type=int, default=1, help="of each checkout (%(default)s)")
     parser.add_argument("--set", action="append", default=[], help="further SECTION.KEY=VALUE")
     parser.add_argument("--against", type=Path, action="append", default=[], help="checkout")

@@ -15,9 +15,9 @@ from scipy.sparse import csr_array
 WORD = re.compile(r"\w+|[^\w\s]")
 """A word of the hashed features: a run of letters and digits, or one punctuation mark."""
 
-TERMS, TEXTS = 1 << 18, 1 << 12
-"""Terms and answers whose features are kept at hand: few terms make up most of a text, and where
-several answers to a prompt were compared, each of them is in several pairs."""
+TEXTS = 1 << 12
+"""Answers whose features are kept at hand: where several answers to a prompt were compared, each of
+them is in several pairs. Terms are not kept: to hash one takes no longer than to find it."""
 
 
 class Hashing:
@@ -31,15 +31,15 @@ class Hashing:
     """
 
     def __init__(self, dimension: int, seed: int = 0) -> None:
-        salt = seed.to_bytes(8, "little")
+        begun = blake2b(digest_size=8, salt=seed.to_bytes(8, "little"))
 
-        def place(term: str) -> tuple[int, int]:
-            digest = blake2b(term.encode(), digest_size=8, salt=salt).digest()
-            code = int.from_bytes(digest, "little")
-            return (code >> 1) % dimension, 1 - 2 * (code & 1)
+        def digest(term: str) -> bytes:
+            one = begun.copy()
+            one.update(term.encode())
+            return one.digest()
 
         self.dimension = dimension
-        self._place = lru_cache(TERMS)(place)
+        self._digest = digest
         self.sparse = lru_cache(TEXTS)(self._sparse)
 
     def features(self, text: str) -> dict[int, float]:
@@ -48,19 +48,30 @@ class Hashing:
         The terms are lower-cased words and pairs of adjacent words. A term that occurs c times
         counts 1 + ln c: repetition says little more.
         """
-        words = WORD.findall(text.lower())
-        terms = Counter(words)
-        terms.update([f"{a} {b}" for a, b in pairwise(words)])
-        features: dict[int, float] = {}
-        for term, count in terms.items():
-            column, sign = self._place(term)
-            value = sign if count == 1 else sign * (1 + log(count))
-            features[column] = features.get(column, 0.0) + value
-        return features
+        columns, values = self.sparse(text)
+        return dict(zip(columns.tolist(), values.tolist()))
 
     def _sparse(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        features = self.features(text)
+        words = WORD.findall(text.lower())
+        terms = Counter(words)
+        terms.update(map(" ".join, pairwise(words)))
+        codes = np.frombuffer(b"".join(map(self._digest, terms)), "<u8")
+        columns = ((codes >> 1) % self.dimension).astype(np.int64)
+        values = np.fromiter(map(_weight, terms.values()), np.float64, len(terms))
+        np.negative(values, out=values, where=(codes & 1).astype(bool))
+        found = columns.tolist()
+        if len(set(found)) == len(found):
+            return columns, values
+        features: dict[int, float] = {}
+        for column, value in zip(found, values.tolist()):
+            features[column] = features.get(column, 0.0) + value
         return np.array(list(features), dtype=np.int64), np.array(list(features.values()))
+
+
+@lru_cache(1 << 12)
+def _weight(count: int) -> float:
+    """Return what a term counts that occurs ``count`` times."""
+    return 1 + log(count) if count > 1 else 1.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Hashed features and sparse feature differences against dense arithmetic."""
 
+import re
 import subprocess
 import sys
+from hashlib import blake2b
 from math import log
 
 import numpy as np
@@ -37,6 +39,28 @@ def test_features_are_the_same_in_another_process():
     )
     here = sorted(Hashing(997, 3).features("to be or not to be").items())
     assert other.stdout.strip() == str(here)
+
+
+def plainly(text, dimension, seed):
+    """Return the features of a text as the definition has them, term by term."""
+    words = re.findall(r"\w+|[^\w\s]", text.lower())
+    terms = [*words, *(f"{a} {b}" for a, b in zip(words, words[1:]))]
+    found = {}
+    for term in dict.fromkeys(terms):
+        digest = blake2b(term.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest()
+        code = int.from_bytes(digest, "little")
+        sign, count = 1 - 2 * (code & 1), terms.count(term)
+        column = (code >> 1) % dimension
+        found[column] = found.get(column, 0.0) + sign * (1 + log(count) if count > 1 else 1)
+    return found
+
+
+@pytest.mark.parametrize("dimension", [1, 3, 50, 2**16, 2**61])
+def test_features_are_those_of_the_definition_to_the_bit(dimension):
+    texts = [text for pair in PAIRS for text in pair] + ["a b a b a c, ü b a " * 9]
+    for text in texts:
+        found = Hashing(dimension, 5).features(text)
+        assert list(found.items()) == list(plainly(text, dimension, 5).items())
 
 
 def test_seed_draws_another_hash_function():

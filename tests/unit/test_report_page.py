@@ -146,7 +146,7 @@ def test_an_empty_page_16_agents_and_10000_agents_stay_small():
     assert "10,000 agents" in crowd and 'id="multiples"' not in crowd and "histogram" in crowd
 
 
-def test_a_graph_of_many_agents_is_drawn_by_blocks_and_by_how_far_news_travels():
+def test_a_graph_of_many_agents_is_drawn_by_blocks_and_by_how_far_news_travels(monkeypatch):
     torus = make_schedule("torus", "auto", 400)
     rows = {i: torus.mixing(0).row(i).sources for i in range(400)}
     links = Links("torus", 400, {(j, i): 1.0 for i in rows for j in rows[i]}, 1000.0, 5)
@@ -160,7 +160,10 @@ def test_a_graph_of_many_agents_is_drawn_by_blocks_and_by_how_far_news_travels()
     assert len(reach.mean) == 21 and reach.cut_off == 0
     assert reach.mean[:4] * 400 == pytest.approx([1, 5, 13, 25]) and reach.mean[-1] == 1.0
     assert (reach.least == reach.most).all() and reach.half == 10
+    measure, measured = large_graph.Reach.of, []
+    monkeypatch.setattr(large_graph.Reach, "of", lambda ends: measured.append(1) or measure(ends))
     text = page([replace(made_up(400, 2), links=links)], "now")
+    assert len(measured) == 1, "distances of many agents take a while"
     assert text.count('<svg class="graph"') == 2 and "at most 10 links from half of all" in text
     assert 'class="w4" fill="none"' in text, "a wait is outlined"
 
@@ -169,7 +172,8 @@ def test_agents_that_news_never_reaches_are_counted():
     pairs = {(i, i + 1): 1.0 for i in range(299)}
     reach = large_graph.Reach.of(Links("file", 300, pairs, 1.0, 1))
     assert reach.cut_off == 299 and reach.least[-1] == 1 / 300 and reach.most[-1] == 1.0
-    assert "299 agents are not reached" in large_graph.words(Links("file", 300, pairs, 1.0, 1))[1]
+    links = Links("file", 300, pairs, 1.0, 1)
+    assert "299 agents are not reached" in large_graph.drawn(links, {})[1][1]
 
 
 def test_runs_without_marks_and_parts_have_a_page_as_well():

@@ -29,15 +29,24 @@ def waited(records: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], float]
     return sums
 
 
-def picture(run: Shown) -> str:
-    """Return the SVG elements of the run's graph; empty if there is none."""
+def drawn(run: Shown) -> tuple[str, list[str]]:
+    """Return the SVG elements of the run's graph, empty if there is none, and what is said of it
+    below, a sentence each."""
     links = run.links
     if links is None:
-        return ""
+        return "", [run.no_links] if run.no_links else []
     waits = waited(run.records)
     if links.agents > MOST_DRAWN:
         longest = max(waits.values(), default=0.0)
-        return large_graph.picture(links, {k: _level(s, longest) for k, s in waits.items()})
+        shades = {k: _level(s, longest) for k, s in waits.items()}
+        picture, blocks = large_graph.drawn(links, shades)
+    else:
+        picture, blocks = _each(links, waits, run), []
+    return picture, [*_words(links), *blocks, *_waits(waits, run)]
+
+
+def _each(links: Links, waits: Mapping[tuple[int, int], float], run: Shown) -> str:
+    """Return a picture of every agent and link."""
     on_links = {(j, i): waits.get((i, j), 0.0) for j, i in links.pairs}
     for_agent = _by_source(waits)
     most = max([*on_links.values(), *for_agent.values()], default=0.0)
@@ -55,11 +64,7 @@ def picture(run: Shown) -> str:
     )
 
 
-def words(run: Shown) -> list[str]:
-    """Return what is said of the graph below it, a sentence each."""
-    links = run.links
-    if links is None:
-        return [run.no_links] if run.no_links else []
+def _words(links: Links) -> list[str]:
     degrees = [0] * links.agents
     for source, _ in links.pairs:
         degrees[source] += 1
@@ -75,18 +80,20 @@ def words(run: Shown) -> list[str]:
         least, most = carried[0] / 1e6, carried[-1] / 1e6
         amount = f"{most:,.4g}" if least == most else f"{least:,.4g} to {most:,.4g}"
         said.append(f"a link carried {amount} MB in {links.rounds:,} rounds")
-    if links.agents > MOST_DRAWN:
-        said += large_graph.words(links)
-    waits = sorted(waited(run.records).items(), key=lambda item: -item[1])[:3]
-    if waits:
+    return said
+
+
+def _waits(waits: Mapping[tuple[int, int], float], run: Shown) -> list[str]:
+    longest = sorted(waits.items(), key=lambda item: -item[1])[:3]
+    if longest:
         text = ", ".join(
             f"{seconds:,.3g} s by the process of agent {i} for agent {j}"
-            for (i, j), seconds in waits
+            for (i, j), seconds in longest
         )
-        said.append(f"longest waits in all: {text}")
-    elif any("parts" in r["system"] for r in run.records):
-        said.append("no wait for a single agent was recorded")
-    return said
+        return [f"longest waits in all: {text}"]
+    if any("parts" in r["system"] for r in run.records):
+        return ["no wait for a single agent was recorded"]
+    return []
 
 
 def _by_source(waits: Mapping[tuple[int, int], float]) -> dict[int, float]:

@@ -168,9 +168,9 @@ def _predictions(runs: Sequence[Shown]) -> str:
 def _graphs(runs: Sequence[Shown]) -> str:
     found, shaded = [], False
     for k, run in enumerate(runs):
-        drawing = graph.picture(run)
+        drawing, lines = graph.drawn(run)
         shaded = shaded or bool(drawing)
-        said = "".join(f"<li>{escape(line)}</li>" for line in graph.words(run))
+        said = "".join(f"<li>{escape(line)}</li>" for line in lines)
         found.append(
             f'<figure class="card"><h3>{tables.chip(k, run.name)}</h3>{drawing}'
             f'<ul class="plain note">{said}</ul></figure>'

@@ -75,20 +75,18 @@ def densities(links: Links) -> np.ndarray:
     return found / np.maximum(possible, 1)
 
 
-def picture(links: Links, waits: Mapping[tuple[int, int], int]) -> str:
-    """Return both pictures as SVG elements.
+def drawn(links: Links, waits: Mapping[tuple[int, int], int]) -> tuple[str, list[str]]:
+    """Return both pictures as SVG elements, and what is said below them, a sentence each.
 
     waits : shade of the waiting, by receiving and sending agent.
     """
-    return _matrix(links, waits) + _curve(links, Reach.of(links))
+    found, reach = densities(links), Reach.of(links)
+    return _matrix(links, found, waits) + _curve(links, reach), _words(links, found, reach)
 
 
-def words(links: Links) -> list[str]:
-    """Return what is said below the pictures, a sentence each."""
-    found = densities(links)
+def _words(links: Links, found: np.ndarray, reach: Reach) -> list[str]:
     count = len(found)
     each = -(-links.agents // count)
-    reach = Reach.of(links)
     if reach.cut_off:
         far = f"{reach.cut_off:,} agents are not reached from every agent"
     else:
@@ -103,8 +101,7 @@ def words(links: Links) -> list[str]:
     ]
 
 
-def _matrix(links: Links, waits: Mapping[tuple[int, int], int]) -> str:
-    found = densities(links)
+def _matrix(links: Links, found: np.ndarray, waits: Mapping[tuple[int, int], int]) -> str:
     count, most = len(found), found.max() or 1.0
     levels = np.ceil(len(SHADES) * found / most).astype(int)
     parts = []

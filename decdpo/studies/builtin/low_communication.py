@@ -5,7 +5,10 @@ with whom, and in how many bytes: DecDPO by neighbours in every step and in ever
 a server, DiLoCo's form by gossip, both of gossip in fragments, and compressed gossip.
 
 A language model with adapters, in the place of the log-linear policy, is a matter of overrides:
-``--set policy.kind=causal_lm --set policy.model=FOLDER --set policy.lora.rank=4 --set optim.lr=1``.
+``--set policy.kind=causal_lm --set policy.model=FOLDER --set policy.lora.rank=4``, with a step size
+of its own (``--set optim.lr=0.003``: with the usual one, 1, adapters of a small model diverge in
+the first round) and fewer pairs to measure on (``--set log.heldout_pairs=8 --set
+log.gradient_pairs=1``: with all of them a cell measures for longer than it trains).
 """
 
 from collections.abc import Sequence
