@@ -294,6 +294,8 @@ def test_a_browser_draws_the_records_without_a_complaint_or_a_network(runs, tmp_
         np.testing.assert_allclose(accuracy, wanted, rtol=1e-5)
         assert browser.value("document.documentElement.dataset.theme") == "dark"
         assert browser.value("document.querySelectorAll('#multiples .small').length") == 4
+        fits = "(t => t.scrollWidth <= t.clientWidth)(document.querySelector('#figures .wide'))"
+        assert browser.value(fits)
         drawn = "(u => u.ctx.getImageData(0, 0, u.ctx.canvas.width, u.ctx.canvas.height).data.some("
         assert browser.value(drawn + "v => v))(decdpo.charts.loss)")
         for press in ("#theme", "[data-axis=seconds]", "[data-axis=megabytes]", "[data-run='1']"):
