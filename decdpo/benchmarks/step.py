@@ -14,6 +14,7 @@ programs can then take turns.
     checkpointing  activations computed again in the backward pass
     lora           adapters of the attention's projections trained, the model itself frozen
     compile        the model's layers compiled by torch
+    graphs         on a GPU, the operations of a step recorded and begun at once
 """
 
 import copy
@@ -97,6 +98,7 @@ class Bench:
             cache_reference="reference" in on or "lora" not in on,
             tokens_at_once=spec["tokens_at_once"] if "packing" in on else 0,
             compiled="compile" in on,
+            graphs="graphs" in on,
             rules=TextRules(chat_template=spec.get("chat_template", "")),
             lora=ADAPTERS if "lora" in on else None,
         )

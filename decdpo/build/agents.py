@@ -101,6 +101,7 @@ def make_policy(
             cache_reference=section.cache_reference,
             tokens_at_once=section.tokens_at_once,
             compiled=section.compile,
+            graphs=section.graphs,
             allow_hub=section.allow_hub,
             rules=TextRules(section.chat_template, section.eos, section.line_break),
             pace=pace,

@@ -155,6 +155,11 @@ class CausalLM:
     compile: bool = option(
         False, "let torch compile the model's layers: a start takes a minute more, a step less"
     )
+    graphs: bool = option(
+        True,
+        "on a GPU in bfloat16, record the operations of a step and begin them all at once; rows "
+        "are filled up to few sizes for that",
+    )
     allow_hub: bool = option(False, "let transformers download the model from its hub")
     lora: Lora = option(Lora(), "adapters of the frozen model, in the section [policy.lora]")
     personal: Personal = option(

@@ -28,6 +28,7 @@ from decdpo.policies.lm.adapters.layers import LoraOptions
 from decdpo.policies.lm.adapters.personal import PersonalOptions, personal_of
 from decdpo.policies.lm.forward.choice import choose_scorer, probe
 from decdpo.policies.lm.forward.compiled import compile_layers, compile_scorer
+from decdpo.policies.lm.forward.graphed import graphed
 from decdpo.policies.lm.forward.packing import packed_size
 from decdpo.policies.lm.forward.plain import PlainLM
 from decdpo.policies.lm.mapped import sharing
@@ -77,7 +78,8 @@ class CausalLM:
         memory does not grow with the batch. 0 is one pair a part: then the bits of a pair do not
         depend on its batch.
     plain : score every answer by itself, prompt and all, the way that needs nothing of the model.
-    compiled : let torch compile the model's layers, see ``lm.compiled``.
+    compiled : let torch compile the model's layers, see ``lm.compiled``. graphs : on a GPU, record
+        the operations of a pass and begin them at once, see ``lm.forward.graphed``.
     rules : how pairs become text, and where answers end. pace : shows how far encoding is.
     lora : train adapters of the frozen model. adapter : the PEFT folder where they begin.
     personal : parts beside the adapters that are each agent's own, see ``lm.personal``.
@@ -112,6 +114,7 @@ class CausalLM:
         tokens_at_once: int = 0,
         plain: bool = False,
         compiled: bool = False,
+        graphs: bool = True,
         rules: TextRules = TextRules(),
         pace: Pace | None = None,
         lora: LoraOptions | None = None,
@@ -191,6 +194,9 @@ class CausalLM:
             compile_scorer(self.scorer, probe(self._vocabulary, self.max_length))
             if frozen is not None:
                 compile_layers(frozen)
+        if graphs and self.device.type == "cuda" and not (self.noisy or gradient_checkpointing):
+            self.scorer, why = graphed(self.scorer, probe(self._vocabulary, self.max_length))
+            self.notes = (*self.notes, *why)
         self.reference = self._reference(cache_reference, frozen)
 
     def _weights(

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -61,7 +62,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._folder = ""
-        self._encoded: dict[tuple[str, str], Any] = {}
+        self._encoded: dict[tuple[str, str, str], Any] = {}
 
     def open(self, folder: str) -> ShardIndex:
         """Read the index of ``folder``; forget what was encoded of another one."""
@@ -70,9 +71,12 @@ class Memory:
             self._folder = folder
         return ShardIndex.load(folder)
 
-    def encode(self, policy: Policy, shard: PreferenceShard) -> Any:
-        """Return the encoded shard, from memory if a policy of the same layout has read it."""
-        key = (shard.digest, f"{policy.layout.digest} {policy.digest}")
+    def encode(self, settings: str, policy: Policy, shard: PreferenceShard) -> Any:
+        """Return the encoded shard, from memory if such a policy has read it.
+
+        settings : of the policy, all of them: lengths, templates and types of numbers count too.
+        """
+        key = (shard.digest, f"{policy.layout.digest} {policy.digest}", settings)
         if key not in self._encoded:
             self._encoded[key] = policy.encode(shard)
         return self._encoded[key]
@@ -272,7 +276,9 @@ class Training(Work):
         count = build.num_agents(config, index)
         world = job.world(range(count), config.comm)
         device = job.device(config.device, config.policy.kind == "causal_lm")
-        ensemble = build.make_ensemble(config, world, index, device, memory.encode)
+        ensemble = build.make_ensemble(
+            config, world, index, device, partial(memory.encode, repr(config.policy))
+        )
         layout = ensemble.objective.policy.layout
         exchange = build.make_exchange(config, world, ensemble.algorithm, layout, device)
         run = build.make_run(config, world, ensemble, exchange, NoCheckpoints(), folder, 0)

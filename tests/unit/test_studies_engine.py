@@ -128,10 +128,34 @@ def test_encoded_shards_are_shared_between_cells_and_forgotten_with_the_data(sha
         4, features="columns"
     )
     index = memory.open(str(shards))
-    first = memory.encode(policy, index.open(0))
-    assert memory.encode(policy, memory.open(str(shards)).open(0)) is first
+    first = memory.encode("a", policy, index.open(0))
+    assert memory.encode("a", policy, memory.open(str(shards)).open(0)) is first
+    assert memory.encode("b", policy, index.open(0)) is not first
     memory.open(str(other))
-    assert memory.encode(policy, index.open(0)) is not first
+    assert memory.encode("a", policy, index.open(0)) is not first
+
+
+def test_cells_whose_policies_read_pairs_differently_do_not_share_them(make_model, tmp_path):
+    source = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": "a b c d e " * 4, "chosen": f"{i} yes", "rejected": "no"} for i in range(8)]
+    source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    shards = tmp_path / "texts"
+    main(["shard", str(source), "--agents", "2", "--out", str(shards)])
+    given = {
+        "data.shards": str(shards), "run.rounds": 1, "log.gradient_pairs": 0,
+        "policy.kind": "causal_lm", "policy.model": str(make_model()), "data.batch_size": 2,
+    }  # fmt: skip
+    memory, found = Memory(), {}
+    for name in ("alone", "together"):
+        for key, value in (("max_length", 64), ("max_length", 16), ("dtype", "bfloat16")):
+            work = Training(make_config({**given, f"policy.{key}": value}), "d")
+            folder = tmp_path / name / f"{key} {value}"
+            folder.mkdir(parents=True)
+            work.run(folder, memory if name == "together" else Memory())
+            found[name, value] = work.records(folder, memory)[-1]["logps/chosen"]
+    long, short, narrow = (found["alone", value] for value in (64, 16, "bfloat16"))
+    assert len({long, short, narrow}) == 3
+    assert [found["together", value] for value in (64, 16, "bfloat16")] == [long, short, narrow]
 
 
 def test_the_digest_names_settings_and_data_but_not_paths(shards):

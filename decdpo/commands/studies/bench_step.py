@@ -12,7 +12,7 @@ from decdpo.errors import ConfigError, EnvironmentFault
 from decdpo.report.step_table import step_table
 
 INGREDIENTS = ("head", "prefix", "packing", "reference", "bf16", "checkpointing")
-MORE = ("lora", "compile")
+MORE = ("lora", "compile", "graphs")
 """Ingredients that are switched on only if they are asked for."""
 ABOUT = "time a step of a language model, and its memory, with each ingredient switched on in turn"
 
@@ -38,7 +38,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--with", dest="ways", default=",".join(INGREDIENTS), metavar="I,I,...",
-        help="ingredients to switch on one after another, of %(default)s, lora and compile; "
+        help="ingredients to switch on one after another, of %(default)s, lora, compile and graphs; "
         "'none' is plain alone",
     )  # fmt: skip
     parser.add_argument(

@@ -13,7 +13,7 @@ has made of the row:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -164,40 +164,72 @@ class MaskedRow(Masked):
         return cls([Part(slice(0, size), (slice(0, size),), mask)])
 
 
+class Sequences(NamedTuple):
+    """The sequences of a row: every prompt, and every answer after its prompt.
+
+    queries, keys : N + 1 places where the sequences begin and end. gather : (K,) the token of each
+    key: those of a prompt are its own, those of an answer its prompt's and its own. uses : (T, 3)
+    the keys that each token has become, -1 for none. longest : the queries and the keys of the
+    longest.
+    """
+
+    queries: list[int]
+    keys: list[int]
+    gather: np.ndarray
+    uses: np.ndarray
+    longest: tuple[int, int]
+
+    @classmethod
+    def of(cls, row: PackedPairs) -> "Sequences":
+        """Find the sequences of a row."""
+        queries, keys, gather = [0], [0], []
+        uses = np.full((len(row.ids), 3), -1)
+        for s in row.segments:
+            prompt = np.arange(s.begin, s.chosen)
+            answers = np.arange(s.chosen, s.rejected), np.arange(s.rejected, s.end)
+            seen = [(prompt, prompt[:0]), *((prompt, answer) for answer in answers if len(answer))]
+            for use, (before, own) in enumerate(seen):
+                uses[before, use] = keys[-1] + np.arange(len(before))
+                uses[own, 0] = keys[-1] + len(before) + np.arange(len(own))
+                queries.append(queries[-1] + len(own if use else before))
+                keys.append(keys[-1] + len(before) + len(own))
+                gather += [before, own]
+        longest = int(max(np.diff(queries))), int(max(np.diff(keys)))
+        return cls(queries, keys, np.concatenate(gather), uses, longest)
+
+
 class Varlen:
     """The whole row in one call: every prompt, and every answer after its prompt, is a sequence.
 
-    A sequence of queries sees its keys up to its own place, counted from their ends. The keys of a
-    prompt are its own; those of an answer are its prompt's and its own, gathered anew.
+    A sequence of queries sees its keys up to its own place, counted from their ends. The keys of
+    answers are gathered anew.
 
     queries, keys : (N + 1,) int32 where the sequences begin and end. gather : (K,) the token of
-    each key. longest : the tokens of the longest of both, or a few more.
+    each key. uses : (T, 3) the keys of each token that have a gradient, -1 for none. longest : the
+    tokens of the longest of both, or a few more.
     """
 
-    def __init__(self, queries: Tensor, keys: Tensor, gather: Tensor, longest: tuple[int, int]):
-        self._queries, self._keys, self._gather = queries, keys, gather
+    def __init__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        gather: Tensor,
+        uses: Tensor,
+        longest: tuple[int, int],
+    ) -> None:
+        self._queries, self._keys, self._gather, self._uses = queries, keys, gather, uses
         self._longest = longest
 
     @classmethod
     def of(cls, row: PackedPairs, dtype: torch.dtype, device: torch.device) -> "Varlen":
         """Find the sequences of a row."""
-        queries, keys, gather = [0], [0], []
-        for s in row.segments:
-            prompt = np.arange(s.begin, s.chosen)
-            answers = np.arange(s.chosen, s.rejected), np.arange(s.rejected, s.end)
-            for own, seen in (
-                (prompt, [prompt]),
-                *((answer, [prompt, answer]) for answer in answers if len(answer)),
-            ):
-                queries.append(queries[-1] + len(own))
-                keys.append(keys[-1] + sum(map(len, seen)))
-                gather += seen
-        longest = (max(np.diff(queries)), max(np.diff(keys)))
+        own = Sequences.of(row)
         return cls(
-            torch.tensor(queries, dtype=torch.int32, device=device),
-            torch.tensor(keys, dtype=torch.int32, device=device),
-            torch.from_numpy(np.concatenate(gather)).to(device),
-            (-(-int(longest[0]) // UNIT) * UNIT, -(-int(longest[1]) // UNIT) * UNIT),
+            torch.tensor(own.queries, dtype=torch.int32, device=device),
+            torch.tensor(own.keys, dtype=torch.int32, device=device),
+            torch.from_numpy(own.gather).to(device),
+            torch.from_numpy(own.uses).to(device),
+            (-(-own.longest[0] // UNIT) * UNIT, -(-own.longest[1] // UNIT) * UNIT),
         )
 
     def __call__(
@@ -209,9 +241,24 @@ class Varlen:
         """
         if softcap is not None:
             raise NotImplementedError("attention scores are capped")
-        k, v = (x[0].transpose(0, 1)[self._gather] for x in (k, v))
+        k, v = (_Gathered.apply(x[0].transpose(0, 1), self._gather, self._uses) for x in (k, v))
         q = q[0].transpose(0, 1).contiguous()
         return varlen(q, k, v, self._queries, self._keys, self._longest, scaling)[None]
+
+
+class _Gathered(torch.autograd.Function):
+    """Gathers tokens, each at most three times, so that nothing is sorted on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gather: Tensor, uses: Tensor) -> Tensor:
+        ctx.save_for_backward(uses)
+        return x.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        (uses,) = ctx.saved_tensors
+        parts = slopes[0][uses.clamp(min=0)]
+        return parts.masked_fill_((uses < 0)[:, :, None, None], 0.0).sum(dim=1), None, None
 
 
 def varlen(

@@ -15,7 +15,7 @@ from decdpo.policies.lm.forward.head import token_logps
 from decdpo.policies.lm.forward.packing import pack, packed_size
 from decdpo.policies.lm.forward.plain import CANNOT_SCORE
 from decdpo.policies.lm.forward.remade import remade
-from decdpo.policies.lm.forward.vocabulary import Vocabulary
+from decdpo.policies.lm.forward.vocabulary import Vocabulary, VocabularyGradient
 from decdpo.policies.tokens import TokenizedPairs
 
 
@@ -63,6 +63,13 @@ class PackedLM:
         if self._attend != attention.Varlen.of:
             self._attend = apart(self._attend)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it does the same for all rows of one size, but with other numbers."""
+        return self._attend == attention.Varlen.of and self._vocabulary.plain and (
+            self._personal is None
+        )
+
     def release(self) -> None:
         """Give the model its own attention back."""
         for config, name in self._before:
@@ -90,23 +97,12 @@ class PackedLM:
     def scored(self, tokens: TokenizedPairs, rows: np.ndarray) -> Tensor:
         """Return them, and below them the (2, B) explicit rewards if the model has such a head."""
         row = pack(tokens, rows)
-        head = self._vocabulary.head
-        weight: Tensor = head.weight
-        device = weight.device
         of_head, of_embedding = self._vocabulary.gradients()
         fed = self._vocabulary.fed(row.ids, of_embedding)
-        name = type(self.module).__name__
-        # On a GPU memory is read as slowly as it is computed with: there all is kept.
-        spared = remade() if device.type == "cpu" else nullcontext()
-        with foreign(f"the model {name} cannot score an answer", CANNOT_SCORE), spared:
-            hidden = self.module.base_model(
-                **fed,
-                position_ids=row.positions[None].to(device),
-                use_cache=False,
-                segments=self._attend(row, weight.dtype, device),
-            ).last_hidden_state[0]
-        states = hidden[row.sources.to(device)]
+        states = self._states(fed, row.positions, self._attend(row, self.dtype, self.device))
+        states = states[row.sources.to(self.device)]
         own, rewards, added = self._personal, None, None
+        weight: Tensor = self._vocabulary.head.weight
         if own is not None:
             states = own.bent(states)
             rewards = own.rewards(states, row.lengths) if own.reward is not None else None
@@ -116,18 +112,57 @@ class PackedLM:
             added = own.lowered(states)
             if own.head is not None:
                 weight, of_head = own.head, None
-        bias = getattr(head, "bias", None)
-        logps = token_logps(
-            states,
-            weight,
-            row.targets.to(device),
-            bias,
-            self._softcap,
-            gradient=of_head,
-            added=added,
-        )
+        logps = self._logps(states, row.targets.to(self.device), of_head, weight, added)
         answers = _sums(logps, row.lengths).view(len(rows), 2).t()
         return answers if rewards is None else torch.cat((answers, rewards.view(len(rows), 2).t()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of what is computed."""
+        found: torch.dtype = self._vocabulary.head.weight.dtype
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        found: torch.device = self._vocabulary.head.weight.device
+        return found
+
+    def _states(
+        self, fed: dict[str, Tensor], positions: Tensor, segments: attention.Attend
+    ) -> Tensor:
+        """Return (T, H) the last hidden states of the tokens of a row.
+
+        fed : what the model is given of them. positions : (T,). segments : how they attend.
+        """
+        name = type(self.module).__name__
+        # On a GPU memory is read as slowly as it is computed with: there all is kept.
+        spared = remade() if self.device.type == "cpu" else nullcontext()
+        with foreign(f"the model {name} cannot score an answer", CANNOT_SCORE), spared:
+            states: Tensor = self.module.base_model(
+                **fed,
+                position_ids=positions[None].to(self.device),
+                use_cache=False,
+                segments=segments,
+            ).last_hidden_state[0]
+        return states
+
+    def _logps(
+        self,
+        states: Tensor,
+        targets: Tensor,
+        gradient: VocabularyGradient | None,
+        weight: Tensor,
+        added: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Return (A,) the log-probabilities of ``targets`` (A,) by scaled ``states`` (A, H).
+
+        gradient, weight, added : see ``token_logps``.
+        """
+        bias = getattr(self._vocabulary.head, "bias", None)
+        return token_logps(
+            states, weight, targets, bias, self._softcap, gradient=gradient, added=added
+        )
 
 
 def _sums(values: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -47,7 +47,7 @@ class VocabularyGradient:
             self._begun = False
 
     def embedding(self, rows: Tensor, values: Tensor) -> None:
-        """Take the gradient (U, H) of the distinct ``rows`` (U,), and add all to the target."""
+        """Take the gradient (U, H) of the ``rows`` (U,), and add all to the target."""
         to = self._scratch if self._begun else self._target
         to.index_add_(0, rows, values.to(to.dtype))
         if self._begun:
@@ -65,7 +65,7 @@ class Vocabulary:
         self.embedding = module.get_input_embeddings()
         self.head = module.get_output_embeddings()
         # A subclass may do more to its rows than to look them up.
-        self._plain = (
+        self.plain = (
             embeds
             and type(self.embedding) is nn.Embedding
             and self.embedding.max_norm is None
@@ -79,22 +79,35 @@ class Vocabulary:
         ids : on the CPU, where their distinct ones are found without waiting for a GPU.
         """
         device = self.embedding.weight.device
-        if not self._plain:
+        if not self.plain:
             return {"input_ids": ids[None].to(device)}
         if gradient is None:
             return {"inputs_embeds": self.embedding(ids.to(device))[None]}
         return {"inputs_embeds": _embed(self.embedding, ids, gradient)[None]}
 
+    def looked_up(self, ids: Tensor, gradient: VocabularyGradient | None) -> Tensor:
+        """Return the states (T, H) of the tokens ``ids`` (T,), which lie where the weights do.
+
+        Nothing depends on which tokens are alike: a GPU may repeat this with others. It needs
+        ``plain``.
+        """
+        if gradient is None:
+            states: Tensor = self.embedding(ids)
+        else:
+            padding = self.embedding.padding_idx
+            states = _LookedUp.apply(self.embedding.weight, ids, padding, gradient)
+        return states
+
     def gradients(self) -> tuple[VocabularyGradient | None, VocabularyGradient | None]:
         """Return where the head's and the embedding's gradient go; None is autograd's own way."""
         head, embedding = self.head.weight, self.embedding.weight
         tied = head is embedding
-        if not torch.is_grad_enabled() or (tied and not self._plain):
+        if not torch.is_grad_enabled() or (tied and not self.plain):
             return None, None
         of_head = self._gradient(head, tied) if head.requires_grad else None
         if tied:
             return of_head, of_head
-        found = self._plain and embedding.requires_grad
+        found = self.plain and embedding.requires_grad
         return of_head, self._gradient(embedding, False) if found else None
 
     def _gradient(self, weight: Tensor, tied: bool) -> VocabularyGradient | None:
@@ -145,3 +158,23 @@ class _Rows(torch.autograd.Function):
         total = slope.new_zeros(len(rows), slope.shape[1]).index_add_(0, places, slope)
         ctx.gradient.embedding(rows, total)
         return (None,) * 6
+
+
+class _LookedUp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, ids: Tensor, padding: int | None, gradient: VocabularyGradient
+    ) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.padding, ctx.gradient = padding, gradient
+        return weight.index_select(0, ids)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[None, ...]:
+        (slope,) = slopes
+        (ids,) = ctx.saved_tensors
+        if ctx.padding is not None:
+            # As in nn.Embedding, the row of the padding token does not learn.
+            slope = slope.masked_fill((ids == ctx.padding)[:, None], 0.0)
+        ctx.gradient.embedding(ids, slope)
+        return (None,) * 4
