@@ -38,7 +38,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--with", dest="ways", default=",".join(INGREDIENTS), metavar="I,I,...",
-        help="ingredients to switch on one after another, of %(default)s, lora, compile and graphs; "
+        help="ingredients to switch on one after another, of %(default)s, lora, compile, graphs; "
         "'none' is plain alone",
     )  # fmt: skip
     parser.add_argument(
