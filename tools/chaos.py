@@ -1,12 +1,14 @@
 """Kill ranks of training runs at random, and hold each outcome against what is promised.
 
     python tools/chaos.py --trials 20 --seed 1 [--on-loss survive|adopt] [--ranks 4-6]
+        [--while-writing]
 
 Each trial draws an algorithm, a graph, ranks and kills from its own seed, trains under
 ``mpirun --with-ft ulfm``, kills ranks with SIGKILL while the run trains, and then demands that the
 run has ended with status 0, has saved its last round, and that ``decdpo replay`` finds the bits of
 all that were left. It prints how many losses were recorded. A trial that fails prints its seed:
-``--trials 1 --seed N`` makes it again, as far as the machine's own timing allows.
+``--trials 1 --seed N`` makes it again, as far as the machine's own timing allows. With
+``--while-writing`` the first kills of a trial meet the writing of one of its checkpoints.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from decdpo.checkpoint.format import WRITING
 from decdpo.comm.mpi.mpirun import environment, find_mpirun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +66,11 @@ DIRECTED = ("exponential", "one_peer_exponential")
 
 @dataclass
 class Trial:
-    """What one trial does: drawn from ``seed`` alone."""
+    """What one trial does: drawn from ``seed`` alone.
+
+    kills : seconds after the first record, or after the write is met, and the ranks killed then.
+    write : the number of the checkpoint whose writing the first kills meet, None for none.
+    """
 
     seed: int
     ranks: int
@@ -75,9 +82,13 @@ class Trial:
     rounds: int
     kills: list[tuple[float, tuple[int, ...]]]
     on_loss: str
+    write: int | None = None
 
     @classmethod
-    def draw(cls, seed: int, ranks: tuple[int, int], on_loss: str, at_once: int = 3) -> "Trial":
+    def draw(
+        cls, seed: int, ranks: tuple[int, int], on_loss: str, *, writing: bool = False,
+        at_once: int = 3,
+    ) -> "Trial":  # fmt: skip
         """Draw the trial of a seed; ranks : the fewest and the most."""
         rng = random.Random(seed)
         size = rng.randint(*ranks)
@@ -99,10 +110,16 @@ class Trial:
             left = [rank for rank in left if rank not in gone]
             at += rng.choice((0.0, 0.003, rng.uniform(0.0, 0.8)))
             kills.append((at, gone))
-        return cls(
+        trial = cls(
             seed, size, algorithm, rng.choice(ALGORITHMS[algorithm]), rng.choice(graphs),
             rng.choice((1, 10, 100)), rng.choice((0, 20, 100)), 150, kills, on_loss,
         )  # fmt: skip
+        if writing:
+            # The last is that of the end.
+            trial.save, trial.write = 20, rng.randint(1, 8)
+            late = rng.uniform(0.0, 0.01)
+            trial.kills = [(at - kills[0][0] + late, gone) for at, gone in kills]
+        return trial
 
     @property
     def config(self) -> str:
@@ -113,15 +130,21 @@ class Trial:
     def __str__(self) -> str:
         gone = " ".join(f"{','.join(map(str, ranks))}@{at:.3f}" for at, ranks in self.kills)
         what = f"{self.ranks} ranks, {self.algorithm} {self.options} on {self.graph}"
-        return f"seed {self.seed}: {what}, kills {gone}"
+        met = f" from write {self.write} on" if self.write else ""
+        return f"seed {self.seed}: {what}, kills {gone}{met}"
 
 
 @dataclass
 class Outcome:
-    """What came of it. fault : what was not as promised, empty if all was."""
+    """What came of it.
+
+    fault : what was not as promised, empty if all was. met : whether a checkpoint was being written
+    when the first were killed.
+    """
 
     fault: str = ""
     lost: int = 0
+    met: bool = False
     recovery_ms: list[float] = field(default_factory=list)
     said: str = ""
 
@@ -158,6 +181,18 @@ class Victims:
                 return
             time.sleep(0.01)
 
+    def await_write(self, number: int, limit: float = LIMIT) -> None:
+        """Wait until so many checkpoints have begun to be written, or the run has ended."""
+        begun: set[str] = set()
+        until = time.monotonic() + limit
+        while self.process.poll() is None and time.monotonic() < until and len(begun) < number:
+            begun |= set(self.writing())
+            time.sleep(0.0005)
+
+    def writing(self) -> list[str]:
+        """Return the names of the checkpoints that are being written."""
+        return [path.name for path in (self.out / "checkpoints").glob(f"{WRITING}*")]
+
     def hit(self, rank: int, number: int = signal.SIGKILL) -> bool:
         """Send a signal to a rank; say whether it was there."""
         try:
@@ -188,18 +223,23 @@ def run_trial(trial: Trial, folder: Path, shards: Path) -> Outcome:
     config = folder / "run.toml"
     config.write_text(trial.config.format(shards=shards))
     victims = Victims(trial.ranks, folder, "run", ["train", "run.toml", "--out", "run"])
+    met = None
     try:
-        victims.await_round(0)
+        if trial.write is None:
+            victims.await_round(0)
+        else:
+            victims.await_write(trial.write)
         began = time.monotonic()
         for at, ranks in trial.kills:
             time.sleep(max(0.0, at - (time.monotonic() - began)))
+            met = bool(victims.writing()) if met is None else met
             if victims.process.poll() is None:
                 for rank in ranks:
                     victims.hit(rank)
         code = victims.wait()
     finally:
         victims.end()
-    outcome = Outcome(said=victims.said)
+    outcome = Outcome(said=victims.said, met=bool(met))
     if code != 0:
         outcome.fault = "hangs" if code < 0 else f"status {code}"
         return outcome
@@ -235,6 +275,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next is +1")
     parser.add_argument("--ranks", default="4-6", help="the fewest and the most, as 4-8")
     parser.add_argument("--on-loss", default="survive", choices=("survive", "adopt"))
+    parser.add_argument("--while-writing", action="store_true", help="kill during a checkpoint")
     args = parser.parse_args()
     least, _, most = args.ranks.partition("-")
     # Whoever ends this program early leaves no run behind, either.
@@ -243,13 +284,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="decdpo-chaos-") as name:
         shards = make_shards(Path(name))
         for seed in range(args.seed, args.seed + args.trials):
-            trial = Trial.draw(seed, (int(least), int(most or least)), args.on_loss)
+            sizes = int(least), int(most or least)
+            trial = Trial.draw(seed, sizes, args.on_loss, writing=args.while_writing)
             folder = Path(name) / str(seed)
             folder.mkdir()
             outcome = run_trial(trial, folder, shards)
             lost += outcome.lost
             times += outcome.recovery_ms
             print(f"{trial}: {outcome.fault or 'as promised'}, {outcome.lost} agents lost, "
+                  f"{'in the midst of a write, ' if outcome.met else ''}"
                   f"recovery {' '.join(f'{ms:.1f}' for ms in outcome.recovery_ms)} ms", flush=True)
             if outcome.fault:
                 faults.append(seed)
