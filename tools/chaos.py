@@ -8,7 +8,8 @@ Each trial draws an algorithm, a graph, ranks and kills from its own seed, train
 run has ended with status 0, has saved its last round, and that ``decdpo replay`` finds the bits of
 all that were left. It prints how many losses were recorded. A trial that fails prints its seed:
 ``--trials 1 --seed N`` makes it again, as far as the machine's own timing allows. With
-``--while-writing`` the first kills of a trial meet the writing of one of its checkpoints.
+``--while-writing`` the first kills of a trial meet the writing of one of its checkpoints. Faults
+after which a whole job is resumed are those of ``chaos_jobs.py``.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,21 +152,29 @@ class Outcome:
 
 
 class Victims:
-    """A training run whose ranks can be hit. folder : where it runs; out : its run folder."""
+    """A training run whose ranks can be hit. folder : where it runs; out : its run folder.
 
-    def __init__(self, ranks: int, folder: Path, out: str, words: list[str]) -> None:
+    words : for the command line of ``program``. more : variables of its environment. survive :
+    whether MPI is to go on without a rank.
+    """
+
+    def __init__(
+        self, ranks: int, folder: Path, out: str, words: list[str],
+        program: Sequence[str] = PROGRAM, more: Mapping[str, str] | None = None, *,
+        survive: bool = True,
+    ) -> None:  # fmt: skip
         self.out = folder / out
         self._log = folder / f"{out}.log"
-        program = [*PROGRAM, *words]
-        command = [find_mpirun(), "--with-ft", "ulfm", "--oversubscribe", "--bind-to", "none"]
+        command = [find_mpirun(), *(["--with-ft", "ulfm"] if survive else [])]
+        command += ["--oversubscribe", "--bind-to", "none"]
         # Every rank leaves its pid, by which it can be hit.
         hello = f'echo $$ > "{folder}/{out}.pid.$OMPI_COMM_WORLD_RANK"; exec "$@"'
         self._pids = [folder / f"{out}.pid.{rank}" for rank in range(ranks)]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, "-n", str(ranks), "/bin/sh", "-c", hello, "rank", *program],
+                [*command, "-n", str(ranks), "/bin/sh", "-c", hello, "rank", *program, *words],
                 cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, env=environment({"PYTHONPATH": str(ROOT)}),
+                start_new_session=True, env=environment(more or {"PYTHONPATH": str(ROOT)}),
             )  # fmt: skip
 
     @property
