@@ -76,6 +76,9 @@ NOT_VARIED = {
 
 LOGARITHMIC = ("gap", "gradient_norm", "consensus_distance")
 
+OF_GRADIENTS = ("gap", "gap_tail", "gradient_norm")
+"""Columns for which gradients are measured, of all training pairs unless the base says how many."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -140,7 +143,9 @@ class Custom(Study):
             index: ShardIndex = pairs.shards(seed, options.room)
             for values in product(*self.plan.grid.values()):
                 labels = dict(zip(self.plan.grid, values, strict=True))
-                settings = {"log.gradient_pairs": 0, **self.plan.base, **labels, "run.seed": seed}
+                # Else by the policy: that of a language model would take longer than its training.
+                given = {"log.gradient_pairs": 0} if self.plan.y in OF_GRADIENTS else {}
+                settings = {**given, **self.plan.base, **labels, "run.seed": seed}
                 if options.quick and "run.rounds" not in labels:
                     settings["run.rounds"] = max(int(settings.get("run.rounds", 200)) // 4, 1)
                 if options.agents is not None:

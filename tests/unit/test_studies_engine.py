@@ -300,6 +300,23 @@ def test_mpirun_gives_the_numbers_of_one_process_and_resumes(tmp_path, shards):
 
 
 @pytest.mark.parametrize(
+    ("y", "asked", "pairs"),
+    [("gap", None, 0), ("gradient_norm", 3, 3), ("heldout/accuracy", None, -1), ("loss", 5, 5)],
+)
+def test_gradients_are_measured_of_all_pairs_only_for_what_is_made_of_them(
+    y, asked, pairs, shards, tmp_path, monkeypatch
+):
+    given = {key: value for key, value in BASE.items() if key != "log.gradient_pairs"}
+    monkeypatch.setitem(globals(), "BASE", given)
+    if asked is not None:
+        given["log.gradient_pairs"] = asked
+    study = load(toml(tmp_path, shards, more=f'y = "{y}"'))
+    options = Options(tmp_path / "out", seeds=1)
+    configs = [cell.work.config for cell in study.cells(options)]
+    assert [config.log.gradient_pairs for config in configs] == [pairs] * 2
+
+
+@pytest.mark.parametrize(
     ("more", "grid", "what"),
     [
         ("colour = 3", '"optim.lr" = [1]', "colour"),
