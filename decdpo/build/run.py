@@ -85,7 +85,8 @@ def make_run(
     layout = agents[0].params.layout
     model = model_in_message(ensemble.algorithm, layout.num_shared)
     factors, watch = factors_of(ensemble.objective.policy), None
-    if factors and model is not None:
+    # A fragment cuts factors anywhere, and what is mixed of them is no product.
+    if factors and model is not None and config.algorithm.fragments == 1:
         watch = Interference(factors, model, lambda done: done % every == 0 or done == rounds)
     monitor = Metrics(
         out / RECORDS,

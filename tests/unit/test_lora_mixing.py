@@ -1,6 +1,7 @@
 """Mixing adapters: the rules in matrix form, what is missed, and what is refused."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -324,6 +325,22 @@ def test_products_are_refused_with_moments_of_factors(moment):
     parse("", words)
     with pytest.raises(ConfigError, match="moments are of A and B"):
         parse("", [*words, "policy.lora.mix=svd"])
+
+
+@pytest.mark.parametrize("kind", ["dsgd", "outer_momentum", "gossip_outer_momentum"])
+def test_adapters_travel_in_fragments_which_are_no_factors(folder, shards, tmp_path, kind):
+    config = settings(folder, shards, "factors", f"algorithm.kind={kind}", "algorithm.fragments=4")
+    ensemble = build.make_ensemble(config, LocalWorld(AGENTS), ShardIndex.load(shards), "cpu")
+    layout = ensemble.objective.policy.layout
+    world = LocalWorld(AGENTS)
+    exchange = build.make_exchange(config, world, ensemble.algorithm, layout, "cpu")
+    run = build.make_run(config, world, ensemble, exchange, Quiet(), tmp_path, 0, "none")
+    train(run)
+    run.monitor.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["round"] == ROUNDS and np.isfinite(last["loss"])
+    assert "lora/interference" not in last
 
 
 def test_a_rule_without_pairs_of_shared_factors_has_no_interference(folder, shards):
