@@ -117,8 +117,8 @@ class Trial:
             rng.choice((1, 10, 100)), rng.choice((0, 20, 100)), 150, kills, on_loss,
         )  # fmt: skip
         if writing:
-            # The last is that of the end.
-            trial.save, trial.write = 20, rng.randint(1, 8)
+            # The first is made before any round, when a loss ends the job; the last at the end.
+            trial.save, trial.write = 20, rng.randint(2, 9)
             late = rng.uniform(0.0, 0.01)
             trial.kills = [(at - kills[0][0] + late, gone) for at, gone in kills]
         return trial

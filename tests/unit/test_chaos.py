@@ -1,0 +1,37 @@
+"""Random trials of `tools/chaos.py` and `tools/chaos_jobs.py`: whatever they draw can be run."""
+
+import chaos
+import chaos_jobs
+import pytest
+
+from decdpo.config import parse
+
+SEEDS = range(120)
+
+
+@pytest.mark.parametrize("on_loss", ["survive", "adopt"])
+@pytest.mark.parametrize("writing", [False, True])
+def test_kills_leave_a_rank_and_the_configuration_is_taken(on_loss, writing):
+    trials = [chaos.Trial.draw(seed, (4, 8), on_loss, writing=writing) for seed in SEEDS]
+    for trial in trials:
+        config = parse(trial.config.format(shards="shards"))
+        assert config.faults.on_loss == on_loss and config.run.rounds == trial.rounds
+        killed = [rank for _, ranks in trial.kills for rank in ranks]
+        assert 0 < len(killed) == len(set(killed)) < trial.ranks
+        assert all(at >= 0 for at, _ in trial.kills)
+        # It waits for a write whose losses are survived: not for that of round 0.
+        writes = len({*range(0, trial.rounds, trial.save or trial.rounds), trial.rounds})
+        assert trial.write is None if not writing else 2 <= trial.write <= writes
+    assert {trial.algorithm for trial in trials} >= {"dsgd", "choco", "fedavg", "push_sum"}
+    again = chaos.Trial.draw(7, (4, 8), on_loss, writing=writing)
+    assert str(again) == str(trials[7]) and again.config == trials[7].config
+
+
+def test_jobs_draw_every_fault_for_configurations_that_are_taken():
+    trials = [chaos_jobs.JobTrial.draw(seed, (1, 4)) for seed in SEEDS]
+    ages = {parse(trial.config.replace("{shards}", "s")).staleness.max_age for trial in trials}
+    assert ages == {0, 2}
+    faults = [fault for trial in trials for fault in trial.faults]
+    assert {name for name, _ in faults} == set(chaos_jobs.STATUSES)
+    assert all(ranks > 1 for name, ranks in faults if "rank" in name)
+    assert str(chaos_jobs.JobTrial.draw(7, (1, 4))) == str(trials[7])
