@@ -134,13 +134,18 @@ class JobTrial:
 
 @dataclass
 class Job:
-    """The run that is hit. fault : what was not as promised. met : the faults that met it."""
+    """The run that is hit.
+
+    fault : what was not as promised. met : the faults that met it. changed : the checkpoints that a
+    byte was changed in; they lie there until the run has come past them again.
+    """
 
     folder: Path
     rng: random.Random
     fault: str = ""
     said: str = ""
     met: list[str] = field(default_factory=list)
+    changed: set[Path] = field(default_factory=set)
 
     @property
     def checkpoints(self) -> dict[int, Path]:
@@ -165,7 +170,7 @@ class Job:
         program = list(PROGRAM)
         if name == "fill the disk":
             program = [sys.executable, "-c", FULL, "run", str(self.rng.randint(0, 60))]
-        before = max(self.checkpoints, default=0)
+        before = max(self._unchanged(), default=0)
         victims = self.start(ranks, program)
         try:
             if name != "fill the disk":
@@ -175,7 +180,10 @@ class Job:
         finally:
             victims.end()
         self.said = victims.said
-        changed = self._change() if name == "change a byte" and status != ENDED else None
+        left = self._unchanged()
+        broken = [line for path in left.values() for line in verify(path)]
+        if name == "change a byte" and status != ENDED:
+            self._change()
         self.met.append(f"{name}{' (ended)' if status == ENDED else ''}")
         if status not in (*STATUSES[name], ENDED):
             self.fault = f"{name}: " + ("hangs" if status == -1 else f"status {status}")
@@ -183,11 +191,9 @@ class Job:
             self.fault = f"{name}: it is not said that the disk is full"
         elif "Traceback" in self.said:
             self.fault = f"{name}: a traceback"
-        left = {round: path for round, path in self.checkpoints.items() if path != changed}
-        broken = [line for path in left.values() for line in verify(path)]
         if broken:
             self.fault = f"{name}: a committed checkpoint is broken: {broken[0]}"
-        elif changed is None and max(left, default=0) < before:
+        elif max(left, default=0) < before:
             self.fault = f"{name}: the checkpoint of round {before} is gone"
 
     def _await(self, victims: Victims, before: int) -> None:
@@ -208,16 +214,20 @@ class Job:
         elif name in ("kill the job", "change a byte"):
             victims.end()
 
-    def _change(self) -> Path | None:
+    def _unchanged(self) -> dict[int, Path]:
+        """Return the checkpoints that nobody has changed, by round."""
+        return {r: path for r, path in self.checkpoints.items() if path not in self.changed}
+
+    def _change(self) -> None:
         """Change a byte of the newest checkpoint, if there is another to fall back to."""
-        found = list(self.checkpoints.values())
+        found = list(self._unchanged().values())
         if len(found) < 2:
-            return None
+            return
         path = self.rng.choice(sorted(found[-1].iterdir()))
         content = bytearray(path.read_bytes())
         content[self.rng.randrange(len(content))] ^= 1 << self.rng.randrange(8)
         path.write_bytes(content)
-        return found[-1]
+        self.changed.add(found[-1])
 
     def finish(self, ranks: int, expected: str) -> None:
         """Go on to the end, and compare."""
