@@ -131,7 +131,8 @@ class Trial:
 
     def __str__(self) -> str:
         gone = " ".join(f"{','.join(map(str, ranks))}@{at:.3f}" for at, ranks in self.kills)
-        what = f"{self.ranks} ranks, {self.algorithm} {self.options} on {self.graph}"
+        options = self.options.replace("\n", ", ")
+        what = f"{self.ranks} ranks, {self.algorithm} {options} on {self.graph}"
         met = f" from write {self.write} on" if self.write else ""
         return f"seed {self.seed}: {what}, kills {gone}{met}"
 
