@@ -105,7 +105,7 @@ class Victim:
 
     Attributes
     ----------
-    fault : what was not as promised, empty if all was. told : a few words on each start.
+    fault : what was not as promised, empty if all was. starts : a word on each start.
     """
 
     config: Path
@@ -114,7 +114,7 @@ class Victim:
     length: float
     aimed: bool
     fault: str = ""
-    told: list[str] = field(default_factory=list)
+    starts: list[str] = field(default_factory=list)
     _newest: int = 0
 
     def start(self, ranks: int) -> Launch:
@@ -131,7 +131,7 @@ class Victim:
         struck = launched.process.poll() is None
         kill(launched)
         left = list((self.out / "checkpoints").glob(f"{WRITING}*"))
-        self.told.append(f"{ranks}{'w' if left else '' if struck else ' ended'}")
+        self.starts.append(f"{ranks}{'w' if left else '' if struck else ' ended'}")
         self._judge()
         return struck
 
@@ -161,7 +161,7 @@ class Victim:
 
     def finish(self, ranks: int, expected: tuple[str, list[dict[str, object]]]) -> None:
         """Resume on so many ranks to the end, and compare."""
-        self.told.append(str(ranks))
+        self.starts.append(str(ranks))
         status, said = finish(self.start(ranks))
         if status:
             self.fault = self.fault or said
@@ -206,9 +206,9 @@ def main() -> int:
         victim.finish(chance.choice(args.ranks), expected)
         runs += 1
         unequal += bool(victim.fault)
-        writing += sum(word.endswith("w") for word in victim.told)
+        writing += sum(word.endswith("w") for word in victim.starts)
         print(
-            f"{kills:3d} kills: ranks {', '.join(victim.told)}: {victim.fault or 'equal'}",
+            f"{kills:3d} kills: ranks {', '.join(victim.starts)}: {victim.fault or 'equal'}",
             flush=True,
         )
         if not victim.fault:

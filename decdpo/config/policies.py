@@ -157,8 +157,8 @@ class CausalLM:
     )
     graphs: bool = option(
         True,
-        "on a GPU in bfloat16, record the operations of a step and begin them all at once; rows "
-        "are filled up to few sizes for that",
+        "on a GPU in bfloat16, record the operations of a step and begin them all at once, in rows "
+        "filled up to few sizes; not with activation checkpointing, dropout or personal parts",
     )
     allow_hub: bool = option(False, "let transformers download the model from its hub")
     lora: Lora = option(Lora(), "adapters of the frozen model, in the section [policy.lora]")

@@ -78,8 +78,9 @@ class CausalLM:
         memory does not grow with the batch. 0 is one pair a part: then the bits of a pair do not
         depend on its batch.
     plain : score every answer by itself, prompt and all, the way that needs nothing of the model.
-    compiled : let torch compile the model's layers, see ``lm.compiled``. graphs : on a GPU, record
-        the operations of a pass and begin them at once, see ``lm.forward.graphed``.
+    compiled : let torch compile the model's layers, see ``lm.compiled``. graphs : on a GPU in
+        bfloat16, record the operations of a pass and begin them at once, see
+        ``lm.forward.graphed``; not with checkpointing, dropout or personal parts.
     rules : how pairs become text, and where answers end. pace : shows how far encoding is.
     lora : train adapters of the frozen model. adapter : the PEFT folder where they begin.
     personal : parts beside the adapters that are each agent's own, see ``lm.personal``.
