@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -233,6 +234,8 @@ def _legend(canvas: Any, handles: dict[str, Any], about: str, width: float) -> N
     """Name the series, and say what their ranges are, below all panels."""
     if not handles:
         return
+    # matplotlib breaks no lines: what is longer than the figure is wide would be cut off.
+    about = fill(about, int(13 * width))
     longest = max(len(label) for label in handles)
     columns = max(min(int(13 * width / (longest + 7)), len(handles)), 1)
     # Rows of like length, where there are several.

@@ -1,5 +1,8 @@
 """The numbers of topologies as a table for people."""
 
+import math
+from collections.abc import Mapping, Sequence
+
 from decdpo.topology.analysis import Summary
 
 _COLUMNS = (
@@ -15,13 +18,23 @@ _COLUMNS = (
     ("messages_per_round", "messages/round"),
     ("bytes_per_round", "bytes/round"),
 )
+_TIMES = (
+    ("round_seconds", "round"),
+    ("thousandth_seconds", "to 1/1000"),
+    ("all_reduce_seconds", "all-reduce"),
+)
 
 
-def table(summaries: list[Summary]) -> str:
-    """Return an aligned text table, one line per topology."""
-    lines = [[title for _, title in _COLUMNS]]
+def table(summaries: Sequence[Summary], timed: Sequence[Mapping[str, float]] = ()) -> str:
+    """Return an aligned text table, one line per topology.
+
+    timed : the seconds of each on a network, as of ``theory.cost.Timed``, or of none.
+    """
+    lines = [[title for _, title in (*_COLUMNS, *(_TIMES if timed else ()))]]
     for s in summaries:
         lines.append([_cell(s, key) for key, _ in _COLUMNS])
+    for line, times in zip(lines[1:], timed):
+        line += [_seconds(times[key]) for key, _ in _TIMES]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -58,3 +71,12 @@ def _bytes(count: int) -> str:
             break
         size /= 1000
     return f"{count} B" if unit == "B" else f"{size:.3g} {unit}"
+
+
+def _seconds(value: float) -> str:
+    if value == math.inf:
+        return "never"
+    for factor, unit in ((1e6, "us"), (1e3, "ms"), (1.0, "s"), (1 / 3600, "h")):
+        if value * factor < 1000 or unit == "h":
+            break
+    return f"{value * factor:.3g} {unit}"

@@ -101,7 +101,7 @@ def test_bands_and_bars_say_what_they_are():
     dots = (flat("a", spread=0.1, style="points"),)
     assert "; bars reach" in note(Figure("a", (Panel("", "", "", dots),)))
     assert note(Figure("a", (Panel("", "", "", (flat("a", seeds=1),)),))) == ""
-    assert drawn(few)[3].get_title().get_text() == note(few)
+    assert drawn(few)[3].get_title().get_text().replace("\n", " ") == note(few)
     short = tuple(Line.of(name, [(1.0, [1.0, 2.0]), (3.0, [2.0, 3.0])]) for name in "ab")
     assert "; bars reach from" in note(Figure("a", (Panel("", "", "", short),)))
 
@@ -138,6 +138,17 @@ def test_counts_have_whole_ticks_and_panels_that_are_compared_one_scale():
     assert all(float(x).is_integer() for x in whole)
     assert not all(float(x).is_integer() for x in parts)
     assert one == other and one[0] < 0.1 and one[1] > 0.9
+
+
+def test_what_ranges_are_is_not_cut_off_at_the_edges():
+    lines = tuple(flat(name, height, 0.1, seeds=3) for height, name in enumerate("abcd"))
+    with drawing() as matplotlib:
+        canvas = paint(matplotlib, Figure("f", (Panel("p", "x", "y", lines),)))
+        canvas.canvas.draw()
+        (legend,) = canvas.legends
+        box, edges = legend.get_title().get_window_extent(), canvas.bbox
+        assert "moved aside" in legend.get_title().get_text().replace("\n", " ")
+        assert edges.x0 <= box.x0 and box.x1 <= edges.x1
 
 
 def test_names_that_need_two_rows_fill_both():

@@ -150,3 +150,35 @@ def test_the_command_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_times_on_a_network_are_columns_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("ring", "one_peer_exponential", "--agents", "64", "--params", "1e6")
+    network = ("--bandwidth", "8", "--latency", "100")
+    call(*words, *network, "--json")
+    ring, peers = json.loads(capsys.readouterr().out)
+    assert ring["round_seconds"] == pytest.approx(1e-4 + 2 * 4e-3)
+    assert peers["round_seconds"] == pytest.approx(1e-4 + 4e-3)
+    assert peers["thousandth_seconds"] == pytest.approx(6 * peers["round_seconds"])
+    assert ring["thousandth_seconds"] > 1000 * ring["round_seconds"]
+    assert ring["all_reduce_seconds"] == peers["all_reduce_seconds"]
+    call(*words, *network)
+    title, line, _ = capsys.readouterr().out.splitlines()
+    assert title.endswith("round  to 1/1000  all-reduce")
+    assert line.split()[-6:] == ["8.1", "ms", "17.4", "s", "9.08", "ms"]
+    call(*words)
+    assert "all-reduce" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--bandwidth", "0"), "--bandwidth is 0"),
+        (("--bandwidth", "nan"), "--bandwidth is nan"),
+        (("--bandwidth", "1", "--latency", "-1"), "--latency is -1"),
+        (("--latency", "2"), "--latency 2 would be ignored without --bandwidth"),
+    ],
+)
+def test_odd_networks_are_named(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(TopologyError, match=said):
+        call("ring", *words)

@@ -3,16 +3,26 @@
 One line per graph, weight rule and number of agents. rho is the factor by which one round (of a
 time-varying schedule: one period of p rounds, written as rho/p) contracts the consensus error, the
 distance of the agents from their average; links, messages and bytes are those of one round.
+
+With --bandwidth three more columns say what to expect of a network: the time of a round, the time
+until the distance to the average is a thousandth, and that of an all-reduce of the same messages.
+tools/scaling.py measures such constants.
 """
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decdpo.errors import TopologyError
 from decdpo.topology.names import GRAPHS, RANDOM, WEIGHTS, options_used
+
+if TYPE_CHECKING:
+    from decdpo.topology.analysis import Summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(1, 2, 4, 8),
         help="bytes of a value: 4 for float32 (default), 2 for bfloat16, 8 for float64",
     )
+    parser.add_argument(
+        "--bandwidth", type=float, metavar="GBIT", help="of an agent's link, Gbit/s each way"
+    )
+    parser.add_argument(
+        "--latency", type=float, metavar="US", help="of a message, microseconds (default 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the graphs (.png, .svg or .pdf)"
@@ -103,17 +119,33 @@ def run(args: argparse.Namespace) -> int:
                 )
                 cases.append((schedule, summary))
     summaries = [summary for _, summary in cases]
+    timed = _timed(args, summaries)
     if args.json:
         documents = [summary.to_json() for summary in summaries]
+        for document, times in zip(documents, timed):
+            document |= times
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
-        print(table(summaries))
+        print(table(summaries, timed))
     if args.plot is not None:
         from decdpo.report.topology_plot import plot
 
         plot(cases, args.plot)
         print(f"drawn to {args.plot}", file=sys.stderr)
     return 0
+
+
+def _timed(args: argparse.Namespace, summaries: "Sequence[Summary]") -> list[dict[str, float]]:
+    """Return the seconds of each topology on the given network, none without a bandwidth."""
+    from decdpo.theory.cost import Link, Timed
+
+    if args.bandwidth is None:
+        return []
+    link = Link(1e-6 * (args.latency or 0.0), 0.0, 8e-9 / args.bandwidth)
+    size = int(args.params) * args.value_bytes
+    return [
+        asdict(Timed.of(link, s.nodes, s.degree_max, size, s.rho, s.period)) for s in summaries
+    ]
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -126,6 +158,14 @@ def _check(args: argparse.Namespace) -> None:
         raise TopologyError(
             f"--seed {args.seed} would be ignored: {', '.join(args.graphs)} is not random",
             "leave --seed out",
+        )
+    if args.bandwidth is not None and not 0 < args.bandwidth < math.inf:
+        raise TopologyError(f"--bandwidth is {args.bandwidth:g} Gbit/s", "give more than 0")
+    if args.latency is not None and not 0 <= args.latency < math.inf:
+        raise TopologyError(f"--latency is {args.latency:g} us", "give at least 0")
+    if args.latency is not None and args.bandwidth is None:
+        raise TopologyError(
+            f"--latency {args.latency:g} would be ignored without --bandwidth", "give both"
         )
     given: dict[str, Any] = {k: getattr(args, k) for k in ("degree", "probability", "file")}
     for key, value in given.items():
