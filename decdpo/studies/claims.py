@@ -69,6 +69,11 @@ def within(low: float, high: float, least: float, most: float) -> bool | None:
     return False if high < least or low > most else None
 
 
+def interval(low: float, high: float, form: str) -> str:
+    """Return "[low, high]" in the format ``form``, or that a single value gives none."""
+    return f"[{low:{form}}, {high:{form}}]" if high < inf else "(one value, no interval)"
+
+
 def all_of(outcomes: Iterable[bool | None]) -> bool | None:
     """Judge a claim of many parts: not held if one is not, undecided if one is, else held."""
     found = list(outcomes)
@@ -95,8 +100,8 @@ class Comparison:
         return True if self.high < 1 - MARGIN else False if self.low > 1 - MARGIN else None
 
     def __str__(self) -> str:
-        interval = f"[{self.low:.3g}, {self.high:.3g}]"
-        return f"{self.ratio:.3g} {interval}, smaller in {self.smaller} of {self.seeds} seeds"
+        found = interval(self.low, self.high, ".3g")
+        return f"{self.ratio:.3g} {found}, smaller in {self.smaller} of {self.seeds} seeds"
 
 
 def compare(a: Mapping[int, float], b: Mapping[int, float]) -> Comparison:
@@ -112,8 +117,8 @@ def compare(a: Mapping[int, float], b: Mapping[int, float]) -> Comparison:
     middle, half = float(np.mean(logs)), half_width(logs)
     return Comparison(
         exp(middle),
-        exp(max(middle - half, -700)),
-        exp(min(middle + half, 700)),
+        exp(middle - half),
+        inf if middle + half > 700 else exp(middle + half),
         sum(a[s] < b[s] for s in seeds),
         len(seeds),
     )
@@ -147,7 +152,7 @@ class Mean(Estimate):
     seeds: int
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g} {interval(self.low, self.high, '.4g')}"
 
 
 def mean_of(values: Mapping[int, float]) -> Mean:
@@ -233,7 +238,7 @@ def descends(
         gaps = final.where(labels).by_seed("gap")
         result = compare(gaps, dict.fromkeys(gaps, 1.0))
         results.append(within(result.low, result.high, 0.0, FALLEN))
-        numbers.append(f"{name} {result.ratio:.3g} [{result.low:.3g}, {result.high:.3g}]")
+        numbers.append(f"{name} {result.ratio:.3g} {interval(result.low, result.high, '.3g')}")
     held = all_of(results)
     return Verdict(held, "final gap: " + "; ".join(numbers), "" if held else why)
 

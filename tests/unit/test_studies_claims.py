@@ -14,6 +14,7 @@ from decdpo.studies.claims import (
     fit,
     half_width,
     increasing,
+    mean_of,
     slope_by_seed,
 )
 from decdpo.studies.table import Missing, Table
@@ -135,6 +136,14 @@ def test_a_fit_recovers_a_power_law_and_its_interval():
     assert np.isclose(found.high - found.low, 2 * stats.t.ppf(0.975, 3) * error)
     with pytest.raises(Missing):
         fit([1.0, 1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_one_seed_gives_no_interval_and_decides_nothing():
+    found = compare({0: 2.0}, {0: 4.0})
+    assert (found.ratio, found.low, found.high, found.less) == (0.5, 0.0, np.inf, None)
+    assert str(found) == "0.5 (one value, no interval), smaller in 1 of 1 seeds"
+    assert str(mean_of({3: 0.25})) == "0.25 (one value, no interval)"
+    assert str(mean_of({0: 1.0, 1: 1.0})) == "1 [1, 1]"
 
 
 def test_half_width_is_students():

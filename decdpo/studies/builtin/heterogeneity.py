@@ -6,7 +6,17 @@ from typing import Any
 
 from decdpo.report.study_figures import Figure, Line, Panel
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import OURS, Claim, Verdict, all_of, compare, errors, in_order, mean_of
+from decdpo.studies.claims import (
+    OURS,
+    Claim,
+    Verdict,
+    all_of,
+    compare,
+    errors,
+    in_order,
+    interval,
+    mean_of,
+)
 from decdpo.studies.study import (
     Options,
     Study,
@@ -157,7 +167,7 @@ def _as_good(table: Table, method: str) -> Verdict:
             raise Missing(f"{method} and centralized share no seed at {name}")
         gap = mean_of(shared)
         outcomes.append(gap.within(-LIMIT, LIMIT))
-        numbers.append(f"{name} {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
+        numbers.append(f"{name} {gap.value:+.4f} {interval(gap.low, gap.high, '+.4f')}")
     held = all_of(outcomes)
     return Verdict(
         held,

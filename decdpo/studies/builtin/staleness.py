@@ -15,7 +15,16 @@ import numpy as np
 
 from decdpo.report.study_figures import Figure
 from decdpo.studies.cells import Cell
-from decdpo.studies.claims import Claim, Verdict, all_of, compare, increasing, mean_of, within
+from decdpo.studies.claims import (
+    Claim,
+    Verdict,
+    all_of,
+    compare,
+    increasing,
+    interval,
+    mean_of,
+    within,
+)
 from decdpo.studies.study import Options, Study, distance_panel, gap_panel, training_cells
 from decdpo.studies.table import Missing, Table
 
@@ -118,7 +127,7 @@ def flat(table: Table) -> Verdict:
     for age, (name, labels) in zip(AGES, hue(RATES[0]), strict=True):
         gaps = final.where(labels).by_seed("gap")
         found = compare(gaps, dict.fromkeys(gaps, 1.0))
-        numbers.append(f"{name} {found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}]")
+        numbers.append(f"{name} {found.ratio:.3f} {interval(found.low, found.high, '.3f')}")
         above = within(found.low, found.high, FLAT, inf)
         outcomes[age] = above if age or above is None else not above
     held = all_of(outcomes.values())
