@@ -182,6 +182,20 @@ decdpo_newest_round() { # RUN
     echo "$newest"
 }
 
+# Whether the run has come to its end; processes that still close its files are waited for.
+decdpo_is_done() { # RUN
+    local state try
+    for try in 1 2 3 4 5; do
+        state="$(decdpo status "$1" --json | grep -o '"state": "[a-z ]*"')" || return 1
+        case "$state" in
+            *done*) return 0 ;;
+            *training*) [ "$try" = 5 ] || sleep "${DECDPO_GRACE:-5}" ;;
+            *) return 1 ;;
+        esac
+    done
+    return 1
+}
+
 # How many of the last starts in RUN.starts were lost and made no progress.
 decdpo_lost_in_a_row() { # file
     awk '{ lost = (($4 == 75 || $4 == "killed") && $5 >= $6) ? lost + 1 : 0 }
@@ -302,6 +316,11 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train and resume]...
     echo "$(date '+%FT%T') $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} killed $before" >"$run.begun"
     decdpo_run "${command[@]}" || status=$?
     rm -f "$run.begun"
+    # mpirun ends with 0 when a node is gone with the daemon that it had there.
+    if [ "$status" -eq 0 ] && ! decdpo_is_done "$run"; then
+        decdpo_say "the launcher ended with 0, and the run is not done: a node was lost"
+        status=75
+    fi
     after="$(decdpo_newest_round "$run")"
     echo "$(date '+%FT%T') $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} $status $before $after" \
         >>"$starts"

@@ -1,6 +1,7 @@
 """A tiny `decdpo` for the tests of the job template: rounds, checkpoints, signals, exit codes.
 
-`train PLAN --out RUN ...` and `resume RUN` do what the real ones promise, without numbers: each
+`train PLAN --out RUN ...`, `resume RUN` and `status RUN --json` do what the real ones promise,
+without numbers: each
 rank counts rounds, rank 0 leaves a folder `checkpoints/round_NNNNNN` after each, USR1 and TERM end
 the run after the round at hand with status 85. Every start adds its arguments to `starts.log`
 beside RUN. PLAN is JSON: `rounds`, `seconds` a round, `import_seconds` before signals are heard,
@@ -19,6 +20,12 @@ from pathlib import Path
 def main() -> int:
     # Both launchers set it; SLURM_PROCID is 0 for every rank of an mpirun in a batch script.
     rank = int(os.environ.get("PMIX_RANK", 0))
+    if sys.argv[1] == "status":
+        run = Path(sys.argv[2])
+        rounds = json.loads((run / "plan.json").read_text())["rounds"]
+        done = (run / "checkpoints" / f"round_{rounds:06d}").exists()
+        print(json.dumps([{"state": "done" if done else "broken off"}], indent=2))
+        return 0
     if sys.argv[1] == "train":
         source, run = Path(sys.argv[2]), Path(sys.argv[4])
         if rank == 0 and run.exists():

@@ -151,6 +151,17 @@ def test_a_lost_peer_is_retried_a_few_times_only(template):
     assert template.requeued() == 3
 
 
+def test_a_launcher_that_ends_with_0_without_its_run_has_lost_a_node(template):
+    # Open MPI's mpirun does so when a daemon of its own is gone with its node.
+    template.bench.write_plan(rounds=5, fail=[2, 0, 1])
+    status, output = template.start()
+    assert status == 75 and "ended with 0, and the run is not done" in output
+    assert template.requeued() == 1
+    status, output = template.start(SLURM_RESTART_COUNT="1")
+    assert status == 0 and "done:" in output
+    assert template.requeued() == 1
+
+
 def test_progress_forgives_lost_peers(template):
     template.bench.write_plan(rounds=9, fail=[2, 75, 3])
     statuses = [template.start(DECDPO_MAX_LOST="2")[0] for _ in range(4)]
@@ -366,13 +377,15 @@ def test_a_container_gets_the_folders_and_the_mpi_of_the_host(template):
     }  # fmt: skip
     status, output = template.start(**inside)
     assert status == 0 and template.bench.newest_round() == 2, output
-    (given,) = (folder / "boxes").read_text().splitlines()
+    # The run, and what asks afterwards whether it is done.
+    given, asked = (folder / "boxes").read_text().splitlines()
+    assert " decdpo train " in given and " decdpo status " in asked
     assert given.startswith(
         f"exec --bind {folder},/scratch,/opt/mpi,/spool/pmix "
         f"--env LD_LIBRARY_PATH=/opt/mpi/lib {image} decdpo train "
     )
     status, output = template.start(**inside, SLURM_GPUS_ON_NODE="2")
-    assert status == 0 and " --nv --env" in (folder / "boxes").read_text().splitlines()[1], output
+    assert status == 0 and " --nv --env" in (folder / "boxes").read_text().splitlines()[2], output
 
 
 @pytest.mark.parametrize("environment, message", [
