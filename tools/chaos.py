@@ -23,8 +23,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from decdpo.checkpoint.format import WRITING
 from decdpo.comm.mpi.mpirun import environment, find_mpirun
@@ -152,6 +154,52 @@ class Outcome:
     said: str = ""
 
 
+class Writes:
+    """The checkpoints that one start of a run writes. out : the run folder, before it is started.
+
+    What an earlier kill has left there in the midst of being written does not count.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._folder = out / "checkpoints"
+        self._left = self._names()
+
+    def now(self) -> set[str]:
+        """Return the names of those that are being written, or were when the run was killed."""
+        found = self._names()
+        # A start removes what was left before it writes: whatever has that name later is its own.
+        self._left &= found
+        return found - self._left
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self._folder.glob(f"{WRITING}*")}
+
+
+def session(leader: int) -> list[int]:
+    """Return the processes of the session that the process ``leader`` began, dead ones apart."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] not in "ZX":
+                found.append(int(folder.name))
+    return found
+
+
+def end_session(mpirun: subprocess.Popen[Any]) -> None:
+    """Kill an mpirun that began a session, and its ranks, all at once; return when none is left.
+
+    A rank may be begun between the look at them and the death of mpirun, and one that is killed
+    may first come to the end of what it has asked the system for.
+    """
+    while doomed := session(mpirun.pid):
+        for pid in doomed:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.001)
+    mpirun.wait()
+
+
 class Victims:
     """A training run whose ranks can be hit. folder : where it runs; out : its run folder.
 
@@ -165,12 +213,17 @@ class Victims:
         survive: bool = True,
     ) -> None:  # fmt: skip
         self.out = folder / out
+        self.writes = Writes(self.out)
+        self._metrics = self.out / "metrics.jsonl"
+        self._before = _identity(self._metrics)
         self._log = folder / f"{out}.log"
         command = [find_mpirun(), *(["--with-ft", "ulfm"] if survive else [])]
         command += ["--oversubscribe", "--bind-to", "none"]
         # Every rank leaves its pid, by which it can be hit.
         hello = f'echo $$ > "{folder}/{out}.pid.$OMPI_COMM_WORLD_RANK"; exec "$@"'
         self._pids = [folder / f"{out}.pid.{rank}" for rank in range(ranks)]
+        for path in self._pids:
+            path.unlink(missing_ok=True)
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, "-n", str(ranks), "/bin/sh", "-c", hello, "rank", *program, *words],
@@ -183,26 +236,27 @@ class Victims:
         """What it has printed so far."""
         return self._log.read_text(errors="replace")
 
+    def recorded(self, round: int) -> bool:
+        """Say whether this start has recorded ``round`` or a later one."""
+        # A start makes the file anew, without the records after its checkpoint.
+        if _identity(self._metrics) in (None, self._before):
+            return False
+        last = self._metrics.read_text().splitlines()[-1:]
+        return any(f'"round": {n},' in line for line in last for n in range(round, round + 1000))
+
     def await_round(self, round: int, limit: float = LIMIT) -> None:
-        """Wait until a record of ``round`` or later is there, or the run has ended."""
-        path, until = self.out / "metrics.jsonl", time.monotonic() + limit
-        while self.process.poll() is None and time.monotonic() < until:
-            lines = path.read_text().splitlines() if path.exists() else []
-            if lines and any(f'"round": {n},' in lines[-1] for n in range(round, round + 1000)):
-                return
+        """Wait until it has recorded ``round`` or a later one, or has ended."""
+        until = time.monotonic() + limit
+        while self.process.poll() is None and time.monotonic() < until and not self.recorded(round):
             time.sleep(0.01)
 
     def await_write(self, number: int, limit: float = LIMIT) -> None:
-        """Wait until so many checkpoints have begun to be written, or the run has ended."""
+        """Wait until it has begun to write so many checkpoints, or has ended."""
         begun: set[str] = set()
         until = time.monotonic() + limit
         while self.process.poll() is None and time.monotonic() < until and len(begun) < number:
-            begun |= set(self.writing())
+            begun |= self.writes.now()
             time.sleep(0.0005)
-
-    def writing(self) -> list[str]:
-        """Return the names of the checkpoints that are being written."""
-        return [path.name for path in (self.out / "checkpoints").glob(f"{WRITING}*")]
 
     def hit(self, rank: int, number: int = signal.SIGKILL) -> bool:
         """Send a signal to a rank; say whether it was there."""
@@ -221,12 +275,17 @@ class Victims:
             return -1
 
     def end(self) -> None:
-        """End the run, if it has not ended, so that nothing of it is left."""
-        if self.process.poll() is None:
-            for rank in range(len(self._pids)):
-                self.hit(rank)
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        """End the run so that nothing of it is left."""
+        end_session(self.process)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from the one that replaces it, None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def run_trial(trial: Trial, folder: Path, shards: Path) -> Outcome:
@@ -243,7 +302,7 @@ def run_trial(trial: Trial, folder: Path, shards: Path) -> Outcome:
         began = time.monotonic()
         for at, ranks in trial.kills:
             time.sleep(max(0.0, at - (time.monotonic() - began)))
-            met = bool(victims.writing()) if met is None else met
+            met = bool(victims.writes.now()) if met is None else met
             if victims.process.poll() is None:
                 for rank in ranks:
                     victims.hit(rank)

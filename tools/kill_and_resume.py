@@ -13,10 +13,8 @@ checkpoint must be whole, and none be gone that was the newest. Exit status 0 if
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +22,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decdpo.checkpoint.format import WRITING, committed
+from chaos import Writes, end_session
+
+from decdpo.checkpoint.format import committed
 from decdpo.checkpoint.inspect import verify
 from decdpo.comm.mpi.mpirun import Launch, environment
 
@@ -58,21 +58,8 @@ def finish(launched: Launch, limit: float = LIMIT) -> tuple[int, str]:
 
 
 def kill(launched: Launch) -> None:
-    """Kill every process of a run at once: mpirun and its children have groups of their own."""
-    process = launched.process
-    doomed = [process.pid]
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == process.pid:
-                doomed.append(int(folder.name))
-        except OSError:
-            continue
-    for pid in doomed:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """Kill every process of a run at once, and wait until none is left."""
+    end_session(launched.process)
     launched.kill()
 
 
@@ -126,26 +113,28 @@ class Victim:
 
     def strike(self, ranks: int, chance: random.Random) -> bool:
         """Start on so many ranks and kill all; say whether the run had not ended before."""
+        writes = Writes(self.out)
         launched = self.start(ranks)
-        self._await_moment(launched, chance)
+        self.await_moment(launched, writes, chance)
         struck = launched.process.poll() is None
         kill(launched)
-        left = list((self.out / "checkpoints").glob(f"{WRITING}*"))
-        self.starts.append(f"{ranks}{'w' if left else '' if struck else ' ended'}")
+        self.starts.append(f"{ranks}{'w' if writes.now() else '' if struck else ' ended'}")
         self._judge()
         return struck
 
-    def _await_moment(self, launched: Launch, chance: random.Random) -> None:
+    def await_moment(self, launched: Launch, writes: Writes, chance: random.Random) -> None:
+        """Wait for the moment to kill; the run may have ended then."""
         if not self.aimed:
             time.sleep(chance.uniform(0.15, 0.98) * self.length)
             return
-        writes, wanted = set(), chance.randint(1, 5)
+        begun: set[str] = set()
+        wanted = chance.randint(1, 5)
         until = time.monotonic() + LIMIT
-        while len(writes) < wanted and launched.process.poll() is None:
+        while len(begun) < wanted and launched.process.poll() is None:
             if time.monotonic() > until:
                 self.fault = f"no write for {LIMIT:.0f} s"
                 return
-            writes |= {p.name for p in (self.out / "checkpoints").glob(f"{WRITING}*")}
+            begun |= writes.now()
             time.sleep(0.0005)
         time.sleep(chance.uniform(0.0, 0.02))
 

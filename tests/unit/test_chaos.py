@@ -1,8 +1,11 @@
 """Random trials of `tools/chaos.py` and `tools/chaos_jobs.py`: whatever they draw can be run."""
 
+import sys
+
 import chaos
 import chaos_jobs
 import pytest
+from limits import HANG
 
 from decdpo.config import parse
 
@@ -35,3 +38,27 @@ def test_jobs_draw_every_fault_for_configurations_that_are_taken():
     assert {name for name, _ in faults} == set(chaos_jobs.STATUSES)
     assert all(ranks > 1 for name, ranks in faults if "rank" in name)
     assert str(chaos_jobs.JobTrial.draw(7, (1, 4))) == str(trials[7])
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """Start a program as if mpirun had: ``victims(code)`` is a second start of a run."""
+    monkeypatch.setattr(chaos, "find_mpirun", lambda: "/bin/true")
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "metrics.jsonl").write_text('{"round": 40, "x": 1}\n')
+    (tmp_path / "run.pid.0").write_text(str(2**22 + 1))
+    return out
+
+
+def test_a_start_is_not_taken_for_the_one_before_it(started, monkeypatch):
+    victims = chaos.Victims(1, started.parent, "run", ["resume", "run"], [sys.executable])
+    assert victims.wait(HANG) == 0
+    monkeypatch.setattr(victims.process, "poll", lambda: None)
+    # Records of the start before do not count, nor does its process.
+    victims.await_round(1, limit=0.0)
+    assert not victims.recorded(1) and not victims.hit(0)
+    spare = started / "spare"
+    spare.write_text('{"round": 20, "x": 1}\n{"round": 21, "x": 1}\n')
+    spare.replace(started / "metrics.jsonl")
+    assert victims.recorded(21) and not victims.recorded(22)
