@@ -14,6 +14,12 @@ class ReplayedWorld(LocalWorld):
     def __init__(self, history: History) -> None:
         super().__init__(len(history.everybody), history.everybody)
         self._left = list(history.changes)
+
+    def begin(self) -> None:
+        """Lose who was lost before the first round, once all that takes part then has been made.
+
+        A run makes, and saves, the agents of all before it can lose any.
+        """
         self._enter(0)
 
     def commit(self, round: int, complete: bool) -> Membership:

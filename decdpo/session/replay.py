@@ -185,6 +185,7 @@ def replay(
         assert isinstance(run.monitor, Metrics)
         run.monitor.close()
         run.monitor, run.num_rounds = Unrecorded(), manifest.round
+        world.begin()
         train(run)
     found = {r.agent: digest(r) for r in Snapshot().take({a.id: a.state for a in run.agents})}
     saved = {agent: of.state for agent, of in digests(folder)}

@@ -31,6 +31,7 @@ from decdpo.recovery import Recovery
 from decdpo.run import Agent, Run
 from decdpo.session.adoption import FAILED, Adoption, neighbours, saved_state
 from decdpo.session.measuring import newcomers
+from decdpo.session.replay import Kept, Readoption
 from decdpo.topology.living import left_of
 from decdpo.topology.participation import Participation
 from decdpo.topology.schedule import make_schedule, round_weights
@@ -367,3 +368,29 @@ def test_new_people_are_measured_by_the_agents_that_are_left(monkeypatch):
     )  # fmt: skip
     rows, total = newcomers.measure_newcomers(experiment, ["people"], None, 1, 1, 0.1)
     assert [row["person"] for row in rows] == [0, 1, 2, 3, 4] and total["pairs"] == 5
+
+
+def test_agents_that_were_lost_before_the_first_round_are_adopted_again():
+    lost = Change(0, False, (1, 2))
+    history = History(range(N), [lost, Change(0, False, (), {"1": 0, "2": 0})])
+    run = make_run(Dsgd(SGD(), P), losses=history.changes)
+    # All were there when the start was saved.
+    kept = Kept(history)
+    kept.keep(0, run.agents)
+
+    def make(agent):
+        others = make_run(Dsgd(SGD(), P), losses=[]).agents
+        return next(a for a in others if a.id == agent)
+
+    run.recovery = Recovery(
+        run.recovery.full, History(range(N)), note=lambda event, writes: None,
+        say=lambda line: None, adopt=Readoption(history, make, kept),
+    )  # fmt: skip
+    run.world.begin()
+    assert run.world.members.agents == (0, 3, 4, 5)
+    train(run)
+    assert [a.id for a in run.agents] == list(range(N))
+    assert run.recovery.history.changes == history.changes
+    whole = make_run(Dsgd(SGD(), P), losses=[])
+    train(whole)
+    assert all(torch.equal(a.state.x, b.state.x) for a, b in zip(run.agents, whole.agents))
