@@ -18,6 +18,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,8 @@ class Nodes:
     def __init__(self, count: int, rate: float, folder: Path) -> None:
         self.count, self.rate = count, rate
         self.mark = f"d{os.getpid() % 100_000}"
+        # Nodes of a run that was killed may still be there: each run has a network of its own.
+        self.network = f"10.213.{os.getpid() % 256}"
         self.names = [f"{self.mark}n{i}" for i in range(count)]
         self.agent = folder / "reach"
 
@@ -94,13 +97,13 @@ class Nodes:
         _do("ip", "link", "add", self.mark, "type", "bridge")
         _do("ip", "link", "set", self.mark, "up")
         # mpirun itself runs outside of the nodes, which report to it.
-        _do("ip", "addr", "add", "10.213.0.254/24", "dev", self.mark)
+        _do("ip", "addr", "add", f"{self.network}.254/24", "dev", self.mark)
         for i, name in enumerate(self.names):
             outside = f"{self.mark}v{i}"
             _do("ip", "netns", "add", name)
             _do("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
             _do("ip", "link", "set", outside, "master", self.mark, "up")
-            _do("ip", "-n", name, "addr", "add", f"10.213.0.{i + 1}/24", "dev", "eth0")
+            _do("ip", "-n", name, "addr", "add", f"{self.network}.{i + 1}/24", "dev", "eth0")
             for device in ("eth0", "lo"):
                 _do("ip", "-n", name, "link", "set", device, "up")
             limit = ["root", "tbf", "rate", f"{self.rate:g}mbit", "burst", BURST, "latency", "1s"]
@@ -291,6 +294,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("name a folder with --out")
     if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"):
         parser.error("making nodes needs root, and ip and tc of the package iproute2")
+    # Ended from outside it takes its nodes away as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args.out.mkdir(parents=True, exist_ok=True)
     rates = [float(rate) for rate in args.rates.split(",")]
     ranks = [int(count) for count in args.ranks.split(",")]

@@ -55,6 +55,9 @@ def start() -> int:
     if not MPI.Is_initialized():
         # This component of Open MPI is never used here and prints an error when it looks around.
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+        # Over TCP it would write a long message in one piece, behind which what the receiver has to
+        # answer to others waits: a link would carry one way at a time.
+        os.environ.setdefault("OMPI_MCA_btl_tcp_flags", "send")
         with _bounded():
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
         _sharpen_sleeps()
