@@ -18,6 +18,7 @@ from decdpo.config.options import coerce, listing, nearest
 from decdpo.config.pace import EqualPace, Pace, check_pace
 from decdpo.config.privacy import NoPrivacy, Privacy, check_privacy
 from decdpo.config.schema import SECTIONS
+from decdpo.config.steps import with_usual_steps
 from decdpo.config.text import said, section_text
 from decdpo.errors import ConfigError
 from decdpo.files import os_fault, read_text
@@ -153,7 +154,12 @@ def parse(
             f"[{unknown[0]}] in {origin} is not a section{nearest(unknown[0], SECTIONS)}",
             "the sections are " + ", ".join(SECTIONS),
         )
-    built = {name: _build(name, tree.get(name, {}), reading) for name in SECTIONS}
+    built: dict[str, Any] = {}
+    for name in SECTIONS:
+        given: Any = tree.get(name, {})
+        if name == "optim" and isinstance(given, Mapping):
+            given = with_usual_steps(given, built["policy"])
+        built[name] = _build(name, given, reading)
     if not built["algorithm"].neighbours:
         if tree.get("topology"):
             raise ConfigError(

@@ -57,5 +57,5 @@ def check_products(config: "Config") -> None:
         raise ConfigError(
             f"{name} does not suit {momentum}: moments are of A and B, whose coordinates turn with "
             "every cut",
-            "use optim.kind = 'sgd' without momentum, or another rule",
+            "use optim.kind = 'sgd' without momentum and with an optim.lr, or another rule",
         )

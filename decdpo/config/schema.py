@@ -71,11 +71,15 @@ class Topology:
     )
 
 
+KIND = "which optimizer; left out it is sgd, for a language model adamw"
+
+
 @dataclass(frozen=True)
 class StepSizes:
     """Step sizes, shared by every optimizer."""
 
-    lr: float = option(0.1, "step size eta", above=0.0)
+    lr: float = option(0.1, "step size eta; left out 0.1, to a language model it must be given",
+                       above=0.0)
     schedule: str = option(
         "constant", "how eta changes", choices=("constant", "cosine", "inverse_sqrt")
     )
@@ -88,7 +92,7 @@ class StepSizes:
 class Sgd(StepSizes):
     """Stochastic gradient descent, with momentum if wanted."""
 
-    kind: str = option("sgd", "which optimizer")
+    kind: str = option("sgd", KIND)
     momentum: float = option(0.0, "share of the last velocity that is kept", low=0.0, below=1.0)
     nesterov: bool = option(False, "look ahead along the velocity")
 
@@ -97,8 +101,10 @@ class Sgd(StepSizes):
 class AdamW(StepSizes):
     """Adam with decoupled weight decay."""
 
-    kind: str = option("adamw", "which optimizer")
-    lr: float = option(1e-3, "step size eta", above=0.0)
+    kind: str = option("adamw", KIND)
+    lr: float = option(
+        1e-3, "step size eta; left out 1e-3, of a language model 1e-5, of adapters 2e-4", above=0.0
+    )
     betas: tuple[float, ...] = option((0.9, 0.999), "decay of both moments", low=0.0, below=1.0)
     eps: float = option(1e-8, "added to the root of the second moment", above=0.0)
 

@@ -9,7 +9,7 @@ def plan_table(page: Mapping[str, Any]) -> str:
     most, ranks = page["agents_of_a_rank"], page["ranks"]
     where = "1 rank" if ranks == 1 else f"{ranks} ranks, at most {most} on one"
     lines = [
-        f"{page['agents']} agents on {where}; {page['policy']}",
+        f"{page['agents']} agents on {where}; {page['policy']}, {page['optimizer']}",
         "memory of that rank",
     ]
     for name, needed in page["memory"].items():

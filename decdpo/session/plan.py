@@ -79,6 +79,7 @@ def plan(config: Config, ranks: int, tokens: int | None = None) -> dict[str, Any
         "agents_of_a_rank": most,
         "parameters": model.layout.size,
         "policy": model.words,
+        "optimizer": f"{config.optim.kind} at lr {config.optim.lr:g}",
         "memory": memory,
         "total_bytes": sum(memory.values()),
         "host_bytes": host,

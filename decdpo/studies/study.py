@@ -178,6 +178,8 @@ def usual_settings(options: Options, pairs: Pairs) -> dict[str, Any]:
         "log.every": 4,
         "log.gradient_pairs": 0,
         "data.batch_size": 16,
+        # Also of a language model: plain steps are what the claims are about.
+        "optim.kind": "sgd",
     }
     if not pairs.text:
         settings |= {"policy.features": "columns", "policy.dtype": "float64", "loss.beta": 1.0}

@@ -42,8 +42,8 @@ class Runs:
         """Train two rounds without exchange; returns what was printed."""
         chosen = (
             f"data.shards={self.folder / 'shards'}", "data.batch_size=2", "policy.kind=causal_lm",
-            f"policy.model={model}", "algorithm.kind=local", "run.rounds=2", "optim.lr=0.01",
-            *settings,
+            f"policy.model={model}", "algorithm.kind=local", "run.rounds=2", "optim.kind=sgd",
+            "optim.lr=0.01", *settings,
         )  # fmt: skip
         (self.folder / "empty.toml").write_text("")
         sets = [word for setting in chosen for word in ("--set", setting)]

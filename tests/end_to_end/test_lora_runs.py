@@ -18,6 +18,7 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 CONFIG = ADAPTED + """[optim]
+kind = "sgd"
 lr = 0.5
 [log]
 every = 1

@@ -18,6 +18,7 @@ bottleneck = 4
 [loss]
 kind = "fedpdpo"
 [optim]
+kind = "sgd"
 lr = 0.1
 [log]
 every = 1

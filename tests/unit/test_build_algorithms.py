@@ -126,7 +126,11 @@ def test_fragments_are_an_option_of_the_algorithms_that_mix_in_parts():
     "text, found",
     [
         ('[staleness]\nkind = "seeded"', "another part of the vector"),
-        ('[policy]\nkind = "causal_lm"\n[policy.lora]\nrank = 2\nmix = "svd"', "both of its"),
+        (
+            '[policy]\nkind = "causal_lm"\n[policy.lora]\nrank = 2\nmix = "svd"\n'
+            '[optim]\nkind = "sgd"\nlr = 0.1',
+            "both of its",
+        ),
         ('[topology]\ngraph = "one_peer_exponential"\n[faults]\non_loss = "survive"', "unmixed"),
     ],
 )

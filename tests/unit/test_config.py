@@ -20,6 +20,47 @@ def test_a_file_with_only_the_shards_gives_a_whole_experiment():
     assert config.topology.graph == "ring" and config.optim.lr == 0.1
 
 
+LM = '[policy]\nkind = "causal_lm"\nmodel = "m"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "lr"),
+    [
+        ("", "sgd", 0.1),
+        ('[optim]\nkind = "adamw"', "adamw", 1e-3),
+        ("[optim]\nlr = 0.3", "sgd", 0.3),
+        ('[policy]\nkind = "tabular"', "sgd", 0.1),
+        (LM, "adamw", 1e-5),
+        (LM + "[policy.lora]\nrank = 2", "adamw", 2e-4),
+        (LM + '[policy.lora]\nadapter = "f"', "adamw", 2e-4),
+        (LM + "[policy.lora]\nrank = 0", "adamw", 1e-5),
+        (LM + "[optim]\nlr = 0.3", "adamw", 0.3),
+        (LM + '[optim]\nkind = "adamw"', "adamw", 1e-5),
+        (LM + '[optim]\nkind = "sgd"\nlr = 0.1', "sgd", 0.1),
+    ],
+)
+def test_the_optimizer_that_is_left_out_suits_the_policy(text, kind, lr):
+    config = parse(text)
+    assert (config.optim.kind, config.optim.lr) == (kind, lr)
+    # A run folder holds them as if they had been given.
+    assert f'[optim]\nkind = "{kind}"\nlr = {lr!r}\n' in config.to_toml()
+    assert parse(config.to_toml()) == config
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_a_run_of_an_earlier_version_goes_on_with_the_steps_it_took(reading):
+    # It had the defaults of the log-linear policy, and wrote them down.
+    text = LM + '[optim]\nkind = "sgd"\nlr = 0.1\nschedule = "constant"\n'
+    optim = parse(text, reading=reading).optim
+    assert (optim.kind, optim.lr) == ("sgd", 0.1)
+
+
+def test_plain_steps_of_a_language_model_have_no_usual_size():
+    with pytest.raises(ConfigError, match="optim.lr is not given") as caught:
+        parse(LM + '[optim]\nkind = "sgd"')
+    assert "set optim.lr" in caught.value.remedy and "AdamW" in caught.value.remedy
+
+
 def test_toml_out_is_toml_in():
     config = parse(
         '[data]\nshards = "a \\"b\\"\\tc"\n[optim]\nkind = "adamw"\nbetas = [0.8, 0.95]\n'

@@ -139,8 +139,8 @@ def settings(folder, shards, mix, *more):
         [
             f"data.shards={shards}", "data.batch_size=2", f"run.rounds={ROUNDS}",
             "policy.kind=causal_lm", f"policy.model={folder}", "policy.max_length=64",
-            "policy.lora.rank=2", f"policy.lora.mix={mix}", f"optim.lr={LR}",
-            f"algorithm.local_steps={STEPS}", *more,
+            "policy.lora.rank=2", f"policy.lora.mix={mix}", "optim.kind=sgd",
+            f"optim.lr={LR}", f"algorithm.local_steps={STEPS}", *more,
         ],
     )  # fmt: skip
 
@@ -310,18 +310,21 @@ REFUSED = {
 }
 
 
+PLAIN = ["optim.kind=sgd", "optim.lr=0.1"]
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_products_are_refused_where_factors_are_remembered(kind):
-    words = ["policy.kind=causal_lm", "policy.lora.rank=2", f"algorithm.kind={kind}"]
+    words = ["policy.kind=causal_lm", "policy.lora.rank=2", f"algorithm.kind={kind}", *PLAIN]
     parse("", [*words, "policy.lora.mix=factors"])
     with pytest.raises(ConfigError, match=REFUSED[kind]) as caught:
         parse("", [*words, "policy.lora.mix=svd"])
     assert "'dsgd'" in caught.value.remedy
 
 
-@pytest.mark.parametrize("moment", ["optim.kind=adamw", "optim.momentum=0.9"])
-def test_products_are_refused_with_moments_of_factors(moment):
-    words = ["policy.kind=causal_lm", "policy.lora.rank=2", moment]
+@pytest.mark.parametrize("moments", [["optim.kind=adamw"], [*PLAIN, "optim.momentum=0.9"], []])
+def test_products_are_refused_with_moments_of_factors(moments):
+    words = ["policy.kind=causal_lm", "policy.lora.rank=2", *moments]
     parse("", words)
     with pytest.raises(ConfigError, match="moments are of A and B"):
         parse("", [*words, "policy.lora.mix=svd"])

@@ -184,7 +184,11 @@ def test_what_pairs_cannot_weigh_is_refused():
     "text, found",
     [
         ('[algorithm]\nkind = "gradient_tracking"', "whose agents step alike"),
-        ('[policy]\nkind = "causal_lm"\n[policy.lora]\nrank = 2\nmix = "svd"', "their product"),
+        (
+            '[policy]\nkind = "causal_lm"\n[policy.lora]\nrank = 2\nmix = "svd"\n'
+            '[optim]\nkind = "sgd"\nlr = 0.1',
+            "their product",
+        ),
         ('[faults]\non_loss = "survive"', "that others take over"),
     ],
 )
