@@ -16,8 +16,8 @@ def kept_by(block):
     def keep(tensor):
         found = remade.spare(tensor)
         refs.append(weakref.ref(found))
-        if isinstance(found, remade.Kept):
-            storage = tensor.untyped_storage()
+        for source in found.sources if isinstance(found, remade.Remade) else (found,):
+            storage = source.tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
         return found
 
@@ -52,6 +52,31 @@ def test_a_view_of_what_is_made_again_is_that_view():
     y.grad = None
     ((x * y)[1:, ::2].t() @ torch.ones(3, 2)).square().sum().backward()
     assert x.grad.equal(slope) and y.grad.equal(y_grad)
+
+
+def test_what_a_maker_remembers_is_made_of_its_sources():
+    x = torch.randn(1, 3, 10, 4, requires_grad=True)
+    w = torch.randn(1, 6, 4, 4, requires_grad=True)
+
+    def twice(x):
+        return x.repeat_interleave(2, 1)
+
+    def some(source):
+        all_of_it = remade.remember(twice(source), twice, source)
+        # A part of it, and a part that is another copy.
+        end = all_of_it[:, :, 4:].contiguous()
+        picked = remade.remember(end, lambda x: twice(x)[:, :, 4:].contiguous(), source)
+        return (all_of_it[:, :, :5] @ w).sum() + (picked @ w).square().sum()
+
+    with remade.remembering():
+        result, _, nbytes = kept_by(lambda: some(x.sin()))
+    # What the sine is of, the sine, both factors w, what is squared.
+    assert nbytes == 4 * (2 * x.numel() + w.numel() + 6 * 6 * 4)
+    result.backward()
+    found, x.grad = x.grad, None
+    slope, w.grad = w.grad, None
+    some(x.sin()).backward()
+    assert x.grad.equal(found) and w.grad.equal(slope)
 
 
 def test_a_kept_value_that_is_changed_in_place_is_an_error():

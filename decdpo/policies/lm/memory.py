@@ -5,14 +5,15 @@ autograd keeps for the way back is then counted. So a model of any size is measu
 """
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from decdpo.policies.lm.forward.attention import SEGMENTS
+from decdpo.policies.lm.forward.attention import SEGMENTS, Repeated, joined
 from decdpo.policies.lm.forward.head import CHUNK_VALUES
-from decdpo.policies.lm.forward.remade import Remade, spare
+from decdpo.policies.lm.forward.remade import Kept, Remade, remembering, spare
 
 COUNTED = "decdpo_counted"
 """The name under which transformers finds ``counted_attention``."""
@@ -46,29 +47,36 @@ def activation_bytes(
         if hasattr(part, "config"):
             part.config._attn_implementation = COUNTED
     module.to(dtype)
-    owned = {id(p) for p in module.parameters()} | {id(b) for b in module.buffers()}
-    seen: dict[int, Tensor] = {}
+    owned = {_storage(own)._cdata for own in (*module.parameters(), *module.buffers())}
+    seen: dict[int, torch.UntypedStorage] = {}
+    spared = spared and not checkpointing
 
     def keep(tensor: Tensor) -> Tensor:
-        base = tensor if tensor._base is None else tensor._base
-        again = spared and not checkpointing and isinstance(spare(tensor), Remade)
-        if not again and id(base) not in owned and not isinstance(base, nn.Parameter):
-            # Held, so that no other tensor gets its id.
-            seen[id(base)] = base
+        kept = spare(tensor) if spared else Kept(tensor)
+        for source in kept.sources if isinstance(kept, Remade) else (kept,):
+            storage = _storage(source.tensor)
+            if storage._cdata not in owned:
+                # Held, so that no other gets its place.
+                seen[storage._cdata] = storage
         return tensor
 
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with remembering() if spared else nullcontext(), hooks:
         module.base_model(
             input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False, segments=None
         )
-    whole = sum(base.numel() * base.element_size() for base in seen.values())
+    whole = sum(storage.nbytes() for storage in seen.values())
     if not checkpointing:
         return whole
     config = module.config.get_text_config()
     layers = config.num_hidden_layers
     inputs = layers * tokens * config.hidden_size * dtype.itemsize
     return inputs + whole // layers
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
 
 
 def head_bytes(
@@ -101,9 +109,6 @@ def counted_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> tuple[Tensor, None]:
     """Return (1, T, heads, D) without values; arguments as of ``attention.segment_attention``."""
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    out: Tensor = _Attend.apply(query, key, value)
-    # The parts of a row are joined, and the layout is the model's.
-    return out.clone().transpose(1, 2).contiguous(), None
+    whole = (slice(None),)
+    key, value = Repeated(query, key).of(whole), Repeated(query, value).of(whole)
+    return joined([_Attend.apply(query, key, value)]), None

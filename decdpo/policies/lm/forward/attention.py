@@ -13,6 +13,7 @@ has made of the row:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from decdpo.policies.lm.forward.packing import PackedPairs
+from decdpo.policies.lm.forward.remade import remember
 
 SEGMENTS = "decdpo_segments"
 """The name under which transformers finds ``segment_attention``."""
@@ -134,13 +136,12 @@ class Masked:
         self, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, softcap: float | None
     ) -> Tensor:
         """Return (1, T, heads, D), see ``Attend``."""
-        k, v = _repeated(q, k), _repeated(q, v)
+        keys, values = Repeated(q, k), Repeated(q, v)
         attend = _scaled if softcap is None else _capped(softcap)
-        found = [
-            attend(q[:, :, p.queries], _picked(k, p.keys), _picked(v, p.keys), p.mask, scaling)
+        return joined([
+            attend(q[:, :, p.queries], keys.of(p.keys), values.of(p.keys), p.mask, scaling)
             for p in self._parts
-        ]
-        return torch.cat(found, dim=2).transpose(1, 2).contiguous()
+        ])  # fmt: skip
 
 
 class MaskedRow(Masked):
@@ -281,16 +282,46 @@ def varlen(
     return out
 
 
-def _repeated(q: Tensor, x: Tensor) -> Tensor:
-    """Return keys or values for every head of the queries."""
-    repeats = q.shape[1] // x.shape[1]
-    return x if repeats == 1 else x.repeat_interleave(repeats, 1)
+class Repeated:
+    """Keys or values x (1, groups, T, D) for every head of the queries q (1, heads, T, D).
+
+    The backward pass makes the copies again, so that x alone is kept.
+    """
+
+    def __init__(self, q: Tensor, x: Tensor) -> None:
+        self._x, self._repeats = x, q.shape[1] // x.shape[1]
+        # What makes them again must not hold them: it knows their numbers alone.
+        self._all = x
+        if self._repeats > 1:
+            again = partial(_repeated, n=self._repeats)
+            self._all = remember(again(x), again, x)
+
+    def of(self, spans: tuple[slice, ...]) -> Tensor:
+        """Return the tokens of some spans, one after another."""
+        if len(spans) == 1:
+            return self._all[:, :, spans[0]]
+        again = partial(_repeated_of, n=self._repeats, spans=spans)
+        return remember(_picked(self._all, spans), again, self._x)
+
+
+def _repeated(x: Tensor, n: int) -> Tensor:
+    return x if n == 1 else x.repeat_interleave(n, 1)
 
 
 def _picked(x: Tensor, spans: tuple[slice, ...]) -> Tensor:
-    """Return the tokens of some spans of (1, heads, T, D), one after another."""
-    parts = [x[:, :, span] for span in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return torch.cat([x[:, :, span] for span in spans], dim=2)
+
+
+def _repeated_of(x: Tensor, n: int, spans: tuple[slice, ...]) -> Tensor:
+    return _picked(_repeated(x, n), spans)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return (1, T, heads, D) of the parts of a row (1, heads, T_i, D), which attention keeps."""
+    turned = [part.transpose(1, 2) for part in parts]
+    if len(turned) == 1:
+        return turned[0].contiguous()
+    return remember(torch.cat(turned, dim=1), lambda *x: torch.cat(x, dim=1), *turned)
 
 
 def _scaled(

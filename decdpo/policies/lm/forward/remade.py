@@ -4,13 +4,17 @@ Of a layer's inside the larger half is results of pointwise operations on what i
 
     silu(g),    silu(g) * u,    x * r,    w * (x * r)
 
-the gated product of the layer's second part and its two norms. Made again in the backward pass, by
-the operation that made them of the same values, they have the same bits and take no memory. It
-costs less than the time of a step varies, where recomputing whole layers costs a third of it.
+the gated product of the layer's second part and its two norms; and copies of values, such as the
+keys repeated for every head of the queries, of which their maker says how (``remember``). Made
+again in the backward pass, by the operation that made them of the same values, they have the same
+bits and take no memory. It costs less than the time of a step varies, where recomputing whole
+layers costs a third of it.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,29 +27,65 @@ class Kept:
 
     def __init__(self, tensor: Tensor) -> None:
         # Detached, since the result of an operation that keeps it would keep the operation.
-        self._tensor = tensor.detach()
+        self.tensor = tensor.detach()
         self._version = tensor._version
 
     def get(self) -> Tensor:
         """Return the tensor. Raises ``RuntimeError`` if its values were changed in place."""
-        if self._tensor._version != self._version:
+        if self.tensor._version != self._version:
             raise RuntimeError("what the backward pass needs was changed in place")
-        return self._tensor
+        return self.tensor
 
 
 class Remade:
-    """A tensor that is made again. node : of the operation that made it, or that made its base.
+    """A tensor that is made again. make : makes it, or its base. sources : kept for that alone."""
 
-    make : does the operation again. shape, strides, offset : of the tensor in its base.
-    """
-
-    def __init__(self, tensor: Tensor, node: Any, make: Callable[[Any], Tensor]) -> None:
-        self._node, self._make = node, make
+    def __init__(
+        self, tensor: Tensor, make: Callable[[], Tensor], sources: tuple[Kept, ...] = ()
+    ) -> None:
+        self._make, self.sources = make, sources
         self._view = tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def get(self) -> Tensor:
         """Return the tensor, of new memory."""
-        return self._make(self._node).as_strided(*self._view)
+        return self._make().as_strided(*self._view)
+
+
+class Recipe:
+    """How a tensor is made of others. make : of ``sources``, with the layout it had."""
+
+    def __init__(self, make: Callable[..., Tensor], sources: tuple[Tensor, ...]) -> None:
+        self._make, self.sources = make, tuple(map(Kept, sources))
+
+    def __call__(self) -> Tensor:
+        """Make it again."""
+        return self._make(*(source.get() for source in self.sources))
+
+
+_REMEMBERS = ContextVar("decdpo_remembers", default=False)
+_RECIPE = "decdpo_recipe"
+
+
+def remember(tensor: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> Tensor:
+    """Return ``tensor``, of which ``remade`` need not be kept what ``make`` makes of ``sources``.
+
+    The sources are kept instead: they should be kept anyway, or smaller.
+    """
+    if _REMEMBERS.get():
+        # A repeated tensor is a view of all of another, which is found from every part of it.
+        base = tensor if tensor._base is None else tensor._base
+        setattr(base, _RECIPE, Recipe(make, sources))
+    return tensor
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Let ``remember`` take note in the block. Elsewhere what it would note takes memory itself."""
+    before = _REMEMBERS.set(True)
+    try:
+        yield
+    finally:
+        _REMEMBERS.reset(before)
 
 
 def _gelu(node: Any) -> Tensor:
@@ -73,14 +113,19 @@ def spare(tensor: Tensor) -> Kept | Remade:
     """Return what is kept of a tensor that the backward pass needs."""
     base = tensor if tensor._base is None else tensor._base
     node = base.grad_fn
-    make = None if node is None else OPERATIONS.get(node.name())
-    if make is None or not base.is_contiguous() or make is _product and not _both(node):
+    if not base.is_contiguous():
         return Kept(tensor)
-    return Remade(tensor, node, make)
+    recipe: Recipe | None = getattr(base, _RECIPE, None)
+    if recipe is not None:
+        return Remade(tensor, recipe, recipe.sources)
+    make = None if node is None else OPERATIONS.get(node.name())
+    if make is None or make is _product and not _both(node):
+        return Kept(tensor)
+    return Remade(tensor, partial(make, node))
 
 
 @contextmanager
 def remade() -> Iterator[None]:
     """Keep less of what is computed in the block; its backward pass may come after it."""
-    with torch.autograd.graph.saved_tensors_hooks(spare, lambda kept: kept.get()):
+    with remembering(), torch.autograd.graph.saved_tensors_hooks(spare, lambda kept: kept.get()):
         yield
