@@ -117,21 +117,18 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., d) for ``x`` (..., k)."""
         seen = x if self._dropout is None else self._dropout(x, self._place)
-        low = linear(seen.reshape(-1, self.in_features), self.lora_A)
+        low = linear(seen, self.lora_A)
         if self.lora_core is not None:
             low = linear(low, self.lora_core)
-        # In place: nothing needs the frozen layer's own result on the way back, and the product
-        # would be as large. Of flat tensors, since a changed view is copied on the way back.
-        flat = self._base(x.reshape(-1, self.in_features))
-        flat.addmm_(low, self.lora_B.t(), alpha=self.scaling)
-        return flat.view(*x.shape[:-1], self.out_features)
+        return self._base(x) + linear(low, self.lora_B) * self.scaling
 
-    def _base(self, flat: Tensor) -> Tensor:
-        """Return (T, d) of ``flat`` (T, k), what the bare layer gives, to the bit."""
+    def _base(self, x: Tensor) -> Tensor:
+        """Return what the layer gave before it was adapted, to the bit."""
         if not self.transposed:
-            return linear(flat, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         assert self.bias is not None
-        return torch.addmm(self.bias, flat, self.weight)
+        flat = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], self.out_features)
 
 
 def adapt(
