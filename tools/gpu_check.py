@@ -273,7 +273,7 @@ class Checks:
             path = self.config(
                 name, run={"rounds": rounds}, log={"every": 1, "heldout_pairs": 2},
                 data={"shards": "few", "batch_size": batch}, policy=policy,
-                checkpoint={"every": 0}, optim={"lr": 1e-4}, agents={"count": 2},
+                checkpoint={"every": 0}, optim={"kind": "sgd", "lr": 1e-4}, agents={"count": 2},
                 algorithm={"local_steps": steps, "overlap": name == "overlap"},
             )  # fmt: skip
             train = ["train", path, "--out", name]

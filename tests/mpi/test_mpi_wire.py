@@ -18,6 +18,7 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 RUN = 4
 """Consecutive values by which a leak is known: single ones may be equal by chance."""
 CONFIG = ADAPTED + """[optim]
+kind = "sgd"
 lr = 0.5
 [log]
 every = 2
