@@ -28,8 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from decdpo.errors import EnvironmentFault
-from decdpo.theory.cost import Link, fit, rounds_to
+from decdpo.errors import DecdpoError, EnvironmentFault
+from decdpo.theory.cost import THOUSANDTH, Link, Timed, fit, rounds_to
 
 GRAPHS = ("ring", "exponential", "complete")
 SIZES = (100, 25_000, 250_000)
@@ -44,8 +44,6 @@ FAR = ("ring", "torus", "random_regular", "exponential", "one_peer_exponential")
 AGENTS = (8, 16, 36, 64, 144, 256, 576, 1024, 2500, 4900, 10_000)
 ADAPTER, WHOLE = 9_800_000, 538_000_000
 """Bytes of a message: adapters of rank 8, and all weights, of a model of 135 million parameters."""
-SHARE = 1e-3
-"""Of the distance to the average at the start, at which agents count as averaged."""
 
 
 class Nodes:
@@ -175,10 +173,10 @@ def measure(rates: Sequence[float], ranks: Sequence[int], samples: int, limit: f
         for count in ranks:
             print(f"scaling: {count} nodes of {rate:g} Mbit/s", flush=True)
             with tempfile.TemporaryDirectory(prefix="decdpo-scaling-") as folder:
-                nodes, out = Nodes(count, rate, Path(folder)), Path(folder) / "out.json"
+                made, out = Nodes(count, rate, Path(folder)), Path(folder) / "out.json"
                 rank = [sys.executable, str(Path(__file__).resolve()), "--as-rank", str(out)]
-                with nodes.up():
-                    nodes.mpirun([*rank, "--samples", str(samples)], limit)
+                with made.up():
+                    made.mpirun([*rank, "--samples", str(samples)], limit)
                 found += [{"mbit": rate, **record} for record in json.loads(out.read_text())]
     return found
 
@@ -208,17 +206,19 @@ def beyond(links: dict[float, Link]) -> list[dict[str, Any]]:
             options = {"degree": 4} if graph == "random_regular" else {}
             schedule = make_schedule(graph, rule, count, seed=0, push_sum=True, **options)
             summary = summarize(schedule, graph, rule)
-            rounds = rounds_to(SHARE, summary.rho, summary.period)
+            rounds = rounds_to(THOUSANDTH, summary.rho, summary.period)
             for rate, link in links.items():
                 for size in (ADAPTER, WHOLE):
-                    once = link.gossip(summary.degree_max, size)
-                    whole = link.all_reduce(count, size)
+                    timed = Timed.of(
+                        link, count, summary.degree_max, size, summary.rho, summary.period
+                    )
+                    once, whole = timed.round_seconds, timed.all_reduce_seconds
                     found.append({
                         "mbit": rate, "bytes": size, "agents": count, "graph": graph,
                         "degree": summary.degree_max, "rounds_per_second": 1 / once,
                         "all_reduces_per_second": 1 / whole, "round_over_all_reduce": once / whole,
                         "rounds_to_thousandth": rounds,
-                        "thousandth_over_all_reduce": rounds * once / whole,
+                        "thousandth_over_all_reduce": timed.thousandth_seconds / whole,
                     })  # fmt: skip
     return found
 
@@ -275,14 +275,35 @@ def write(path: Path, records: Sequence[dict[str, Any]]) -> None:
             })  # fmt: skip
 
 
+def rates(text: str) -> list[float]:
+    """Return numbers above 0 as given, separated by commas. Raises ``ValueError``."""
+    found = [float(word) for word in text.split(",")]
+    if not all(0 < rate < float("inf") for rate in found):
+        raise ValueError(text)
+    return found
+
+
+def nodes(text: str) -> list[int]:
+    """Return numbers of nodes as given, enough for a fit. Raises ``ArgumentTypeError``."""
+    found = [int(word) for word in text.split(",")]
+    if min(found) < 2 or max(found) > 253 or len(set(found)) < 2 and max(found) < 4:
+        # Of one number below four every graph is the complete one, with one degree.
+        raise argparse.ArgumentTypeError(f"{text}: give 2 to 253, several or one of at least 4")
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, fit, say what follows, and write it; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER")
-    parser.add_argument("--rates", default="100,400", metavar="R,R", help="Mbit/s (%(default)s)")
-    parser.add_argument("--ranks", default="2,4,8", metavar="N,N", help="nodes (%(default)s)")
+    parser.add_argument(
+        "--rates", default="100,400", type=rates, metavar="R,R", help="Mbit/s (%(default)s)"
+    )
+    parser.add_argument(
+        "--ranks", default="2,4,8", type=nodes, metavar="N,N", help="nodes (%(default)s)"
+    )
     parser.add_argument("--samples", type=int, default=5, help="of each (%(default)s)")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of a run (%(default)g)")
     parser.add_argument("--as-rank", type=Path, help=argparse.SUPPRESS)
@@ -297,12 +318,10 @@ def main(argv: list[str] | None = None) -> int:
     # Ended from outside it takes its nodes away as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args.out.mkdir(parents=True, exist_ok=True)
-    rates = [float(rate) for rate in args.rates.split(",")]
-    ranks = [int(count) for count in args.ranks.split(",")]
     try:
-        measured = measure(rates, ranks, args.samples, args.limit)
+        measured = measure(args.rates, args.ranks, args.samples, args.limit)
         links = fitted(measured)
-    except EnvironmentFault as fault:
+    except DecdpoError as fault:
         parser.exit(1, f"scaling: error: {fault}\n")
     write(args.out / "measured.csv", measured)
     for rate, link in links.items():

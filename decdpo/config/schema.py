@@ -78,7 +78,7 @@ KIND = "which optimizer; left out it is sgd, for a language model adamw"
 class StepSizes:
     """Step sizes, shared by every optimizer."""
 
-    lr: float = option(0.1, "step size eta; left out 0.1, to a language model it must be given",
+    lr: float = option(0.1, "step size eta; left out 0.1; for a language model it must be given",
                        above=0.0)
     schedule: str = option(
         "constant", "how eta changes", choices=("constant", "cosine", "inverse_sqrt")

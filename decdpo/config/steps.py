@@ -1,10 +1,8 @@
 """The optimizer and its step size where ``[optim]`` leaves them out: they depend on the policy.
 
 The log-linear policy takes plain gradient steps, with a step size that follows from how its
-features are scaled. A language model diverges with that one; its layers differ in the size of their
-gradients by orders of magnitude, which AdamW evens out, so that one step size suits most models.
-What is found here stands in the effective configuration, and so in the folder of a run, as if it
-had been given.
+features are scaled. A language model diverges with that one and takes AdamW. What is found here
+stands in the effective configuration, and so in the folder of a run, as if it had been given.
 """
 
 from collections.abc import Mapping
@@ -35,6 +33,6 @@ def with_usual_steps(table: Mapping[str, Any], policy: Policy) -> Mapping[str, A
         raise ConfigError(
             "optim.lr is not given, and optim.kind = 'sgd' has no step size that suits every "
             "language model",
-            "set optim.lr (0.001 is a careful begin), or remove optim.kind, for AdamW",
+            "set optim.lr, or remove optim.kind, for AdamW",
         )
     return table

@@ -24,6 +24,9 @@ from scipy.optimize import nnls
 
 from decdpo.errors import ConfigError
 
+THOUSANDTH = 1e-3
+"""Of the distance to the average at the start, at which agents count as averaged."""
+
 
 @dataclass(frozen=True)
 class Link:
@@ -96,7 +99,7 @@ class Timed:
         rho : factor of ``period`` rounds.
         """
         once = link.gossip(degree, message_bytes)
-        rounds = rounds_to(1e-3, rho, period)
+        rounds = rounds_to(THOUSANDTH, rho, period)
         return cls(once, rounds * once, link.all_reduce(num_agents, message_bytes))
 
 

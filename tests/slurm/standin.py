@@ -1,12 +1,11 @@
 """A tiny `decdpo` for the tests of the job template: rounds, checkpoints, signals, exit codes.
 
 `train PLAN --out RUN ...`, `resume RUN` and `status RUN --json` do what the real ones promise,
-without numbers: each
-rank counts rounds, rank 0 leaves a folder `checkpoints/round_NNNNNN` after each, USR1 and TERM end
-the run after the round at hand with status 85. Every start adds its arguments to `starts.log`
-beside RUN. PLAN is JSON: `rounds`, `seconds` a round, `import_seconds` before signals are heard,
-and `fail` = [round, status, starts]: the first so many starts end before that round with that
-status.
+without numbers: each rank counts rounds, rank 0 leaves a folder `checkpoints/round_NNNNNN` after
+each, USR1 and TERM end the run after the round at hand with status 85. Every start adds its
+arguments to `starts.log` beside RUN. PLAN is JSON: `rounds`, `seconds` a round, `import_seconds`
+before signals are heard, and `fail` = [round, status, starts]: the first so many starts end before
+that round with that status.
 """
 
 import json

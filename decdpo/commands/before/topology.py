@@ -137,10 +137,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _timed(args: argparse.Namespace, summaries: "Sequence[Summary]") -> list[dict[str, float]]:
     """Return the seconds of each topology on the given network, none without a bandwidth."""
-    from decdpo.theory.cost import Link, Timed
-
     if args.bandwidth is None:
         return []
+    from decdpo.theory.cost import Link, Timed
+
     link = Link(1e-6 * (args.latency or 0.0), 0.0, 8e-9 / args.bandwidth)
     size = int(args.params) * args.value_bytes
     return [
