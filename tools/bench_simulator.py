@@ -1,4 +1,4 @@
-"""Time many agents in one process: wall and CPU seconds, memory, and the digest of all models.
+"""Time many agents in a process: wall and CPU seconds, memory, and the digest of all models.
 
     python tools/bench_simulator.py PAIRS --agents 1000 --dimension 65536
 
@@ -28,7 +28,8 @@ WORDS, LENGTH = 20_000, 60
 
 
 class Timed(NamedTuple):
-    """One run: seconds of wall and CPU, peak memory in bytes, digest, seconds by part."""
+    """One run: seconds of wall and CPU, peak memory of a process in bytes, digest, seconds by
+    part, the means over ranks."""
 
     wall: float
     cpu: float
@@ -61,10 +62,12 @@ def random_pairs(path: Path, count: int) -> Path:
     return path
 
 
-def timed(tree: Path, config: Path, out: Path, overrides: list[str]) -> Timed:
-    """Train in a process of its own."""
+def timed(tree: Path, config: Path, out: Path, overrides: list[str], ranks: int) -> Timed:
+    """Train in a process of its own, or on several ranks."""
     words = [word for text in overrides for word in ("--set", text)]
     command = [sys.executable, "-m", "decdpo", "train", config, "--out", out, *words]
+    if ranks > 1:
+        command = [sys.executable, "-m", "decdpo.comm.mpi.mpirun", "-n", ranks, *command]
     environment = os.environ | {"PYTHONPATH": str(tree)}
     began = time.perf_counter()
     with open(f"{out}.log", "w+", encoding="utf-8") as log:
@@ -93,6 +96,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=65536, help="features (%(default)s)")
     parser.add_argument("--rounds", type=int, default=100, help="(%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="device.threads (%(default)s)")
+    parser.add_argument("--ranks", type=int, default=1, help="of mpirun (%(default)s)")
     parser.add_argument("--runs", type=int, default=1, help="of each checkout (%(default)s)")
     parser.add_argument("--set", action="append", default=[], help="further SECTION.KEY=VALUE")
     parser.add_argument("--against", type=Path, action="append", default=[], help="checkout")
@@ -113,12 +117,13 @@ def main() -> None:
         for number in range(args.runs):
             for tree in trees:
                 out = folder / f"{number}-{trees.index(tree)}"
-                found[tree].append(timed(tree, config, out, args.set))
+                found[tree].append(timed(tree, config, out, args.set, args.ranks))
                 shutil.rmtree(out)
     for tree, runs in found.items():
         wall, cpu, memory = (statistics.median(run[i] for run in runs) for i in range(3))
         parts = {p: statistics.median(run.parts.get(p, 0.0) for run in runs) for p in runs[0].parts}
-        print(f"{tree}: {wall:.1f} s, {cpu:.1f} s of CPU, {memory / 1e9:.2f} GB; rounds: ", end="")
+        size = f"{memory / 1e9:.2f} GB a process"
+        print(f"{tree}: {wall:.1f} s, {cpu:.1f} s of CPU, {size}; rounds: ", end="")
         print(", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items()), end="")
         print(f"; digest {' '.join(sorted({run.digest for run in runs}))}")
 

@@ -35,17 +35,25 @@ def average_model(world: World, agents: list[Agent]) -> FlatParams:
     if world.num_agents == 1 and not like.layout.has_personal:
         return like
     shared = {a.id: a.params.shared for a in agents}
-    return like.beside(
-        mean_vector(world, like.data, like.layout.num_shared, lambda a, part: shared[a][part])
-    )
+
+    def read(agent: int, part: slice) -> Tensor:
+        return shared[agent][part]
+
+    return like.beside(mean_vector(world, like.data, like.layout.num_shared, read, stays=True))
 
 
 def mean_vector(
-    world: World, like: Tensor, num_shared: int, read: Callable[[int, slice], Tensor]
+    world: World,
+    like: Tensor,
+    num_shared: int,
+    read: Callable[[int, slice], Tensor],
+    *,
+    stays: bool = False,
 ) -> Tensor:
     """Return mean_i x_i (P,) over the shared prefix, with zeros after it. Collective.
 
-    like : (P,) whose type and device it has. read : returns a slice of a local agent's vector.
+    like : (P,) whose type and device it has. read : returns a slice of a local agent's vector;
+    stays : whether that stays as it is while the next agent's is read.
 
     It is summed block by block, so that no wide copy of a whole vector exists, nor many blocks
     where a process hosts many agents.
@@ -55,7 +63,8 @@ def mean_vector(
     step = max(BLOCK // most, BLOCK // 64)
     for lo in range(0, num_shared, step):
         part = slice(lo, min(lo + step, num_shared))
-        total = world.sum((a, _array(read(a, part))) for a in world.local_agents)
+        found = ((a, _array(read(a, part))) for a in world.local_agents)
+        total = world.sum(dict(found) if stays else found)
         mean[part] = torch.from_numpy(total / world.num_agents).to(mean)
     return mean
 

@@ -327,11 +327,16 @@ def test_more_processes_than_agents_is_refused_on_all() -> None:
         mpi.connect(size - 1)
 
 
-def test_sums_of_large_arrays_go_in_shares(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("many", [1, N + 1], ids=["in turn", "in shares"])
+def test_sums_of_large_arrays(
+    connect: Any, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
     from decdpo.comm.mpi import collectives
 
     monkeypatch.setattr(collectives, "SMALL", 10)
     monkeypatch.setattr(collectives, "BLOCK_VALUES", 64)
+    monkeypatch.setattr(collectives, "IN_TURN_VALUES", 100)
+    monkeypatch.setattr(collectives, "MANY", many)
     world = connect()
     values = {i: np.random.default_rng(i).standard_normal(1001) for i in range(N)}
     found = world.sum({i: values[i] for i in world.local_agents})

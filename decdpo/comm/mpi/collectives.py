@@ -21,6 +21,12 @@ SMALL = 1 << 16
 """Up to so many values in all, every rank gets every agent's array and sums by itself."""
 BLOCK_VALUES = 1 << 22
 """About how many values a rank holds twice while it sums larger arrays."""
+MANY = 4
+"""From so many agents a rank on, large arrays are summed by one rank after another."""
+IN_TURN_VALUES = 1 << 13
+"""Values that a rank hands to the next at a time, which works on them meanwhile."""
+PARTIAL = 4
+"""The tag of a sum over some ranks."""
 REMEDY = "look at what that process printed last; raise comm.timeout if it only is slow"
 
 
@@ -63,8 +69,10 @@ class Collectives:
     def sum(self, values: Arrays, members: Membership) -> np.ndarray:
         """Return the sum over agents in ascending id, float64. Collective.
 
-        A rank gets its share of the positions from all agents, sums them in order, and the shares
-        are gathered; large arrays go block by block, so the extra memory stays bounded.
+        Large arrays of few agents: a rank gets its share of the positions from all agents, sums
+        them in order, and the shares are gathered, block by block, so the extra memory stays
+        bounded. Of many agents, which lie on the ranks in the order of their ids: a rank adds its
+        own to what the ranks before it have summed, and only sums travel.
         """
         mine = members.agents_of(self._comm.rank)
         lent = not isinstance(values, Mapping)
@@ -73,6 +81,8 @@ class Collectives:
         size = flat[0].size
         if len(members.agents) * size <= SMALL:
             return self._sum_everywhere(flat, members).reshape(shape)
+        if len(members.agents) >= MANY * self._comm.size and _ascend(members):
+            return self._sum_in_turn(flat).reshape(shape)
         total = np.empty(size)
         ranks = self._comm.size
         step = max(ranks, BLOCK_VALUES // int(_agents_per_rank(members, ranks).max()))
@@ -86,6 +96,26 @@ class Collectives:
         counts = size * _agents_per_rank(members, self._comm.size)
         found = self._gather(np.concatenate(flat).astype(np.float64), counts)
         return ordered_sum(_ascending(found.reshape(len(members.agents), size), members))
+
+    def _sum_in_turn(self, flat: list[np.ndarray]) -> np.ndarray:
+        before, after = self._comm.rank - 1, self._comm.rank + 1
+        last = self._comm.size - 1
+        total = np.empty(flat[0].size)
+        parts = [slice(lo, lo + IN_TURN_VALUES) for lo in range(0, total.size, IN_TURN_VALUES)]
+        sends = []
+        for part in parts:
+            if self._comm.rank == 0:
+                total[part] = ordered_sum(array[part] for array in flat)
+            else:
+                self._wait(self._comm.Irecv(total[part], before, PARTIAL))
+                for array in flat:
+                    total[part] += array[part]
+            if self._comm.rank < last:
+                sends.append(self._comm.Isend(total[part], after, PARTIAL))
+        for send in sends:
+            self._wait(send)
+        self._wait(self._comm.Ibcast(total, root=last))
+        return total
 
     def _sum_shares(self, flat: list[np.ndarray], members: Membership) -> np.ndarray:
         ranks, size = self._comm.size, flat[0].size
@@ -137,6 +167,11 @@ class ThreadChannel:
 
 def _agents_per_rank(members: Membership, ranks: int) -> np.ndarray:
     return np.array([len(members.agents_of(rank)) for rank in range(ranks)], dtype=np.int64)
+
+
+def _ascend(members: Membership) -> bool:
+    """Say whether the agents of every rank come before those of the next."""
+    return bool((np.diff(members.by_rank) > 0).all())
 
 
 def _ascending(arrays: np.ndarray, members: Membership) -> Iterator[np.ndarray]:
