@@ -1,6 +1,12 @@
 """jobs/train.slurm with the real decdpo on a real SLURM: stopped, requeued, done, the same bits."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,6 +88,43 @@ def test_stopped_requeued_and_done_with_the_same_bits(real, slurm, launch):
     assert json.loads((real.folder / launch / "run.json").read_text())["processes"] == 2
     assert real.digests(launch) == real.digests("whole")
     assert real.rounds(launch) == real.rounds("whole")
+
+
+@pytest.fixture
+def apart(real: Real) -> Iterator[Path]:
+    """Return a folder with the same shards, in none that a container has without being told."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"]).returncode != 0:
+        pytest.skip("no namespaces of mounts here, which stand for a container")
+    folder = Path(tempfile.mkdtemp(prefix="decdpo-box-", dir="/srv"))
+    shutil.copytree(real.folder / "users", folder / "users")
+    shutil.copy(real.folder / "run.toml", folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("launch", ["srun", "mpirun"])
+def test_ranks_that_are_containers_give_the_same_bits(real, slurm, apart, launch):
+    """Of the host they see what the template binds, and reach its launcher and one another."""
+    box = apart / "bin" / "apptainer"
+    box.parent.mkdir()
+    shutil.copy(Path(__file__).with_name("box.sh"), box)
+    (apart / "image.sif").touch()
+    image = [sys.base_prefix, sys.prefix, REPOSITORY / "decdpo"]
+    environment = real.environment | {
+        "PATH": f"{box.parent}:{real.environment['PATH']}",
+        "BOXES": f"{apart}/boxes", "IMAGE": " ".join(map(str, image)), "PROGRAM": sys.executable,
+        "DECDPO_IMAGE": "image.sif", "DECDPO_LAUNCH": launch,
+    }  # fmt: skip
+    job = slurm.submit(
+        "--ntasks-per-node=2", REPOSITORY / "jobs" / "container.slurm", "run.toml", "boxed",
+        environment=environment, folder=apart,
+    )  # fmt: skip
+    known = slurm.wait(job, 400)
+    output = (apart / "out").read_text()
+    assert known["ExitCode"] == "0:0" and "2 ranks on" in output, output
+    assert len((apart / "boxes").read_text().splitlines()) == 3, "two ranks, and the status"
+    shutil.copytree(apart / "boxed", real.folder / f"boxed-{launch}")
+    assert real.digests(f"boxed-{launch}") == real.digests("whole")
 
 
 def test_bad_input_ends_the_job(real, slurm):
