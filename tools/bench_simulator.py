@@ -76,6 +76,7 @@ def timed(tree: Path, config: Path, out: Path, overrides: list[str], ranks: int)
         )
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
         if status:
             log.seek(0)
             raise SystemExit(log.read()[-2000:])
@@ -113,13 +114,13 @@ def main() -> None:
             f'[policy]\ndimension = {args.dimension}\n[topology]\ngraph = "torus"\n'
             f"[log]\nevery = 10\n[device]\nthreads = {args.threads}\n"
         )
-        found: dict[Path, list[Timed]] = {tree: [] for tree in trees}
+        found: list[list[Timed]] = [[] for _ in trees]
         for number in range(args.runs):
-            for tree in trees:
-                out = folder / f"{number}-{trees.index(tree)}"
-                found[tree].append(timed(tree, config, out, args.set, args.ranks))
+            for tree, runs in zip(trees, found):
+                out = folder / str(number)
+                runs.append(timed(tree, config, out, args.set, args.ranks))
                 shutil.rmtree(out)
-    for tree, runs in found.items():
+    for tree, runs in zip(trees, found):
         wall, cpu, memory = (statistics.median(run[i] for run in runs) for i in range(3))
         parts = {p: statistics.median(run.parts.get(p, 0.0) for run in runs) for p in runs[0].parts}
         size = f"{memory / 1e9:.2f} GB a process"
