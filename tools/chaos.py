@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from decdpo.checkpoint.format import WRITING
-from decdpo.comm.mpi.mpirun import environment, find_mpirun
+from decdpo.comm.mpi.mpirun import STARTS, environment, find_mpirun
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = [sys.executable, "-m", "decdpo"]
@@ -224,12 +224,25 @@ class Victims:
         self._pids = [folder / f"{out}.pid.{rank}" for rank in range(ranks)]
         for path in self._pids:
             path.unlink(missing_ok=True)
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, "-n", str(ranks), "/bin/sh", "-c", hello, "rank", *program, *words],
-                cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, env=environment(more or {"PYTHONPATH": str(ROOT)}),
-            )  # fmt: skip
+        command += ["-n", str(ranks), "/bin/sh", "-c", hello, "rank", *program, *words]
+        # On a busy machine mpirun now and then fails before it has started anything.
+        for _ in range(STARTS):
+            with self._log.open("w") as log:
+                self.process = subprocess.Popen(
+                    command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, env=environment(more or {"PYTHONPATH": str(ROOT)}),
+                )  # fmt: skip
+            if self._began():
+                break
+
+    def _began(self) -> bool:
+        """Wait until a rank has begun, and say so, or until mpirun has ended without."""
+        until = time.monotonic() + LIMIT
+        while self.process.poll() is None and time.monotonic() < until:
+            if any(path.exists() for path in self._pids):
+                return True
+            time.sleep(0.005)
+        return any(path.exists() for path in self._pids)
 
     @property
     def said(self) -> str:

@@ -62,3 +62,18 @@ def test_a_start_is_not_taken_for_the_one_before_it(started, monkeypatch):
     spare.write_text('{"round": 20, "x": 1}\n{"round": 21, "x": 1}\n')
     spare.replace(started / "metrics.jsonl")
     assert victims.recorded(21) and not victims.recorded(22)
+
+
+def test_a_start_in_which_no_rank_began_is_made_again(tmp_path, monkeypatch):
+    starts, mpirun = tmp_path / "starts", tmp_path / "mpirun"
+    # The first start fails as that of a busy machine does; the others are of one rank.
+    mpirun.write_text(
+        f'#!/bin/sh\necho start >>{starts}\n[ "$(wc -l <{starts})" -gt 1 ] || exit 213\n'
+        'while [ "$1" != /bin/sh ]; do shift; done\nOMPI_COMM_WORLD_RANK=0 exec "$@"\n'
+    )
+    mpirun.chmod(0o755)
+    monkeypatch.setattr(chaos, "find_mpirun", lambda: str(mpirun))
+    script = "import sys; sys.exit(int(sys.argv[1]))"
+    victims = chaos.Victims(1, tmp_path, "run", ["7"], [sys.executable, "-c", script])
+    assert victims.wait(HANG) == 7
+    assert starts.read_text().splitlines() == ["start", "start"]
