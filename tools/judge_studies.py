@@ -4,9 +4,9 @@
     python tools/judge_studies.py data/studies --claims hh-local-steps
     python tools/judge_studies.py data/studies --draw OUT          # figures into the folder OUT
 
-A table is final.csv or table.csv of a study, kept as NAME.csv (hh-NAME.csv of HH-RLHF); curves over
-the rounds lie in curves/NAME.csv.gz. In the folder of a study itself the command of the study does
-the same, from its cells.
+A table is final.csv or table.csv of a study, kept as NAME.csv (hh-NAME.csv of HH-RLHF, lora-NAME.csv
+of a language model's adapters on it); curves over the rounds lie in curves/NAME.csv.gz. In the folder
+of a study itself the command of the study does the same, from its cells.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def read(path: Path) -> Table:
 def tables(folder: Path):
     """Yield (name, study, final values, curves) of every built-in study that has a table."""
     for path in sorted(folder.glob("*.csv")):
-        name = path.stem.removeprefix("hh-")
+        name = path.stem.removeprefix("hh-").removeprefix("lora-")
         if name in STUDIES:
             curves = folder / "curves" / f"{path.stem}.csv.gz"
             yield path.stem, builtin(name), read(path), read(curves) if curves.exists() else None

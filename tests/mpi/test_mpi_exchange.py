@@ -335,7 +335,7 @@ def test_sums_of_large_arrays(
 
     monkeypatch.setattr(collectives, "SMALL", 10)
     monkeypatch.setattr(collectives, "BLOCK_VALUES", 64)
-    monkeypatch.setattr(collectives, "IN_TURN_VALUES", 100)
+    monkeypatch.setattr(collectives, "HANDED", 100)
     monkeypatch.setattr(collectives, "MANY", many)
     world = connect()
     values = {i: np.random.default_rng(i).standard_normal(1001) for i in range(N)}

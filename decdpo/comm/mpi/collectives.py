@@ -23,8 +23,8 @@ BLOCK_VALUES = 1 << 22
 """About how many values a rank holds twice while it sums larger arrays."""
 MANY = 4
 """From so many agents a rank on, large arrays are summed by one rank after another."""
-IN_TURN_VALUES = 1 << 13
-"""Values that a rank hands to the next at a time, which works on them meanwhile."""
+HANDED = 1 << 13
+"""Values that a rank hands to the next at a time, at least, which works on them meanwhile."""
 PARTIAL = 4
 """The tag of a sum over some ranks."""
 REMEDY = "look at what that process printed last; raise comm.timeout if it only is slow"
@@ -101,7 +101,9 @@ class Collectives:
         before, after = self._comm.rank - 1, self._comm.rank + 1
         last = self._comm.size - 1
         total = np.empty(flat[0].size)
-        parts = [slice(lo, lo + IN_TURN_VALUES) for lo in range(0, total.size, IN_TURN_VALUES)]
+        # All ranks are at work but while the first part comes to the last, and the last to the end.
+        step = max(HANDED, total.size // (16 * self._comm.size))
+        parts = [slice(lo, lo + step) for lo in range(0, total.size, step)]
         sends = []
         for part in parts:
             if self._comm.rank == 0:
