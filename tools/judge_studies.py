@@ -4,9 +4,10 @@
     python tools/judge_studies.py data/studies --claims hh-local-steps
     python tools/judge_studies.py data/studies --draw OUT          # figures into the folder OUT
 
-A table is final.csv or table.csv of a study, kept as NAME.csv (hh-NAME.csv of HH-RLHF, lora-NAME.csv
-of a language model's adapters on it); curves over the rounds lie in curves/NAME.csv.gz. In the folder
-of a study itself the command of the study does the same, from its cells.
+A table is final.csv or table.csv of a study, kept as NAME.csv (hh-NAME.csv of HH-RLHF,
+lora-NAME.csv of a language model's adapters on it); curves over the rounds lie in
+curves/NAME.csv.gz. In the folder of a study itself the command of the study does the same, from
+its cells.
 """
 
 import argparse
