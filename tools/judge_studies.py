@@ -69,7 +69,7 @@ def main() -> None:
         found = [(claim, claim.judge(final)) for claim in study.claims()]
         words = [verdict.word for _, verdict in found]
         counts = "  ".join(f"{words.count(w)} {w}" for w in ("held", "not held", "undecided"))
-        print(f"{name:<22}{counts}")
+        print(f"{name:<24}{counts}")
         if args.claims is not None and (not args.claims or name in args.claims):
             for claim, verdict in found:
                 print(f"  {verdict.word:<10} {claim.text}\n    {verdict.numbers}")

@@ -32,8 +32,8 @@ OURS = "our own"
 class Verdict:
     """The outcome of a claim.
 
-    held : yes, no, or None where the numbers do not decide. numbers : the evidence. why : the
-    explanation, above all where it did not hold.
+    held : yes, no, or None where the numbers do not decide. numbers : the evidence. why : what
+    explains that it did not hold, or is not decided.
     """
 
     held: bool | None
@@ -187,13 +187,17 @@ def in_order(what: str, found: Sequence[Named], why: str = "") -> Verdict:
         for ((first, _), (second, _)), result in zip(pairs, results, strict=True)
     )
     held = all_of(result.less for result in results)
-    if not held and all(result.high < 1 for result in results):
+    if held:
+        why = ""
+    elif all(result.high < 1 for result in results):
         why = (
             f"They are in this order, but by less than {MARGIN:.0%}: too little to count."
             if held is False
             else f"They are in this order; whether by {MARGIN:.0%}, these seeds do not decide."
         )
-    return Verdict(held, f"{what}: {numbers}. Ratios: {ratios}", "" if held else why)
+    elif held is None:
+        why = ""
+    return Verdict(held, f"{what}: {numbers}. Ratios: {ratios}", why)
 
 
 def no_worse(what: str, better: Named, worse: Named, why: str = "") -> Verdict:
@@ -205,14 +209,14 @@ def no_worse(what: str, better: Named, worse: Named, why: str = "") -> Verdict:
     found = compare(a, b)
     held = within(found.low, found.high, 0.0, 1 + MARGIN)
     numbers = f"{what}: {first} {mean_text(a)}; {second} {mean_text(b)}. Ratio: {found}"
-    return Verdict(held, numbers, "" if held else why)
+    return Verdict(held, numbers, why if held is False else "")
 
 
 def each_of(what: str, verdicts: Sequence[Verdict], why: str = "") -> Verdict:
     """Judge a claim that is made of several cases, each with a verdict on the quantity ``what``."""
     held = all_of(verdict.held for verdict in verdicts)
     numbers = "; ".join(verdict.numbers.removeprefix(f"{what}: ") for verdict in verdicts)
-    return Verdict(held, f"{what}: {numbers}", "" if held else why)
+    return Verdict(held, f"{what}: {numbers}", why if held is False else "")
 
 
 def errors(table: Table, accuracy: str, **labels: Any) -> dict[int, float]:
@@ -240,7 +244,7 @@ def descends(
         results.append(within(result.low, result.high, 0.0, FALLEN))
         numbers.append(f"{name} {result.ratio:.3g} {interval(result.low, result.high, '.3g')}")
     held = all_of(results)
-    return Verdict(held, "final gap: " + "; ".join(numbers), "" if held else why)
+    return Verdict(held, "final gap: " + "; ".join(numbers), why if held is False else "")
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def beside_source(table: Table, lr: float) -> Verdict:
     numbers = f"by the source's measure: {', '.join(theirs)}"
     numbers += f"; our gap, of the average model over its start: {', '.join(ours)}"
     held = all_of(close)
-    return Verdict(held, numbers, "" if held else why)
+    return Verdict(held, numbers, why if held is False else "")
 
 
 def dominant(table: Table, lr: float) -> Verdict:

@@ -69,9 +69,9 @@ class LowCommunication(Study):
         "steps": "local steps of an agent so far",
     }
     setting = (
-        f"{STEPS} local steps, E = {E} between two exchanges unless said; ring, but a server in "
-        f"DiLoCo; fragments: {FRAGMENTS} parts in turn; CHOCO: top-k of {RATIO:g} of the bytes; "
-        "outer steps 0.7 with Nesterov's momentum 0.9; optim.lr 0.1 (1 on texts)"
+        f"{STEPS} local steps ({QUICK} if quick), E = {E} between two exchanges unless said; ring, "
+        f"but a server in DiLoCo; fragments: {FRAGMENTS} parts in turn; CHOCO: top-k of {RATIO:g} "
+        "of the bytes; outer steps 0.7 with Nesterov's momentum 0.9; optim.lr 0.1 (1 on texts)"
     )
     summary_columns = (
         ("method",),
@@ -163,5 +163,5 @@ def kept(table: Table, cheap: str, dear: str) -> Verdict:
         found = table.final().where(method=name).by_seed("bytes")
         sent.append(sum(found.values()) / len(found))
     more = f"bytes {sent[0]:.3g} and {sent[1]:.3g}, a share of {sent[0] / sent[1]:.3g}"
-    why = "What is not sent is missed." if not verdict.held else ""
+    why = "What is not sent is missed." if verdict.held is False else ""
     return Verdict(verdict.held, f"{verdict.numbers}; {more}", why)
