@@ -5,9 +5,9 @@
     python tools/judge_studies.py data/studies --draw OUT          # figures into the folder OUT
 
 A table is final.csv or table.csv of a study, kept as NAME.csv (hh-NAME.csv of HH-RLHF,
-lora-NAME.csv of a language model's adapters on it); curves over the rounds lie in
-curves/NAME.csv.gz. In the folder of a study itself the command of the study does the same, from
-its cells.
+lora-NAME.csv of a language model's adapters on it, cross-NAME.csv of agents of unlike sets of
+data); curves over the rounds lie in curves/NAME.csv.gz. In the folder of a study itself the command
+of the study does the same, from its cells.
 """
 
 import argparse
@@ -48,7 +48,9 @@ def read(path: Path) -> Table:
 def tables(folder: Path):
     """Yield (name, study, final values, curves) of every built-in study that has a table."""
     for path in sorted(folder.glob("*.csv")):
-        name = path.stem.removeprefix("hh-").removeprefix("lora-")
+        name = path.stem
+        for origin in ("hh-", "lora-", "cross-"):
+            name = name.removeprefix(origin)
         if name in STUDIES:
             curves = folder / "curves" / f"{path.stem}.csv.gz"
             yield path.stem, builtin(name), read(path), read(curves) if curves.exists() else None
