@@ -57,13 +57,13 @@ kind = "{algorithm}"
 """
 ALGORITHMS = {
     "dsgd": ["overlap = true", "overlap = false", "local_steps = 2"],
-    "push_sum": [""],
-    "gradient_tracking": ["overlap = true", "overlap = false"],
-    "exact_diffusion": [""],
+    "push_sum": ["", "fragments = 3"],
+    "gradient_tracking": ["overlap = true", "overlap = false", "fragments = 3"],
+    "exact_diffusion": ["", "fragments = 2"],
     "fedavg": ["", "participants = 5\nlocal_steps = 2"],
     "outer_momentum": ["local_steps = 2"],
-    "gossip_outer_momentum": ["local_steps = 2"],
-    "choco": ['codec = "topk"', 'codec = "int8"'],
+    "gossip_outer_momentum": ["local_steps = 2", "local_steps = 2\nfragments = 3"],
+    "choco": ['codec = "topk"', 'codec = "int8"', 'codec = "int8"\nfragments = 3'],
 }
 GRAPHS = ("ring", "star", "path", "complete", "torus", "random_matching")
 DIRECTED = ("exponential", "one_peer_exponential")
@@ -115,8 +115,11 @@ class Trial:
             left = [rank for rank in left if rank not in gone]
             at += rng.choice((0.0, 0.003, rng.uniform(0.0, 0.8)))
             kills.append((at, gone))
+        options = rng.choice(ALGORITHMS[algorithm])
+        if "fragments" in options and "one_peer_exponential" in graphs:
+            graphs.remove("one_peer_exponential")  # refused where agents may be lost
         trial = cls(
-            seed, size, algorithm, rng.choice(ALGORITHMS[algorithm]), rng.choice(graphs),
+            seed, size, algorithm, options, rng.choice(graphs),
             rng.choice((1, 10, 100)), rng.choice((0, 20, 100)), 150, kills, on_loss,
         )  # fmt: skip
         if writing:

@@ -69,9 +69,10 @@ messages. The contract is ``decdpo.algorithms.base.Algorithm``. This is a comple
 - ``Inbox.displace`` mixes whatever the messages came through, part by part while they arrive.
   Weights that do not sum to one in a row are the business of ``combine``. Otherwise call ``settle``
   before reading a message's body.
-- If it mixes value by value, and each value's memory is changed by its own mixing alone, parts of
-  the vector may travel in turn (``wrappers/fragments.py``): give it ``mix_part`` beside ``mix``, as
-  ``gossip/dsgd.py`` has, ``in_parts=True`` among its needs, and its section the key ``fragments``.
+- Where it makes sense for parts of the vector to be mixed in turn, each as a vector of its own
+  (``wrappers/fragments.py``): derive it from ``parts.InParts`` with ``mix_part`` in the place of
+  ``mix``, as ``gossip/dsgd.py`` is, put ``in_parts=True`` among its needs, and give its section the
+  key ``fragments``.
 - If every local step moves the model itself and nothing else is sent, agents may take local steps
   at their own pace: ``own_pace=True``. ``pair_weights=True`` if the mean that it keeps may be one
   in which agents count by their pairs.

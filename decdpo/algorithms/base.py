@@ -32,7 +32,7 @@ class Needs:
     sends_bytes : whether a message is a code of uint8; else it has the type of the parameters.
     sends_model : whether a message ends with the shared parameters, which neighbours average by
         weights that sum to one.
-    in_parts : whether it can mix a part of the vector by itself (``wrappers.fragments.InParts``).
+    in_parts : whether it can mix a part of the vector by itself (``algorithms.parts.InParts``).
     against_products : why adapters cannot be mixed as products of their factors
         (``wrappers.products``); "" if they can.
     on_loss : what the survivors do when an agent is lost: go on with the state they have ("keeps"),

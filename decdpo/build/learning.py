@@ -78,6 +78,11 @@ def make_algorithm(
 ) -> Algorithm[Any]:
     """Return the algorithm of the section ``[algorithm]``; ``seed`` is of a codec's chances."""
     shared = layout.num_shared
+    if section.fragments > shared:
+        raise ConfigError(
+            f"algorithm.fragments = {section.fragments}, but only {shared} parameters are shared",
+            f"set algorithm.fragments to {shared} or less",
+        )
     clips = optimizer.max_norm > 0
     if isinstance(section, sections.Centralized) and layout.has_personal and clips:
         raise ConfigError(
@@ -92,24 +97,19 @@ def make_algorithm(
         cls: type[OuterMomentum] = ALGORITHMS[section.kind]
         return cls(optimizer, shared, outer, section.outer_lr)
     if isinstance(section, sections.Choco):
-        codec = make_codec(section, shared, layout.dtype, seed)
-        return Choco(optimizer, shared, codec, section.gamma or codec.delta)
+        # Parts of the vector may differ by one value.
+        largest, smallest = -(-shared // section.fragments), shared // section.fragments
+        codec, below = (make_codec(section, m, layout.dtype, seed) for m in (largest, smallest))
+        gamma = section.gamma or min(codec.delta, below.delta)
+        return Choco(optimizer, shared, codec, gamma, codec_below=below)
     return plain_algorithm(section, optimizer, shared)
 
 
 def in_fragments(algorithm: Algorithm[Any], count: int, num_shared: int) -> Algorithm[Any]:
-    """Return the algorithm, a part of whose vector travels in a round if ``count`` is above 1.
-
-    Raises ``ConfigError`` if there are fewer values than parts.
-    """
+    """Return the algorithm, a part of whose vector travels in a round if ``count`` is above 1."""
     if count == 1:
         return algorithm
     assert algorithm.needs.in_parts, "its section has no such key otherwise"
-    if count > num_shared:
-        raise ConfigError(
-            f"algorithm.fragments = {count}, but only {num_shared} parameters are shared",
-            f"set algorithm.fragments to {num_shared} or less",
-        )
     inner: Any = algorithm
     return Fragments(inner, num_shared, count)
 

@@ -158,6 +158,7 @@ class GradientTracking(AlgorithmSection):
 
     kind: str = option("gradient_tracking", "which algorithm")
     overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+    fragments: int = option(1, FRAGMENTS, low=1)
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class ExactDiffusion(AlgorithmSection):
     """Exact diffusion: D2's correction with (I + W) / 2, so SGD without its bias; symmetric W."""
 
     kind: str = option("exact_diffusion", "which algorithm")
+    fragments: int = option(1, FRAGMENTS, low=1)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class QuasiGlobalMomentum(AlgorithmSection):
     beta: float = option(0.9, "weight of the momentum in a step", low=0.0, below=1.0)
     mu: float = option(0.9, "share of the momentum that a round keeps", low=0.0, below=1.0)
     overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+    fragments: int = option(1, FRAGMENTS, low=1)
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ class PushSum(AlgorithmSection):
     kind: str = option("push_sum", "which algorithm")
     local_steps: int = option(1, "E, local steps between two exchanges", low=1)
     overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+    fragments: int = option(1, FRAGMENTS, low=1)
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,7 @@ class Choco(AlgorithmSection):
     )
     local_steps: int = option(1, "E, local steps between two exchanges", low=1)
     overlap: bool = option(True, "exchange while adapting (else adapt, then combine)")
+    fragments: int = option(1, FRAGMENTS, low=1)
 
     def check(self) -> None:
         """Refuse a ratio of codecs that keep every value."""
@@ -221,6 +226,7 @@ class ClippedGossip(AlgorithmSection):
     kind: str = option("clipped_gossip", "which algorithm")
     local_steps: int = option(1, "E, local steps between two exchanges", low=1)
     dishonest: int = option(1, DISHONEST, low=1)
+    fragments: int = option(1, FRAGMENTS, low=1)
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,7 @@ class TrimmedMean(AlgorithmSection):
     kind: str = option("trimmed_mean", "which algorithm")
     local_steps: int = option(1, "E, local steps between two exchanges", low=1)
     dishonest: int = option(1, DISHONEST, low=1)
+    fragments: int = option(1, FRAGMENTS, low=1)
 
 
 ALGORITHM_SECTIONS: dict[str, type[AlgorithmSection]] = {

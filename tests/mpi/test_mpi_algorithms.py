@@ -55,6 +55,24 @@ CASES = {
         Fragments(OuterMomentum(AdamW(), P, SGD(momentum=0.9), 0.7), P, 7),
         Averaging(range(N)),
     ),
+    "gradient tracking in fragments": (
+        Fragments(GradientTracking(SGD(momentum=0.9), P), P, 7), "one_peer_exponential",
+    ),
+    "exact diffusion in fragments": (Fragments(ExactDiffusion(SGD(), P), P, 7), "random_matching"),
+    "quasi-global momentum in fragments": (
+        Fragments(QuasiGlobalMomentum(SGD(), P), P, 7), "exponential",
+    ),
+    "push-sum in fragments": (Fragments(PushSum(AdamW(), P), P, 7), "star"),
+    "choco in fragments": (
+        Fragments(
+            Choco(SGD(), P, Quantize(43, torch.float32, 4, 3), 0.6,
+                  codec_below=Quantize(42, torch.float32, 4, 3)),
+            P, 7,
+        ),
+        "ring",
+    ),
+    "clipped gossip in fragments": (Fragments(ClippedGossip(SGD(), P, 1), P, 7), "exponential"),
+    "trimmed mean in fragments": (Fragments(TrimmedMean(SGD(), P, 2), P, 7), "complete"),
     "fragments with a statistic": (Running(Fragments(Dsgd(SGD(), P), P, 7)), "random_matching"),
     "gradient tracking": (GradientTracking(SGD(momentum=0.9), P), "one_peer_exponential"),
     "gradient tracking, pairs": (GradientTracking(AdamW(), P), "random_matching"),

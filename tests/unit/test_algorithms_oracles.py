@@ -20,10 +20,8 @@ from decdpo.algorithms.gossip.quasi_global_momentum import QuasiGlobalMomentum
 from decdpo.algorithms.server.centralized import Centralized
 from decdpo.algorithms.server.fedavg import FedAvg
 from decdpo.algorithms.server.outer_momentum import OuterMomentum
-from decdpo.algorithms.wrappers.fragments import Fragments
 from decdpo.checkpoint.state import Snapshot, restore
 from decdpo.comm.local import LocalWorld
-from decdpo.metrics.traffic import Sent
 from decdpo.params.optim import SGD, AdamW
 from decdpo.topology.participation import Participation
 from decdpo.topology.schedule import Averaging, make_schedule
@@ -163,72 +161,6 @@ def test_with_its_defaults_gossip_outer_momentum_keeps_agents_together(graph):
     away = np.linalg.norm(X.mean(axis=1) - problem.optimum, axis=1)
     assert away[-1] < away[0] / 2
     assert np.abs(X[120:]).max() < np.abs(problem.c).max()
-
-
-# --- Fragments ----------------------------------------------------------------------------------
-
-
-def part_of(t, count):
-    """Return the values of round t as a mask: P values in ``count`` parts as equal as can be."""
-    ends = [k * P // count for k in range(count + 1)]
-    k = t % count
-    return (np.arange(P) >= ends[k]) & (np.arange(P) < ends[k + 1])
-
-
-@pytest.mark.parametrize("graph", ["ring", "one_peer_exponential", "random_matching"])
-@pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize("count", [2, 4, 5])
-def test_fragments_of_dsgd_are_their_recursion(graph, overlap, count):
-    problem, schedule = Quadratics(), make_schedule(graph, "auto", N, seed=3)
-    algorithm = Fragments(Dsgd(SGD(), P), P, count)
-    ours = trained(algorithm, schedule, problem, overlap=overlap, local_steps=2)
-    X, theirs = zeros(), [zeros()]
-    for t in range(ROUNDS):
-        W, Y, part = dense(schedule, t), X, part_of(t, count)
-        for step in (2 * t, 2 * t + 1):
-            Y = Y - LR * problem.slopes(Y, step)
-        X = np.where(part, W @ X + Y - X if overlap else W @ Y, Y)
-        theirs.append(X)
-    agree(ours, theirs)
-
-
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("graph", ["server", "ring", "random_matching"])
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
-def test_fragments_of_outer_momentum_are_their_recursion(graph, count, momentum):
-    problem, server = Quadratics(), graph == "server"
-    schedule = Averaging(range(N)) if server else make_schedule(graph, "auto", N, seed=3)
-    kind = OuterMomentum if server else GossipOuterMomentum
-    algorithm = Fragments(kind(SGD(), P, SGD(momentum=momentum), 0.7), P, count)
-    ours = trained(algorithm, schedule, problem, server=server, local_steps=2)
-    X, anchor, v, theirs = zeros(), zeros(), zeros(), [zeros()]
-    for t in range(ROUNDS):
-        W = np.full((N, N), 1 / N) if server else dense(schedule, t)
-        for step in (2 * t, 2 * t + 1):
-            X = X - LR * problem.slopes(X, step)
-        part = part_of(t, count)
-        v = np.where(part, momentum * v + anchor - W @ X, v)
-        anchor = np.where(part, anchor - 0.7 * v, anchor)
-        X = np.where(part, anchor, X)
-        theirs.append(X)
-    agree(ours, theirs)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_a_round_with_fragments_carries_a_part_of_the_values(count):
-    schedule = make_schedule("ring", "auto", N)
-    run = make_run(Fragments(Dsgd(SGD(), P), P, count), schedule, Quadratics())
-    train(run)
-    assert run.exchange.message_bytes == 8 * -(-P // count)
-    messages, nbytes = Sent(run.exchange, schedule, tuple(range(N))).until(ROUNDS)
-    assert (messages, nbytes) == (2 * N * ROUNDS, 2 * N * ROUNDS * 8 * -(-P // count))
-
-
-def test_one_fragment_is_the_algorithm_itself():
-    schedule = make_schedule("ring", "auto", N)
-    plain = trained(Dsgd(SGD(), P), schedule, Quadratics())
-    whole = trained(Fragments(Dsgd(SGD(), P), P, 1), schedule, Quadratics())
-    assert (plain == whole).all()
 
 
 def test_heavy_ball_is_slowmo_while_the_step_size_stays():
@@ -538,16 +470,6 @@ RESUMED = {
         GossipOuterMomentum(AdamW(), P - 1, SGD(momentum=0.9, nesterov=True), 0.7),
         make_schedule("random_matching", "auto", N, seed=2),
         {"local_steps": 3},
-    ),
-    "dsgd in fragments": (
-        Fragments(Dsgd(SGD(momentum=0.9), P - 1), P - 1, 3),
-        make_schedule("ring", "auto", N),
-        {"overlap": True},
-    ),
-    "gossip_outer_momentum in fragments": (
-        Fragments(GossipOuterMomentum(SGD(), P - 1, SGD(momentum=0.9), 0.7), P - 1, 2),
-        make_schedule("random_matching", "auto", N, seed=2),
-        {"local_steps": 2},
     ),
     "gradient_tracking": (
         GradientTracking(AdamW(), P - 1),

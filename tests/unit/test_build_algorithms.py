@@ -98,28 +98,48 @@ def run_algorithm(text):
     return build.make_run_algorithm(parse(text), LAYOUT)
 
 
-@pytest.mark.parametrize("kind", ["dsgd", "outer_momentum", "gossip_outer_momentum"])
-def test_fragments_send_a_part_of_the_vector(kind):
+IN_PARTS = [kind for kind in ALGORITHMS if needs_of(kind).in_parts]
+
+
+@pytest.mark.parametrize("kind", IN_PARTS)
+def test_fragments_are_made_of_every_algorithm_that_mixes_in_parts(kind):
     text = f'[algorithm]\nkind = "{kind}"\nfragments = '
     assert type(run_algorithm(text + "1")) is ALGORITHMS[kind]
     algorithm = run_algorithm(text + "3")
-    assert isinstance(algorithm, Fragments) and algorithm.message_size(4) == 2
-    assert algorithm.needs.on_loss == "restarts" and not algorithm.needs.sends_model
+    assert isinstance(algorithm, Fragments) and type(algorithm.inner) is ALGORITHMS[kind]
+    needs = ALGORITHMS[kind].needs
+    assert algorithm.needs.on_loss == ("refuses" if needs.on_loss == "refuses" else "restarts")
+    assert not algorithm.needs.sends_model
+    state = algorithm.init(torch.zeros(4))
+    for turn in range(3):
+        state.turn = turn
+        assert algorithm.message(state).shape == (algorithm.message_size(4),)
+    with pytest.raises(ConfigError, match="fragments = 5, but only 4"):
+        run_algorithm(text + "5")
+
+
+def test_choco_in_fragments_takes_the_smaller_constant_of_its_codecs():
+    text = '[algorithm]\nkind = "choco"\nratio = 1.0\nfragments = 3'
+    choco = run_algorithm(text).inner
+    assert (choco.codec.size, choco.codec_below.size) == (2, 1)
+    assert choco.gamma == min(choco.codec.delta, choco.codec_below.delta)
+
+
+def test_fragments_send_the_parts_in_turn():
+    algorithm = run_algorithm('[algorithm]\nkind = "dsgd"\nfragments = 3')
     state = algorithm.init(torch.arange(4.0))
     sent = []
     for turn in range(4):
         algorithm.restart(state, turn, None)
         sent.append(algorithm.message(state).tolist())
-    assert sent == [[0, 1], [1, 2], [2, 3], [0, 1]]
-    with pytest.raises(ConfigError, match="fragments = 5, but only 4"):
-        run_algorithm(text + "5")
+    assert sent == [[0, 0], [1, 0], [2, 3], [0, 0]]
 
 
 def test_fragments_are_an_option_of_the_algorithms_that_mix_in_parts():
     known = {kind for kind, section in SECTIONS["algorithm"].items()
              if "fragments" in {f.name for f in fields(section)}}  # fmt: skip
-    assert known == {kind for kind in ALGORITHMS if needs_of(kind).in_parts}
-    assert known == {"dsgd", "outer_momentum", "gossip_outer_momentum"}
+    assert known == set(IN_PARTS)
+    assert known == set(ALGORITHMS) - {"local", "centralized", "fedavg"}
 
 
 @pytest.mark.parametrize(

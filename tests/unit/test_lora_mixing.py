@@ -330,7 +330,7 @@ def test_products_are_refused_with_moments_of_factors(moments):
         parse("", [*words, "policy.lora.mix=svd"])
 
 
-@pytest.mark.parametrize("kind", ["dsgd", "outer_momentum", "gossip_outer_momentum"])
+@pytest.mark.parametrize("kind", ["dsgd", "outer_momentum", "gossip_outer_momentum", "push_sum"])
 def test_adapters_travel_in_fragments_which_are_no_factors(folder, shards, tmp_path, kind):
     config = settings(folder, shards, "factors", f"algorithm.kind={kind}", "algorithm.fragments=4")
     ensemble = build.make_ensemble(config, LocalWorld(AGENTS), ShardIndex.load(shards), "cpu")

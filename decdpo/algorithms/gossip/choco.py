@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from decdpo.algorithms.base import Needs
+from decdpo.algorithms.parts import InParts, Part, part_of
 from decdpo.codecs.base import Codec
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
@@ -65,11 +66,12 @@ class ChocoState:
 
 
 @dataclass(frozen=True)
-class Choco:
+class Choco(InParts[ChocoState]):
     """CHOCO-SGD, eqs. (1) to (5).
 
-    optimizer : takes the local steps. num_shared : M. codec : C, for vectors of M values. gamma :
-    the consensus step.
+    optimizer : takes the local steps. num_shared : M. codec : C, for vectors of M values, or of
+    those of the largest part. gamma : the consensus step. codec_below : C for one value less, which
+    other parts may have.
 
     Messages are uint8: the exchange counts bytes, ``message_size`` of them.
 
@@ -82,6 +84,7 @@ class Choco:
         every_message=True,
         sends_bytes=True,
         plain_steps=True,
+        in_parts=True,
         against_products="its codec adds up differences of A and B, whose coordinates turn with "
         "every cut",
         instead="dsgd",
@@ -92,6 +95,7 @@ class Choco:
     num_shared: int
     codec: Codec
     gamma: float
+    codec_below: Codec | None = None
     _spare: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def init(self, x: Tensor) -> ChocoState:
@@ -107,27 +111,44 @@ class Choco:
         """x_i <- x_i - eta g_i, or the optimizer's version of it."""
         self.optimizer.step(state.x, state.optim, grad, lr)
 
+    def part_size(self, size: int) -> int:
+        """Return the bytes of the code of ``size`` values."""
+        return self._codec(size).nbytes
+
     def message(self, state: ChocoState) -> Tensor:
         """Return the code of x_i - xhat_i, uint8 (nbytes,), in a buffer that all agents use."""
-        device = str(state.x.device)
+        return self.part_message(state, part_of(self.num_shared, 0, 1))
+
+    def part_message(self, state: ChocoState, part: Part) -> Tensor:
+        """Return the code of ``part`` of x_i - xhat_i, in a buffer that all agents use."""
+        device, codec = str(state.x.device), self._codec(part.size)
         if device not in self._spare:
             code = torch.empty(self.codec.nbytes, dtype=torch.uint8, device=device)
-            self._spare[device] = torch.empty_like(state.public), code
+            self._spare[device] = state.public.new_empty(self.codec.size), code
         difference, code = self._spare[device]
-        torch.sub(state.x[: self.num_shared], state.public, out=difference)
-        self.codec.encode(difference, code, state.round)
+        difference, code = difference[: part.size], code[: codec.nbytes]
+        torch.sub(state.x[part.values], state.public[part.values], out=difference)
+        codec.encode(difference, code, state.round)
         return code
 
-    def mix(self, state: ChocoState, inbox: Inbox) -> None:
+    def mix_part(self, state: ChocoState, inbox: Inbox, part: Part) -> None:
         """Move the public copy and the pull by what was sent, and x_i by gamma times the pull."""
         inbox.settle()
-        codec, round = self.codec, state.round
-        codec.add(inbox.sent, state.public, round)
-        codec.add(inbox.sent, state.pull, round, -sum(message.weight for message in inbox.messages))
+        codec, round = self._codec(part.size), state.round
+        public, pull = state.public[part.values], state.pull[part.values]
+        codec.add(inbox.sent, public, round)
+        codec.add(inbox.sent, pull, round, -sum(message.weight for message in inbox.messages))
         for message in inbox.messages:
-            codec.add(message.body, state.pull, round, message.weight)
-        state.x[: self.num_shared].add_(state.pull, alpha=self.gamma)
+            codec.add(message.body, pull, round, message.weight)
+        state.x[part.values].add_(pull, alpha=self.gamma)
         state.round += 1
+
+    def _codec(self, size: int) -> Codec:
+        """Return C for ``size`` values."""
+        if size == self.codec.size:
+            return self.codec
+        assert self.codec_below is not None
+        return self.codec_below
 
     def restart(self, state: ChocoState, rounds: int, mean: Tensor | None) -> None:
         """xhat_i <- the mean of all models that are left, s_i <- 0, eq. (6)."""

@@ -28,6 +28,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from decdpo.algorithms.base import Needs
+from decdpo.algorithms.parts import InParts, Part
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
 
@@ -41,7 +42,7 @@ class DsgdState:
 
 
 @dataclass(frozen=True)
-class Dsgd:
+class Dsgd(InParts[DsgdState]):
     """Decentralized SGD, eq. (3); ``optimizer`` takes the local steps.
 
     The loss of an agent keeps the state: x_i alone is mixed, and any doubly stochastic weights
@@ -76,13 +77,9 @@ class Dsgd:
         """Return m_i = x_i, the shared part (M,)."""
         return state.x[: self.num_shared]
 
-    def mix(self, state: DsgdState, inbox: Inbox) -> None:
+    def mix_part(self, state: DsgdState, inbox: Inbox, part: Part) -> None:
         """x_i <- x_i + sum_j w_ij (m_j - m_i)."""
-        self.mix_part(state, inbox, slice(self.num_shared))
-
-    def mix_part(self, state: DsgdState, inbox: Inbox, part: slice) -> None:
-        """Mix ``part`` of x_i with what was sent of it."""
-        inbox.displace(state.x[part])
+        inbox.displace(state.x[part.values])
 
     def restart(self, state: DsgdState, rounds: int, mean: Tensor | None) -> None:
         """Do nothing: nothing is conserved but the mean of the models."""

@@ -28,13 +28,22 @@ point, but the sources treat a constant W. The message is what the local step an
 make, so there is no overlap; one gradient per round: E = 1. Personal parameters follow their own
 gradient. d is a sum of small differences, which needs float32 or better.
 
+Where parts of the vector travel in turn (``wrappers/fragments.py``) a part is corrected in each of
+F rounds by what is displaced in one, and (4) must share that out,
+
+    d_t+1 = d_t + (x_t+1 - phi_t) / F,                                                   (6)
+
+as local exact diffusion does with F local steps; undivided, F corrections overshoot. At a fixed
+point nothing is displaced, which is the same point for every F.
+
 D2 has W in (3) in place of W~, and needs its eigenvalues above -1/3; those of W~ are at least 0.
 NIDS is the same recursion for smooth objectives, with W~ = I - c eta (I - W), here c = 1 / (2 eta).
 
 References: Yuan, Ying, Zhao and Sayed, "Exact diffusion for distributed optimization and learning",
 Part I, 2019, for (1) to (3); Tang et al., "D2: decentralized training over decentralized data",
 2018; Li, Shi and Yan, "A decentralized proximal-gradient method with network independent step-sizes
-and separated convergence rates", 2019, for NIDS.
+and separated convergence rates", 2019, for NIDS; Alghunaim, "Local exact-diffusion for
+decentralized optimization and learning", 2023, arXiv:2302.00620, for (6), which is our use of it.
 """
 
 from dataclasses import dataclass
@@ -43,6 +52,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from decdpo.algorithms.base import Needs
+from decdpo.algorithms.parts import InParts, Part
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
 
@@ -57,8 +67,8 @@ class ExactDiffusionState:
 
 
 @dataclass(frozen=True)
-class ExactDiffusion:
-    """Exact diffusion, eqs. (1) to (4); ``optimizer`` takes the step (1). num_shared : M.
+class ExactDiffusion(InParts[ExactDiffusionState]):
+    """Exact diffusion, eqs. (1) to (6); ``optimizer`` takes the step (1). num_shared : M.
 
     The loss of an agent restarts the corrections: without the lost agent sum_i d_i is not 0 any
     more.
@@ -70,6 +80,7 @@ class ExactDiffusion:
         equal_steps=True,
         instead="gradient_tracking",
         sends_model=True,
+        in_parts=True,
         against_products="it corrects A and B by earlier ones, whose coordinates turn with every "
         "cut",
         on_loss="restarts",
@@ -95,12 +106,12 @@ class ExactDiffusion:
         """Return phi_i, the shared part (M,)."""
         return state.x[: self.num_shared]
 
-    def mix(self, state: ExactDiffusionState, inbox: Inbox) -> None:
-        """x_i <- phi_i + 1/2 sum_j w_ij (phi_j - phi_i), and d_i moves by the same."""
-        shared = state.x[: self.num_shared]
-        state.drift.sub_(shared)
+    def mix_part(self, state: ExactDiffusionState, inbox: Inbox, part: Part) -> None:
+        """x_i <- phi_i + 1/2 sum_j w_ij (phi_j - phi_i), and d_i moves by 1/F of the same, (6)."""
+        shared, drift = state.x[part.values], state.drift[part.values]
+        drift.sub_(shared, alpha=1 / part.count)
         inbox.displace(shared, 0.5)
-        state.drift.add_(shared)
+        drift.add_(shared, alpha=1 / part.count)
 
     def restart(self, state: ExactDiffusionState, rounds: int, mean: Tensor | None) -> None:
         """d_i <- 0, eq. (5)."""

@@ -39,9 +39,11 @@ gradient tracking methods", 2021, for stochastic gradients and DSGT.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from decdpo.algorithms.base import Needs
+from decdpo.algorithms.parts import InParts, Part
 from decdpo.messages import Inbox
 from decdpo.params.optim import Optimizer, OptimState
 
@@ -67,7 +69,7 @@ class TrackingState:
 
 
 @dataclass(frozen=True)
-class GradientTracking:
+class GradientTracking(InParts[TrackingState]):
     """Gradient tracking, eqs. (1) to (3); ``optimizer`` steps along y. num_shared : M.
 
     The loss of an agent restarts the trackers: without the lost agent sum_i y_i is not sum_i g_i
@@ -77,6 +79,7 @@ class GradientTracking:
     needs: ClassVar[Needs] = Needs(
         every_message=True,
         sends_model=True,
+        in_parts=True,
         against_products="it tracks gradients by A and B, whose coordinates turn with every cut",
         on_loss="restarts",
     )
@@ -106,9 +109,29 @@ class GradientTracking:
         """Return (y_i, x_i), (2 M,)."""
         return state.both
 
+    def part_size(self, size: int) -> int:
+        """Return how many values tell of ``size``."""
+        return 2 * size
+
+    def part_message(self, state: TrackingState, part: Part) -> Tensor:
+        """Return (y_i, x_i) of ``part``, a copy."""
+        return torch.cat([state.y[part.values], state.x[part.values]])
+
     def mix(self, state: TrackingState, inbox: Inbox) -> None:
         """Combine y and x with the neighbours', then x_i <- x_i - eta y_i."""
         inbox.displace(state.both)
+        self._step(state)
+
+    def mix_part(self, state: TrackingState, inbox: Inbox, part: Part) -> None:
+        """Combine ``part`` of y and x; x_i <- x_i - eta y_i with all parts."""
+        both = self.part_message(state, part)
+        inbox.displace(both)
+        y, x = both.chunk(2)
+        state.y[part.values] = y
+        state.x[part.values] = x
+        self._step(state)
+
+    def _step(self, state: TrackingState) -> None:
         direction = state.grad.clone()
         direction[: self.num_shared] = state.y
         self.optimizer.step(state.x, state.optim, direction, state.lr)

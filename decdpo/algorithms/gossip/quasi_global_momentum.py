@@ -21,9 +21,11 @@ deep learning on heterogeneous data", 2021, QG-DSGDm.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from decdpo.algorithms.base import Needs
+from decdpo.algorithms.parts import InParts, Part, of_part, with_part
 from decdpo.messages import Inbox
 from decdpo.params.optim import SGD, OptimState
 
@@ -33,18 +35,18 @@ class QuasiGlobalState:
     """What an agent remembers.
 
     x : (P,) the parameters. momentum : (P,) m_t. before : (P,) x_t, the model at the beginning of
-    the round. optim : of the plain step. path : sum_h eta_h of the round so far.
+    the round. optim : of the plain step. path : sum_h eta_h of the round so far, of each part.
     """
 
     x: Tensor
     momentum: Tensor
     before: Tensor
     optim: OptimState
-    path: float = 0.0
+    path: float | Tensor = 0.0
 
 
 @dataclass(frozen=True)
-class QuasiGlobalMomentum:
+class QuasiGlobalMomentum(InParts[QuasiGlobalState]):
     """Quasi-global momentum, eqs. (1) to (4).
 
     optimizer : the plain step, for its clipping and weight decay. num_shared : M. beta, mu : the
@@ -59,6 +61,7 @@ class QuasiGlobalMomentum:
     needs: ClassVar[Needs] = Needs(
         momentum="beta",
         sends_model=True,
+        in_parts=True,
         against_products="its momentum is of A and B, whose coordinates turn with every cut",
         on_loss="refuses",
     )
@@ -76,6 +79,12 @@ class QuasiGlobalMomentum:
         """Return the state of an agent that starts at ``x`` (P,)."""
         return QuasiGlobalState(x, x.new_zeros(x.shape), x.clone(), self.optimizer.init(x))
 
+    def init_parts(self, x: Tensor, count: int) -> QuasiGlobalState:
+        """Return the state for parts, each with a path since its own last mixing."""
+        state = self.init(x)
+        state.path = torch.zeros(count, dtype=torch.float64)
+        return state
+
     def message_size(self, num_shared: int) -> int:
         """Return M: the shared parameters travel, the momentum does not."""
         return num_shared
@@ -90,14 +99,15 @@ class QuasiGlobalMomentum:
         """Return x_i, the shared part (M,)."""
         return state.x[: self.num_shared]
 
-    def mix(self, state: QuasiGlobalState, inbox: Inbox) -> None:
-        """Combine, and turn the change of the round into momentum."""
-        inbox.displace(state.x[: self.num_shared])
-        if state.path:
-            change = state.before.sub_(state.x)
-            state.momentum.mul_(self.mu).add_(change, alpha=(1 - self.mu) / state.path)
-        state.before.copy_(state.x)
-        state.path = 0.0
+    def mix_part(self, state: QuasiGlobalState, inbox: Inbox, part: Part) -> None:
+        """Combine, and turn the change since the last time into momentum."""
+        inbox.displace(state.x[part.values])
+        here = part.with_personal
+        x, before = state.x[here], state.before[here]
+        if path := of_part(state.path, part):
+            state.momentum[here].mul_(self.mu).add_(before.sub_(x), alpha=(1 - self.mu) / path)
+        before.copy_(x)
+        state.path = with_part(state.path, part, 0.0)
 
     def restart(self, state: QuasiGlobalState, rounds: int, mean: Tensor | None) -> None:
         """Do nothing: a loss is refused."""

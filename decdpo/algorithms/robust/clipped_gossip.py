@@ -25,6 +25,7 @@ import torch
 
 from decdpo.algorithms.base import Needs
 from decdpo.algorithms.gossip.dsgd import Dsgd, DsgdState
+from decdpo.algorithms.parts import Part
 from decdpo.messages import Inbox
 
 
@@ -38,15 +39,16 @@ class ClippedGossip(Dsgd):
 
     needs: ClassVar[Needs] = Needs(
         against_products="it clips differences of A and B, whose coordinates turn with every cut",
+        in_parts=True,
         on_loss="refuses",
     )
 
     dishonest: int = 1
 
-    def mix(self, state: DsgdState, inbox: Inbox) -> None:
+    def mix_part(self, state: DsgdState, inbox: Inbox, part: Part) -> None:
         """x_i <- x_i + sum_j w_ij clip(m_j - m_i, tau_i)."""
         inbox.settle()
-        x, messages = state.x[: self.num_shared], inbox.messages
+        x, messages = state.x[part.values], inbox.messages
         pull = torch.empty_like(x)
         lengths = []
         for message in messages:

@@ -24,6 +24,7 @@ import torch
 
 from decdpo.algorithms.base import Needs
 from decdpo.algorithms.gossip.dsgd import Dsgd, DsgdState
+from decdpo.algorithms.parts import Part
 from decdpo.messages import BLOCK, Inbox
 
 
@@ -37,15 +38,16 @@ class TrimmedMean(Dsgd):
 
     needs: ClassVar[Needs] = Needs(
         against_products="it sorts values of A and B, whose coordinates turn with every cut",
+        in_parts=True,
         on_loss="refuses",
     )
 
     dishonest: int = 1
 
-    def mix(self, state: DsgdState, inbox: Inbox) -> None:
+    def mix_part(self, state: DsgdState, inbox: Inbox, part: Part) -> None:
         """x_i <- x_i + sum of w_ij (m_j - m_i) over the neighbours kept, value by value."""
         inbox.settle()
-        x, messages = state.x[: self.num_shared], inbox.messages
+        x, messages = state.x[part.values], inbox.messages
         weights = x.new_tensor([message.weight for message in messages])
         vectors = (x, inbox.sent, *(message.body for message in messages))
         for target, sent, *bodies in zip(*(vector.split(BLOCK) for vector in vectors)):

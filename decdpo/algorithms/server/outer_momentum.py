@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from decdpo.algorithms.base import Needs
+from decdpo.algorithms.parts import InParts, Part
 from decdpo.messages import Inbox
 from decdpo.params.optim import SGD, Optimizer, OptimState
 
@@ -50,7 +51,7 @@ class OuterState:
 
 
 @dataclass(frozen=True)
-class OuterMomentum:
+class OuterMomentum(InParts[OuterState]):
     """Local steps with an outer optimizer.
 
     optimizer : takes the local steps. num_shared : M. outer : takes the outer steps (2) to (4).
@@ -91,15 +92,12 @@ class OuterMomentum:
         """Return x_i,E, the shared part (M,)."""
         return state.x[: self.num_shared]
 
-    def mix(self, state: OuterState, inbox: Inbox) -> None:
+    def mix_part(self, state: OuterState, inbox: Inbox, part: Part) -> None:
         """Take the outer step from x_t along the average change, and begin the next round there."""
-        self.mix_part(state, inbox, slice(self.num_shared))
-
-    def mix_part(self, state: OuterState, inbox: Inbox, part: slice) -> None:
-        """Take the outer step of ``part``, whose anchor is where its last one has led."""
-        shared, anchor, memory = state.x[part], state.anchor[part], state.outer
+        here, memory = part.values, state.outer
+        shared, anchor = state.x[here], state.anchor[here]
         torch.sub(anchor, self.average(shared, inbox), out=shared)
-        outer = OptimState(memory.first[part], memory.second, memory.steps)
+        outer = OptimState(memory.first[here], memory.second, memory.steps)
         self.outer.step(anchor, outer, shared, self.outer_lr)
         shared.copy_(anchor)
 

@@ -11,10 +11,12 @@ which take an outer step in every F-th round, along what E F local steps have ch
 has M / F values, and so the most that travels at a time falls by F; so does what travels in all, as
 each part is mixed F times more rarely. F = 1 is the algorithm itself.
 
-The parts must be independent of each other: a rule that mixes value by value, with a memory of each
-value that only its own mixing changes (``Needs.in_parts``). A part sees the weights of every F-th
-round, which must connect all agents: where F and the period of a graph have a common factor, they
-do not.
+A part is to the algorithm a vector of its own, which is mixed every F-th round: it has its own
+trackers, weight of push-sum, public copies and distances by which pulls are clipped, and what these
+conserve is conserved part by part (``decdpo.algorithms.parts`` is what an algorithm has for it; its
+file says where a rule changes with F). Only the local steps are taken together, so that a limit on
+the norm of a gradient is one on the whole. A part sees the weights of every F-th round, which must
+connect all agents: where F and the period of a graph have a common factor, they do not.
 
 Reference: Douillard et al., "Streaming DiLoCo with overlapping communication: towards a distributed
 free lunch", 2025, arXiv:2501.18512, of which this is the first of three ideas. Its fragments are
@@ -23,21 +25,15 @@ reading.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from decdpo.algorithms.base import Algorithm, Needs
+from decdpo.algorithms.base import Needs
+from decdpo.algorithms.parts import InParts, Part, part_of
 from decdpo.algorithms.wrappers.within import extended
 from decdpo.messages import Inbox
-
-
-class InParts(Algorithm[Any], Protocol):
-    """An algorithm that can mix a part of its vector; its messages are the shared parameters."""
-
-    def mix_part(self, state: Any, inbox: Inbox, part: slice) -> None:
-        """Fold what the neighbours sent of ``part`` into that part of the state, in place."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Fragments:
     sends the part that is due; the rest is as of ``inner``.
     """
 
-    inner: InParts
+    inner: InParts[Any]
     num_shared: int
     count: int
 
@@ -68,27 +64,29 @@ class Fragments:
 
     def init(self, x: Tensor) -> Any:
         """Return the state of an agent that starts at ``x`` (P,)."""
-        state = self.inner.init(x)
+        state = self.inner.init_parts(x, self.count)
         return extended(state, "Fragments", turn=0)
 
     def message_size(self, num_shared: int) -> int:
-        """Return the values of the largest part; a smaller one lacks one value."""
-        return -(-num_shared // self.count)
+        """Return the values of a message about the largest part."""
+        return self.inner.part_size(-(-num_shared // self.count))
 
     def local_step(self, state: Any, grad: Tensor, lr: float) -> None:
         """Take ``inner``'s local step, with all parts."""
         self.inner.local_step(state, grad, lr)
 
     def message(self, state: Any) -> Tensor:
-        """Return the part that is due, and the value after it where that is a smaller one."""
-        start = self._part(state).start
-        return self.inner.message(state)[start : start + self.message_size(self.num_shared)]
+        """Return what travels of the part that is due, with zeros after it if it is smaller."""
+        message = self.inner.part_message(state, self._part(state))
+        missing = self.message_size(self.num_shared) - message.numel()
+        return torch.cat([message, message.new_zeros(missing)]) if missing else message
 
     def mix(self, state: Any, inbox: Inbox) -> None:
         """Mix the part that is due as ``inner`` does."""
         part = self._part(state)
-        if part.stop - part.start < self.message_size(self.num_shared):
-            inbox = inbox.without_last(1)
+        missing = self.message_size(self.num_shared) - self.inner.part_size(part.size)
+        if missing:
+            inbox = inbox.without_last(missing)
         self.inner.mix_part(state, inbox, part)
         state.turn += 1
 
@@ -98,8 +96,6 @@ class Fragments:
             self.inner.restart(state, rounds, mean)
         state.turn = rounds
 
-    def _part(self, state: Any) -> slice:
-        """Return which values are due. The last part is one of the largest."""
-        k = state.turn % self.count
-        ends = (k * self.num_shared // self.count, (k + 1) * self.num_shared // self.count)
-        return slice(*ends)
+    def _part(self, state: Any) -> Part:
+        """Return which part is due."""
+        return part_of(self.num_shared, state.turn % self.count, self.count)
