@@ -10,6 +10,8 @@
 #   DECDPO_MAX_STARTS   starts of one run, however well they go (default 200)
 #   DECDPO_NEXT         requeue (default), or chain: a second job waits for the end of this one
 #   DECDPO_GRACE        seconds until a stop is passed on, and until it is repeated (default 5)
+#   DECDPO_LINGER       seconds between two looks whether a run that may lose agents is over, and only
+#                       mpirun still waits (default 60)
 
 DECDPO_STOP="${DECDPO_STOP:-}"
 DECDPO_HOME="${DECDPO_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}"
@@ -141,13 +143,38 @@ decdpo_stop() {
     fi
 }
 
+# End mpirun where the run is over and it still waits, for a node that cannot be reached. A run that
+# this start has not begun yet is not over.
+decdpo_end_lingering() { # pid RUN
+    local state began="" over=0
+    # What may outlive this function must not keep the job's output open, which is 3.
+    while sleep "${DECDPO_LINGER:-60}" 3>&- && kill -0 "$1"; do
+        state="$(decdpo_state "$2" 3>&-)" || continue
+        case "$state" in
+            *training*) began=1 over=0 ;;
+            *done*) over=$((over + 1)) ;;
+            *) [ -z "$began" ] || over=$((over + 1)) ;;
+        esac
+        if [ "$over" -ge 2 ]; then
+            decdpo_say "the run is over, but mpirun waits, for a node out of reach: it is ended" >&3
+            kill -TERM "$1"
+            sleep "${DECDPO_GRACE:-5}" 3>&-
+            kill -KILL "$1"
+        fi
+    done
+}
+
 # Launch a command and wait for it; returns its status. USR1 stops it early, TERM marks the end.
 decdpo_run() { # command...
     local status interrupted=""
-    DECDPO_CHILD="" DECDPO_FORWARDER=""
+    DECDPO_CHILD="" DECDPO_FORWARDER="" DECDPO_WATCH=""
     trap 'interrupted=1; decdpo_stop' USR1
     trap 'interrupted=1; DECDPO_TERMINATED=1' TERM
     decdpo_launch "$@"
+    if [ -n "${DECDPO_SURVIVES:-}" ]; then
+        decdpo_end_lingering "$DECDPO_CHILD" "$DECDPO_SURVIVES" 3>&1 >/dev/null 2>&1 &
+        DECDPO_WATCH=$!
+    fi
     [ -z "$DECDPO_STOP" ] || decdpo_stop
     while :; do
         status=0
@@ -156,10 +183,11 @@ decdpo_run() { # command...
         [ -n "$interrupted" ] || break
         interrupted=""
     done
-    if [ -n "$DECDPO_FORWARDER" ]; then
-        kill "$DECDPO_FORWARDER" 2>/dev/null || true
-        wait "$DECDPO_FORWARDER" 2>/dev/null || true
-    fi
+    local helper
+    for helper in $DECDPO_FORWARDER $DECDPO_WATCH; do
+        kill "$helper" 2>/dev/null || true
+        wait "$helper" 2>/dev/null || true
+    done
     return "$status"
 }
 
@@ -182,11 +210,16 @@ decdpo_newest_round() { # RUN
     echo "$newest"
 }
 
+# What `decdpo status` says of a run, as "state": "WORD".
+decdpo_state() { # RUN
+    decdpo status "$1" --json | grep -o '"state": "[a-z ]*"'
+}
+
 # Whether the run has come to its end; processes that still close its files are waited for.
 decdpo_is_done() { # RUN
     local state try
     for try in 1 2 3 4 5; do
-        state="$(decdpo status "$1" --json | grep -o '"state": "[a-z ]*"')" || return 1
+        state="$(decdpo_state "$1")" || return 1
         case "$state" in
             *done*) return 0 ;;
             *training*) [ "$try" = 5 ] || sleep "${DECDPO_GRACE:-5}" ;;
@@ -314,8 +347,18 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train and resume]...
     decdpo_resources
     decdpo_say "${SLURM_NTASKS:-1} ranks on ${SLURM_JOB_NODELIST:-?}: ${command[*]}"
     echo "$(date '+%FT%T') $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} killed $before" >"$run.begun"
+    case "${DECDPO_LAUNCH:-srun} ${DECDPO_LAUNCH_ARGS:-}" in
+        "mpirun "*--with-ft*) DECDPO_SURVIVES="$run" ;;
+    esac
     decdpo_run "${command[@]}" || status=$?
     rm -f "$run.begun"
+    # An mpirun that was ended because it waited in vain says nothing of the run.
+    if [ -n "${DECDPO_SURVIVES:-}" ] && [ "$status" -ge 128 ]; then
+        case "$(decdpo_state "$run")" in
+            *done*) status=0 ;;
+            *stopped*) status=85 ;;
+        esac
+    fi
     # mpirun ends with 0 when a node is gone with the daemon that it had there.
     if [ "$status" -eq 0 ] && ! decdpo_is_done "$run"; then
         decdpo_say "the launcher ended with 0, and the run is not done: a node was lost"

@@ -50,14 +50,14 @@ kind = "{algorithm}"
 """
 ALGORITHMS = {
     "dsgd": ["overlap = true", "overlap = false", "local_steps = 2", "fragments = 3"],
-    "push_sum": ["", "fragments = 3"],
-    "gradient_tracking": ["overlap = true", "fragments = 3"],
-    "exact_diffusion": ["", "fragments = 2"],
-    "quasi_global_momentum": ["", "fragments = 3"],
+    "push_sum": [""],
+    "gradient_tracking": ["overlap = true"],
+    "exact_diffusion": [""],
+    "quasi_global_momentum": [""],
     "fedavg": ["participants = 5\nlocal_steps = 2"],
     "outer_momentum": ["local_steps = 2"],
     "gossip_outer_momentum": ["local_steps = 2"],
-    "choco": ['codec = "topk"', 'codec = "int8"', 'codec = "topk"\nfragments = 3'],
+    "choco": ['codec = "topk"', 'codec = "int8"'],
     "centralized": [""],
 }
 GRAPHS = ("ring", "star", "torus", "complete")

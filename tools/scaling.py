@@ -68,21 +68,29 @@ class Nodes:
             yield
         finally:
             # A node's end of its link would go some time after the node.
-            links = [["link", "del", f"{self.mark}v{i}"] for i in range(self.count)]
+            links = [["link", "del", self.link(i)] for i in range(self.count)]
             nodes = [["netns", "del", name] for name in self.names]
             for words in (*links, *nodes, ["link", "del", self.mark]):
                 subprocess.run(["ip", *words], stderr=subprocess.DEVNULL)
 
-    def mpirun(self, program: Sequence[str], limit: float) -> None:
-        """Run a program with a rank on each node. Raises ``EnvironmentFault`` if it fails."""
+    def command(self, *words: str) -> list[str]:
+        """Return the command with a rank on each node; words : further options, and the program."""
         from decdpo.comm.mpi.mpirun import find_mpirun
 
-        command = [
+        return [
             find_mpirun(), "--prtemca", "plm_ssh_agent", str(self.agent),
             "--host", ",".join(self.names), "-n", str(self.count), "--map-by", "node",
             # All nodes share the cores of this machine: who waits lets others compute.
-            "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1", *program,
+            "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1", *words,
         ]  # fmt: skip
+
+    def link(self, node: int) -> str:
+        """Return the outer end of the link of a node."""
+        return f"{self.mark}v{node}"
+
+    def mpirun(self, program: Sequence[str], limit: float) -> None:
+        """Run a program with a rank on each node. Raises ``EnvironmentFault`` if it fails."""
+        command = self.command(*program)
         try:
             done = subprocess.run(command, timeout=limit, capture_output=True, text=True)
         except subprocess.TimeoutExpired:
@@ -97,7 +105,7 @@ class Nodes:
         # mpirun itself runs outside of the nodes, which report to it.
         _do("ip", "addr", "add", f"{self.network}.254/24", "dev", self.mark)
         for i, name in enumerate(self.names):
-            outside = f"{self.mark}v{i}"
+            outside = self.link(i)
             _do("ip", "netns", "add", name)
             _do("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
             _do("ip", "link", "set", outside, "master", self.mark, "up")

@@ -407,8 +407,30 @@ def test_surviving_is_asked_of_mpirun_and_of_the_run(template):
     template.bench.write_plan(rounds=1)
     assert template.start("--set", "run.seed=1", DECDPO_ON_LOSS="adopt")[0] == 0
     (launch,) = template.launches.read_text().splitlines()
-    assert launch.startswith("mpirun -n 1 --bind-to none") and " --with-ft ulfm bash -c" in launch
+    assert launch.startswith("mpirun -n 1 --bind-to none") and " --with-ft ulfm " in launch
+    assert " --prtemca oob_tcp_keepalive_time 0 bash -c" in launch
     assert launch.endswith("--set faults.on_loss=adopt --set run.seed=1")
+
+
+def test_an_mpirun_that_outlives_its_run_is_ended(template):
+    """It waits for a node that cannot be reached."""
+    template.script = "survive.slurm"
+    template.bench.write_plan(rounds=40)
+    mpirun = template.bench.folder / "bin" / "mpirun"
+    waits = LAUNCHER.replace('exec "$@"', '"$@"\ntrap "" TERM\nfor _ in {1..600}; do sleep 1; done')
+    assert waits != LAUNCHER
+    mpirun.write_text(waits)
+    status, output = template.start(DECDPO_LINGER="0.3")
+    assert status == 0 and "done:" in output, output
+    assert output.count("the run is over, but mpirun waits") == 1
+    assert template.bench.newest_round() == 40 and template.requeued() == 0
+
+
+def test_an_mpirun_whose_run_goes_on_is_left_alone(template):
+    template.script = "survive.slurm"
+    template.bench.write_plan(rounds=60, seconds=0.05)
+    status, output = template.start(DECDPO_LINGER="0.1")
+    assert status == 0 and "mpirun waits" not in output
 
 
 @pytest.mark.parametrize("written, wanted", [("137", 137), ("2", 0)])

@@ -26,6 +26,9 @@ def test_kills_leave_a_rank_and_the_configuration_is_taken(on_loss, writing):
         writes = len({*range(0, trial.rounds, trial.save or trial.rounds), trial.rounds})
         assert trial.write is None if not writing else 2 <= trial.write <= writes
     assert {trial.algorithm for trial in trials} >= {"dsgd", "choco", "fedavg", "push_sum"}
+    for trial in map(chaos.Trial.in_parts, trials):
+        parts = parse(trial.config.format(shards="shards")).algorithm.fragments
+        assert parts == (1 if trial.algorithm == "fedavg" else 3)
     again = chaos.Trial.draw(7, (4, 8), on_loss, writing=writing)
     assert str(again) == str(trials[7]) and again.config == trials[7].config
 

@@ -12,8 +12,9 @@ from decdpo.comm.mpi.attendance import name_process
 from decdpo.comm.mpi.boot import FAULT_TOLERANT, library, tolerates_faults
 from decdpo.comm.mpi.collectives import Collectives
 from decdpo.comm.mpi.gathering import SurvivorCollectives
+from decdpo.comm.mpi.processes import Process
 from decdpo.comm.mpi.survivors import SAVE, STOP, GuardedComm, Survivors
-from decdpo.comm.mpi.watchdog import Process, Watchdog
+from decdpo.comm.mpi.watchdog import Watchdog
 from decdpo.comm.waiting import Deadline
 from decdpo.errors import EnvironmentFault
 
@@ -83,7 +84,7 @@ class Survival:
         self._watchdog = Watchdog(
             comms[1],
             [Process(*json.loads(text)) for text in processes],
-            lambda: self._survivors.alive,
+            self._survivors.known,
             lambda rank: name_process(rank, self.members),
             self._survivors.acknowledge,
             self._survivors.is_loss,
@@ -158,6 +159,7 @@ class Survival:
         return self._watchdog.end_absent()
 
     def _lose(self, ranks: tuple[int, ...]) -> None:
+        self._watchdog.part(self._survivors.alive, ranks)
         self.lost = tuple(sorted({*self.lost, *ranks}))
         self.members = self.members.without(ranks)
 

@@ -81,6 +81,11 @@ class Survivors:
             )
         return False
 
+    def known(self) -> tuple[int, ...]:
+        """Return the living ranks without those that this one knows to be lost."""
+        failed = self._failed()
+        return tuple(rank for rank in self.alive if rank not in failed)
+
     def unsettled(self) -> bool:
         """Say whether a loss is known here that is not agreed on."""
         return not self._failed().isdisjoint(self.alive)

@@ -4,21 +4,25 @@ A rank that is stopped, stuck or cut off is no failure to MPI. Whoever has waite
 who is there. A rank that waits answers; one that does not is killed: by the asker on its own host,
 on another one by a rank there that has answered. A killed process never computes or sends again,
 and then MPI finds it lost.
+
+Ranks on a host of which nobody answers cannot be killed. Perhaps they are gone, perhaps only the
+network between is, and they in turn cannot reach the others: then one side alone may go on. It is
+the one with more ranks, or with the lowest of all if both have as many. The others of it shut their
+connections to such a host, by which MPI takes its ranks for lost, and what may still come from
+there is not heard. The ranks of the smaller side end, whether they wait themselves or find later
+that the larger one has done without them.
 """
 
-import os
-import platform
-import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
 
 import numpy as np
 
-from decdpo.comm.mpi.boot import leave, library
+from decdpo.comm.mpi.boot import abort, leave, library
+from decdpo.comm.mpi.processes import Process, cut_off
+from decdpo.errors import StallError
 
 TAG = 3
 ASK, HERE, END, QUIT = 0, 1, 2, 3
@@ -26,37 +30,13 @@ GRACE = 1.5
 """Seconds to wait for answers; a rank that waits looks for a question every millisecond or so."""
 
 
-class Process(NamedTuple):
-    """One process of the job: a word that only processes of its host share, its pid and its start.
-
-    The start tells it from a later process with the same pid.
-    """
-
-    host: str
-    pid: int
-    start: str
-
-    @classmethod
-    def this(cls) -> "Process":
-        """Return this process."""
-        return cls(_host(), os.getpid(), _start_of(os.getpid()))
-
-    def kill(self) -> bool:
-        """Kill it, if it is of this host and still there; say whether it is of this host."""
-        if self.host != _host():
-            return False
-        if self.start == _start_of(self.pid):
-            with suppress(ProcessLookupError):  # It may end at this very moment.
-                os.kill(self.pid, signal.SIGKILL)
-        return True
-
-
 class Watchdog:
     """Asks who is there, and ends who is not.
 
-    comm : used for nothing else. processes : of every rank. alive : the ranks that are not lost.
-    name : names a rank and its agents. acknowledge : lets probes go on after a loss. is_loss : says
-    whether an error means that the other side is lost.
+    comm : used for nothing else. processes : of every rank. alive : the ranks that are not lost,
+    but for those that this rank alone knows to be. name : names a rank and its agents. acknowledge
+    : lets probes go on after a loss. is_loss : says whether an error means that the other side is
+    lost.
     """
 
     def __init__(
@@ -102,9 +82,30 @@ class Watchdog:
             time.sleep(1e-3)
             self.poll()
         absent = [rank for rank in self._alive() if rank not in self._answered]
-        for rank in absent:
-            self._end(rank)
+        beyond = [rank for rank in absent if not self._end(rank)]
+        self.part(self._answered, beyond)
+        for rank in beyond:
+            self._say(f"{self._who(rank)} does not answer, nor does its host: it is lost, cut off")
         return bool(absent)
+
+    def part(self, here: Collection[int], gone: Collection[int]) -> None:
+        """Go on with the ranks ``here``, without those ``gone``; end where that is not for us.
+
+        Of the latter those count that are on hosts of which nobody is here, for they may live.
+        """
+        hosts = {self._processes[rank].host for rank in here}
+        beyond = [rank for rank in gone if self._processes[rank].host not in hosts]
+        if not beyond:
+            return
+        if (len(beyond), -min(beyond)) > (len(here), -min(here)):
+            names = ", ".join(self._name(rank) for rank in beyond)
+            self._say(
+                f"{self._name(self._rank)} ends: it cannot reach {names}, which may go on without "
+                f"the {len(here)} on its side"
+            )
+            abort(StallError.exit_code)
+        for rank in beyond:
+            cut_off(self._processes[rank].addresses)
 
     def quit(self, code: int) -> NoReturn:
         """Tell all to end with the exit status ``code``, and end with it."""
@@ -117,18 +118,26 @@ class Watchdog:
             self._sends = [send for send in self._sends if not self._done(send[0])]
         leave(code)
 
-    def _end(self, rank: int) -> None:
+    def _end(self, rank: int) -> bool:
+        """End a rank that does not answer; say whether anybody can."""
         process = self._processes[rank]
-        self._say(f"{self._name(rank)} (pid {process.pid}) does not answer: it is ended, and lost")
-        if not process.kill():
-            near = (r for r in self._answered if self._processes[r].host == process.host)
-            for other in near:
+        ended = process.kill()
+        if not ended:
+            near = [r for r in self._answered if self._processes[r].host == process.host]
+            for other in near[:1]:
                 self._send(other, END, rank)
-                return
-            self._say(f"no process on the host of {self._name(rank)} answers; waiting for its end")
+            ended = bool(near)
+        if ended:
+            self._say(f"{self._who(rank)} does not answer: it is ended, and lost")
+        return ended
+
+    def _who(self, rank: int) -> str:
+        return f"{self._name(rank)} (pid {self._processes[rank].pid})"
 
     def _take(self, kind: int, rank: int, source: int) -> None:
         """Do what ``source`` asks; ``rank`` is an exit status where it asks to quit."""
+        if source not in self._alive():
+            return  # It was cut off, and does not know.
         if kind == QUIT:
             leave(rank)
         if kind == ASK:
@@ -156,26 +165,3 @@ class Watchdog:
 
     def _say(self, line: str) -> None:
         print(f"decdpo: {line}", file=sys.stderr, flush=True)
-
-
-def _host() -> str:
-    """Return a word that processes share which see each other's pids."""
-    words = [platform.node()]
-    for path, read in (
-        ("/proc/sys/kernel/random/boot_id", lambda p: Path(p).read_text().strip()),
-        ("/proc/self/ns/pid", os.readlink),
-    ):
-        try:
-            words.append(read(path))
-        except OSError:
-            continue
-    return " ".join(words)
-
-
-def _start_of(pid: int) -> str:
-    """Return when a process started, in ticks since the host did; empty if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return stat.rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
