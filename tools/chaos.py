@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from decdpo.checkpoint.format import WRITING
-from decdpo.comm.mpi.mpirun import STARTS, environment, find_mpirun
+from decdpo.comm.mpi.mpirun import Launch, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = [sys.executable, "-m", "decdpo"]
@@ -227,32 +227,19 @@ class Victims:
         self._metrics = self.out / "metrics.jsonl"
         self._before = _identity(self._metrics)
         self._log = folder / f"{out}.log"
-        command = [find_mpirun(), *(["--with-ft", "ulfm"] if survive else [])]
-        command += ["--oversubscribe", "--bind-to", "none"]
         # Every rank leaves its pid, by which it can be hit.
         hello = f'echo $$ > "{folder}/{out}.pid.$OMPI_COMM_WORLD_RANK"; exec "$@"'
         self._pids = [folder / f"{out}.pid.{rank}" for rank in range(ranks)]
         for path in self._pids:
             path.unlink(missing_ok=True)
-        command += ["-n", str(ranks), "/bin/sh", "-c", hello, "rank", *program, *words]
-        # On a busy machine mpirun now and then fails before it has started anything.
-        for _ in range(STARTS):
-            with self._log.open("w") as log:
-                self.process = subprocess.Popen(
-                    command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    start_new_session=True, env=environment(more or {"PYTHONPATH": str(ROOT)}),
-                )  # fmt: skip
-            if self._began():
-                break
-
-    def _began(self) -> bool:
-        """Wait until a rank has begun, and say so, or until mpirun has ended without."""
-        until = time.monotonic() + LIMIT
-        while self.process.poll() is None and time.monotonic() < until:
-            if any(path.exists() for path in self._pids):
-                return True
-            time.sleep(0.005)
-        return any(path.exists() for path in self._pids)
+        with self._log.open("w") as log:
+            self._launch = Launch(
+                ranks, ["/bin/sh", "-c", hello, "rank", *program, *words],
+                options=("--with-ft", "ulfm") if survive else (), stdout=log, stderr=log,
+                more=more or {"PYTHONPATH": str(ROOT)}, cwd=folder,
+            )  # fmt: skip
+            self._launch.begin(LIMIT)
+        self.process = self._launch.process
 
     @property
     def said(self) -> str:
@@ -292,7 +279,7 @@ class Victims:
     def wait(self, limit: float = LIMIT) -> int:
         """Wait for the end and return the status of mpirun; -1 if it hangs, and then end it."""
         try:
-            return self.process.wait(limit)
+            return self._launch.wait(limit)
         except subprocess.TimeoutExpired:
             self.end()
             return -1
@@ -300,6 +287,7 @@ class Victims:
     def end(self) -> None:
         """End the run so that nothing of it is left."""
         end_session(self.process)
+        self._launch.kill()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

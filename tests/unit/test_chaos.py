@@ -7,6 +7,7 @@ import chaos_jobs
 import pytest
 from limits import HANG
 
+from decdpo.comm.mpi import mpirun
 from decdpo.config import parse
 
 SEEDS = range(120)
@@ -46,7 +47,7 @@ def test_jobs_draw_every_fault_for_configurations_that_are_taken():
 @pytest.fixture
 def started(tmp_path, monkeypatch):
     """Start a program as if mpirun had: ``victims(code)`` is a second start of a run."""
-    monkeypatch.setattr(chaos, "find_mpirun", lambda: "/bin/true")
+    monkeypatch.setattr(mpirun, "find_mpirun", lambda: "/bin/true")
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)
     (out / "metrics.jsonl").write_text('{"round": 40, "x": 1}\n')
@@ -68,15 +69,16 @@ def test_a_start_is_not_taken_for_the_one_before_it(started, monkeypatch):
 
 
 def test_a_start_in_which_no_rank_began_is_made_again(tmp_path, monkeypatch):
-    starts, mpirun = tmp_path / "starts", tmp_path / "mpirun"
+    starts, script = tmp_path / "starts", tmp_path / "mpirun"
     # The first start fails as that of a busy machine does; the others are of one rank.
-    mpirun.write_text(
+    script.write_text(
         f'#!/bin/sh\necho start >>{starts}\n[ "$(wc -l <{starts})" -gt 1 ] || exit 213\n'
         'while [ "$1" != /bin/sh ]; do shift; done\nOMPI_COMM_WORLD_RANK=0 exec "$@"\n'
     )
-    mpirun.chmod(0o755)
-    monkeypatch.setattr(chaos, "find_mpirun", lambda: str(mpirun))
-    script = "import sys; sys.exit(int(sys.argv[1]))"
-    victims = chaos.Victims(1, tmp_path, "run", ["7"], [sys.executable, "-c", script])
+    script.chmod(0o755)
+    monkeypatch.setattr(mpirun, "find_mpirun", lambda: str(script))
+    monkeypatch.setattr(mpirun, "PAUSE", 0.01)
+    program = "import sys; sys.exit(int(sys.argv[1]))"
+    victims = chaos.Victims(1, tmp_path, "run", ["7"], [sys.executable, "-c", program])
     assert victims.wait(HANG) == 7
     assert starts.read_text().splitlines() == ["start", "start"]

@@ -51,6 +51,21 @@ def test_a_start_that_began_nothing_is_made_again(
     assert capfd.readouterr().err.count("ended with status 1 before it started anything") == 2
 
 
+def test_one_may_wait_for_its_begin_alone(
+    starts: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launched = mpirun.Launch(2, ["/bin/sh", "-c", "exit 5"], options=["--with-ft", "ulfm"])
+    assert launched.begin(HANG) and len(starts.read_text().split()) == 3
+    assert launched.wait(HANG) == 5
+
+
+def test_what_never_begins_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = stand_in(tmp_path, monkeypatch, 100)
+    launched = mpirun.Launch(2, ["true"])
+    assert not launched.begin(HANG) and len(starts.read_text().split()) == mpirun.STARTS
+    launched.kill()
+
+
 def test_it_is_not_tried_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts = stand_in(tmp_path, monkeypatch, 100)
     code, out, err = mpirun.capture(2, ["/bin/echo", "begun"], limit=HANG)

@@ -51,14 +51,14 @@ def find_mpirun() -> str:
     return found
 
 
-def command_of(ranks: int, program: Sequence[str]) -> list[str]:
+def command_of(ranks: int, program: Sequence[str], options: Sequence[str] = ()) -> list[str]:
     """Return the command that runs ``program`` on so many ranks of this machine.
 
-    Ranks may share a core, and their threads may use any.
+    Ranks may share a core, and their threads may use any. options : more of mpirun's.
     """
     mpirun = find_mpirun()
     shared = [] if is_hydra(mpirun) else ["--oversubscribe", "--bind-to", "none"]
-    return [mpirun, *shared, "-n", str(ranks), *program]
+    return [mpirun, *options, *shared, "-n", str(ranks), *program]
 
 
 @cache
@@ -87,7 +87,8 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 class Launch:
     """One program on several ranks, in a process group of its own. ``pid`` is that of mpirun.
 
-    stdout, stderr, cwd : as of ``subprocess.Popen``. more : variables of the environment.
+    options : of mpirun. stdout, stderr, cwd : as of ``subprocess.Popen``. more : variables of the
+    environment.
 
     Raises ``EnvironmentFault`` if there is no mpirun.
     """
@@ -97,6 +98,7 @@ class Launch:
         ranks: int,
         program: Sequence[str],
         *,
+        options: Sequence[str] = (),
         stdout: Stream = None,
         stderr: Stream = None,
         more: Mapping[str, str] | None = None,
@@ -104,10 +106,11 @@ class Launch:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="decdpo-start-")
         self._marker = Path(self._folder.name) / "started"
-        self._command = command_of(ranks, ["/bin/sh", "-c", _BEGIN, "rank", *program])
+        self._command = command_of(ranks, ["/bin/sh", "-c", _BEGIN, "rank", *program], options)
         self._stdout, self._stderr, self._cwd = stdout, stderr, cwd
         self._environment = environment({**(more or {}), MARKER: str(self._marker)})
         self._starts = 0
+        self._begun = False
         self._start()
 
     def _start(self) -> None:
@@ -116,6 +119,19 @@ class Launch:
             self._command, env=self._environment, cwd=self._cwd, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=self._stdout, stderr=self._stderr,
         )  # fmt: skip
+
+    def begin(self, limit: float) -> bool:
+        """Wait until a process of the program has begun; say whether one has.
+
+        Starts again as ``wait`` does; gives up after ``limit`` seconds.
+        """
+        end = time.monotonic() + limit
+        while not self._has_begun() and time.monotonic() < end:
+            code = self.process.poll()
+            if code is not None and not self._again(code):
+                break
+            time.sleep(0.005)
+        return self._has_begun()
 
     def wait(self, limit: float | None = None) -> int:
         """Wait for the end and return the status of mpirun.
@@ -127,17 +143,27 @@ class Launch:
         while True:
             left = None if end is None else max(0.0, end - time.monotonic())
             code = self.process.wait(left)
-            if code <= 0 or self._marker.exists() or self._starts >= STARTS:
+            if not self._again(code):
                 self._folder.cleanup()
                 return code
-            pause = PAUSE * self._starts
-            print(
-                f"decdpo: mpirun ended with status {code} before it started anything; "
-                f"again in {pause:.0f} s",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-            time.sleep(pause)
-            self._start()
+
+    def _again(self, code: int) -> bool:
+        """Start again after mpirun ended with ``code``, if that may help; say whether it was."""
+        if code <= 0 or self._has_begun() or self._starts >= STARTS:
+            return False
+        pause = PAUSE * self._starts
+        print(
+            f"decdpo: mpirun ended with status {code} before it started anything; "
+            f"again in {pause:.0f} s",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        time.sleep(pause)
+        self._start()
+        return True
+
+    def _has_begun(self) -> bool:
+        self._begun = self._begun or self._marker.exists()
+        return self._begun
 
     def stop(self) -> None:
         """Ask the ranks to stop: a run saves at the end of its round and ends with status 85."""
