@@ -70,12 +70,12 @@ def losses(said: Path) -> int:
     return len(re.findall("lost (?:in|before) round", said.read_text()))
 
 
-@pytest.mark.parametrize("how", ["link", "stopped"])
-def test_who_cannot_be_reached_is_lost_and_never_comes_back(how, nodes, shell, config):
+@pytest.mark.parametrize("how, on_loss", [("link", "survive"), ("stopped", "adopt")])
+def test_who_cannot_be_reached_is_lost_and_never_comes_back(how, on_loss, nodes, shell, config):
     run, said = shell.folder / "run", shell.folder / "said"
     command = nodes.command(
         "--with-ft", "ulfm", sys.executable, "-m", "decdpo", "train", str(config), "--out",
-        str(run), "--set", "faults.on_loss=survive", "--set", "comm.timeout=4",
+        str(run), "--set", f"faults.on_loss={on_loss}", "--set", "comm.timeout=8",
         "--set", "run.rounds=1000000", "--set", "log.every=50",
     )  # fmt: skip
     with said.open("w") as log:
@@ -110,5 +110,7 @@ def test_who_cannot_be_reached_is_lost_and_never_comes_back(how, nodes, shell, c
         job.kill()
         job.wait()
     assert losses(said) == 1, said.read_text()
+    assert ("; adopted before round" in said.read_text()) is (on_loss == "adopt")
     shell("replay", run)
-    assert "of 5 agents every one has the same bits" in shell.said
+    left = 5 if on_loss == "survive" else 8
+    assert f"of {left} agents every one has the same bits" in shell.said

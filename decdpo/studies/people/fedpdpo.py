@@ -74,8 +74,8 @@ class FedPDPO(Study):
         "LoRA r 4, AdamW 0.005, 16 rounds of one step on 16 pairs, beta 1; an item is one token of "
         "a small language model whose embeddings know the items, so that so many people can be "
         "trained on few cores; --data takes shards of people, made with `decdpo shard`, and --set "
-        f"policy.model their model. The {UNSEEN} shards after --agents are unseen people, each "
-        f"adapted to by {STEPS} steps on its personal part alone"
+        f"policy.model their model. Shards after --agents, {UNSEEN} at most, are unseen people, "
+        f"each adapted to by {STEPS} steps on its personal part alone"
     )
     summary_columns = (("method",), ("heldout/accuracy", "heldout/combined/accuracies", "loss"))
     columns = {
