@@ -124,4 +124,22 @@ def test_who_waits_in_mpis_start_for_a_lost_process_is_ended() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=HANG
     )
-    assert done.returncode == -signal.SIGALRM
+    assert done.returncode == -signal.SIGKILL
+    assert "decdpo: error: MPI did not start within 1 s: a process of the job" in done.stderr
+    assert "  remedy: look at" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_who_watches_mpis_start_ends_with_it() -> None:
+    code = (
+        "import os\n"
+        "from decdpo.comm.mpi import boot\n"
+        "with boot._bounded(): pass\n"
+        "try: os.waitpid(-1, 0)\n"
+        "except ChildProcessError: print('nobody')\n"
+    )
+    environ = dict(os.environ, **{FAULT_TOLERANT: "1"})
+    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=HANG
+    )
+    assert (done.stdout, done.stderr) == ("nobody\n", "")

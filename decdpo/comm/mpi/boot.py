@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType, TracebackType
@@ -15,6 +16,7 @@ from decdpo.comm.mpi.launch import (
     how_to_say_alone,
     launched_by_mpi,
     let_the_first_report,
+    number_of_copy,
 )
 from decdpo.errors import EnvironmentFault
 
@@ -23,6 +25,21 @@ FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
 """Set by Open MPI's ``mpirun --with-ft ulfm``."""
 INIT_LIMIT = 120
 """Seconds after which processes that wait in MPI's start for one that is lost are ended."""
+_TOO_LONG = (
+    "decdpo: error: MPI did not start within {} s: a process of the job is lost or out of reach\n"
+    "  remedy: look at what was printed before, and start again"
+)
+_WATCH = """
+left="$1"
+while [ "$left" -gt 0 ]; do
+    sleep 1
+    kill -0 "$2" || exit
+    left=$((left - 1))
+done 2>/dev/null
+[ -z "$3" ] || echo "$3" >&2
+kill -9 "$2"
+"""
+"""Ends the process $2 after $1 seconds with the words $3; ends itself when that is gone."""
 
 
 def library() -> ModuleType:
@@ -80,18 +97,19 @@ def _bounded() -> Iterator[None]:
     """End this process if the block takes too long, where nobody else would.
 
     A launcher that goes on when a process is lost does so in MPI's start as well, where the others
-    wait for it and no code of ours runs: the system's alarm ends them.
+    wait for it and no code of ours runs: another process watches. The first two say why they end.
     """
     if not tolerates_faults():
         yield
         return
-    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(INIT_LIMIT)
+    words = _TOO_LONG.format(INIT_LIMIT) if number_of_copy() in ("0", "1") else ""
+    command = ["/bin/sh", "-c", _WATCH, "watch", str(INIT_LIMIT), str(os.getpid()), words]
+    watch = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        watch.kill()
+        watch.wait()
 
 
 def place_on_node() -> tuple[int, int]:

@@ -65,7 +65,12 @@ def let_the_first_report(environ: Mapping[str, str] = os.environ) -> None:
 
 def is_first(environ: Mapping[str, str] = os.environ) -> bool:
     """Say whether this is the first of several copies, or the only one."""
-    return next((environ[name] for name in _RANKS if name in environ), "0") == "0"
+    return number_of_copy(environ) == "0"
+
+
+def number_of_copy(environ: Mapping[str, str] = os.environ) -> str:
+    """Return which of several copies this is, as the launcher counts them from 0."""
+    return next((environ[name] for name in _RANKS if name in environ), "0")
 
 
 def print_past_the_launcher() -> None:
