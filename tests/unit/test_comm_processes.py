@@ -1,9 +1,12 @@
 """Processes of the job: who is killed or cut off, and which side of a parted network goes on."""
 
+import fcntl
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +42,21 @@ def test_connections_to_a_host_are_shut_and_no_others(
     assert far.recv(10) == b"still here"
     cut_off(["127.0.0.1"])
     assert far.recv(1) == b"" and near.recv(1) == b""
+
+
+def test_files_and_their_locks_are_left_alone(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        before = sorted(os.listdir("/proc/self/fd"))
+        cut_off(["192.0.2.77"])
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        code = (
+            "import fcntl, sys\n"
+            "try: fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+            "except OSError: print('locked')"
+        )
+        tried = [sys.executable, "-c", code, file.name]
+        assert subprocess.run(tried, capture_output=True, text=True).stdout == "locked\n"
 
 
 def test_what_is_ones_own_address_is_nobody_elses(

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import socket
+import stat
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -52,9 +53,9 @@ class Process(NamedTuple):
 
 
 def addresses() -> list[str]:
-    """Return the IP addresses by which others may reach this host."""
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    """Return the IP addresses by which others may reach this host; none where Linux is not."""
+    found: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = []
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         room = array.array("B", bytes(_IFREQ * _INTERFACES))
         request = struct.pack("iL", len(room), room.buffer_info()[0])
         used, _ = struct.unpack("iL", fcntl.ioctl(asked.fileno(), _SIOCGIFCONF, request))
@@ -66,27 +67,23 @@ def addresses() -> list[str]:
     return [str(address) for address in found if not address.is_loopback]
 
 
-def cut_off(theirs: Iterable[str]) -> int:
-    """Shut this process's connections to a host with the addresses ``theirs``; return how many.
+def cut_off(theirs: Iterable[str]) -> None:
+    """Shut this process's connections to a host with the addresses ``theirs``.
 
     MPI then takes the processes there for lost, and tells the others.
     """
     away = set(theirs) - set(addresses())
-    count = 0
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            connection = socket.socket(fileno=os.dup(int(name)))
-        except OSError:  # It is no socket, or it was what has listed the others.
-            continue
-        with connection:
-            if connection.family not in (socket.AF_INET, socket.AF_INET6):
+    for descriptor in map(int, os.listdir("/proc/self/fd") if away else ()):
+        # One is gone, that of the list. No file may be opened a second time here: to close it would
+        # give up the locks on it.
+        with suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
-            with suppress(OSError):  # It is connected to nobody.
-                peer = ipaddress.ip_address(connection.getpeername()[0])
-                if str(getattr(peer, "ipv4_mapped", None) or peer) in away:
-                    connection.shutdown(socket.SHUT_RDWR)
-                    count += 1
-    return count
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    peer = ipaddress.ip_address(connection.getpeername()[0])
+                    if str(getattr(peer, "ipv4_mapped", None) or peer) in away:
+                        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _host() -> str:
@@ -106,7 +103,7 @@ def _host() -> str:
 def _start_of(pid: int) -> str:
     """Return when a process started, in ticks since the host did; empty if it is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return stat.rpartition(")")[2].split()[19]
+        facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return facts.rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
