@@ -34,7 +34,7 @@ class Watchdog:
     """Asks who is there, and ends who is not.
 
     comm : used for nothing else. processes : of every rank. alive : the ranks that are not lost,
-    but for those that this rank alone knows to be. name : names a rank and its agents. acknowledge
+    nor known to be so by this rank. name : names a rank and its agents. acknowledge
     : lets probes go on after a loss. is_loss : says whether an error means that the other side is
     lost.
     """
@@ -72,7 +72,7 @@ class Watchdog:
         self._sends = [send for send in self._sends if not self._done(send[0])]
 
     def end_absent(self) -> bool:
-        """End the ranks that do not answer; say whether there are any, or one is lost meanwhile."""
+        """End the ranks that do not answer; say whether there are any."""
         self._answered = {self._rank}
         for rank in self._alive():
             if rank != self._rank:
@@ -98,10 +98,10 @@ class Watchdog:
         if not beyond:
             return
         if (len(beyond), -min(beyond)) > (len(here), -min(here)):
-            names = ", ".join(self._name(rank) for rank in beyond)
+            others = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
             self._say(
-                f"{self._name(self._rank)} ends: it cannot reach {names}, which may go on without "
-                f"the {len(here)} on its side"
+                f"{self._name(self._rank)} ends: it cannot reach {self._name(min(beyond))}{others}, "
+                f"which may go on without the {len(here)} on its side"
             )
             abort(StallError.exit_code)
         for rank in beyond:
