@@ -34,9 +34,8 @@ class Watchdog:
     """Asks who is there, and ends who is not.
 
     comm : used for nothing else. processes : of every rank. alive : the ranks that are not lost,
-    nor known to be so by this rank. name : names a rank and its agents. acknowledge
-    : lets probes go on after a loss. is_loss : says whether an error means that the other side is
-    lost.
+    nor known to be so by this rank. name : names a rank and its agents. acknowledge : lets probes
+    go on after a loss. is_loss : says whether an error means that the other side is lost.
     """
 
     def __init__(
@@ -98,9 +97,9 @@ class Watchdog:
         if not beyond:
             return
         if (len(beyond), -min(beyond)) > (len(here), -min(here)):
-            others = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+            more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
             self._say(
-                f"{self._name(self._rank)} ends: it cannot reach {self._name(min(beyond))}{others}, "
+                f"{self._name(self._rank)} ends: it cannot reach {self._name(min(beyond))}{more}, "
                 f"which may go on without the {len(here)} on its side"
             )
             abort(StallError.exit_code)
