@@ -1,8 +1,10 @@
-"""jobs/train.slurm with the real decdpo on a real SLURM: stopped, requeued, done, the same bits."""
+"""Job templates with the real decdpo on a real SLURM: stopped, requeued, done, the same bits."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -88,6 +90,35 @@ def test_stopped_requeued_and_done_with_the_same_bits(real, slurm, launch):
     assert json.loads((real.folder / launch / "run.json").read_text())["processes"] == 2
     assert real.digests(launch) == real.digests("whole")
     assert real.rounds(launch) == real.rounds("whole")
+
+
+def ranks_of(run: str) -> list[int]:
+    """Return the pids of the ranks that train ``run``."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = command.read_text().split("\0")
+            if "python" in Path(words[0]).name and words[-1:] == [""] and run in words:
+                found.append(int(command.parent.name))
+    return found
+
+
+def test_a_killed_rank_is_survived_by_the_same_start(real, slurm):
+    job = slurm.submit(
+        "--ntasks-per-node=2", REPOSITORY / "jobs" / "survive.slurm", "run.toml", "survived",
+        environment=real.environment, folder=real.folder,
+    )  # fmt: skip
+    folder = real.folder / "survived"
+    await_that(lambda: list(folder.glob("checkpoints/round_*50")), "a checkpoint")
+    os.kill(max(ranks_of("survived")), signal.SIGKILL)
+    known = slurm.wait(job, 400)
+    output = (real.folder / "out").read_text()
+    assert known["JobState"] == "COMPLETED" and known["Restarts"] == "0", output
+    assert "; 4 go on after" in output and "done: survived" in output, output
+    (event,) = json.loads((folder / "run.json").read_text())["events"]
+    assert len(event["lost"]) == 4
+    real.shell("replay", "survived")
+    assert "after round 1000: of 4 agents every one has the same bits" in real.shell.said
 
 
 @pytest.fixture
