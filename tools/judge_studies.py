@@ -49,7 +49,7 @@ def tables(folder: Path):
     """Yield (name, study, final values, curves) of every built-in study that has a table."""
     for path in sorted(folder.glob("*.csv")):
         name = path.stem
-        for origin in ("hh-", "lora-", "cross-"):
+        for origin in ("hh-", "lora-", "cross-", "ukp-"):
             name = name.removeprefix(origin)
         if name in STUDIES:
             curves = folder / "curves" / f"{path.stem}.csv.gz"
