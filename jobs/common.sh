@@ -347,6 +347,7 @@ decdpo_chain() { # CONFIG RUN [option of decdpo train and resume]...
     decdpo_resources
     decdpo_say "${SLURM_NTASKS:-1} ranks on ${SLURM_JOB_NODELIST:-?}: ${command[*]}"
     echo "$(date '+%FT%T') $SLURM_JOB_ID ${SLURM_RESTART_COUNT:-0} killed $before" >"$run.begun"
+    DECDPO_SURVIVES=""
     case "${DECDPO_LAUNCH:-srun} ${DECDPO_LAUNCH_ARGS:-}" in
         "mpirun "*--with-ft*) DECDPO_SURVIVES="$run" ;;
     esac

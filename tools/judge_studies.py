@@ -6,8 +6,8 @@
 
 A table is final.csv or table.csv of a study, kept as NAME.csv (hh-NAME.csv of HH-RLHF,
 lora-NAME.csv of a language model's adapters on it, cross-NAME.csv of agents of unlike sets of
-data); curves over the rounds lie in curves/NAME.csv.gz. In the folder of a study itself the command
-of the study does the same, from its cells.
+data, ukp-NAME.csv of UKPConvArg1); curves over the rounds lie in curves/NAME.csv.gz. In the folder
+of a study itself the command of the study does the same, from its cells.
 """
 
 import argparse

@@ -5,7 +5,6 @@ Nodes are network namespaces of this machine (``tools/scaling.py``).
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,18 +14,12 @@ from pathlib import Path
 import pytest
 import scaling
 from limits import HANG, await_that
+from namespaces import can_make_nodes
 
 from decdpo.errors import EnvironmentFault
 
 CUT = 1
 """The node that is cut off: the others are more, and have the lowest rank."""
-
-
-def can_make_nodes() -> bool:
-    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc", "unshare"))):
-        return False
-    made = subprocess.run(["unshare", "-n", "true"], stderr=subprocess.DEVNULL)
-    return made.returncode == 0
 
 
 pytestmark = [

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from decdpo.checkpoint.state import Snapshot, restore
 from decdpo.comm.local import LocalWorld
 from decdpo.comm.server import ServerExchange
 from decdpo.params.flat import FlatParams, Layout
@@ -111,6 +112,27 @@ def trained(algorithm, schedule, problem, **options):
     run = make_run(algorithm, schedule, problem, **options)
     assert train(run) is Ending.DONE
     return np.stack([np.zeros_like(run.monitor.path[0]), *run.monitor.path])
+
+
+def goes_on_to_the_bit(algorithm, schedule, **options):
+    """Assert that a run whose states are saved after round 9, and restored, takes the same path."""
+    whole = trained(algorithm, schedule, Quadratics(), **options)
+    half = make_run(algorithm, schedule, Quadratics(), rounds=9, **options)
+    train(half)
+    records = Snapshot().take({agent.id: agent.state for agent in half.agents})
+    fresh = make_run(algorithm, schedule, Quadratics(), first=9, **options)
+    for agent, record in zip(fresh.agents, records):
+        address = agent.params.data.data_ptr()
+        restore(
+            agent.state,
+            record.structure,
+            record.scalars,
+            lambda path, tensor, record=record: tensor.copy_(record.tensors[path]),
+        )
+        assert "x" in record.tensors and agent.params.data.data_ptr() == address
+    train(fresh)
+    assert (np.stack(fresh.monitor.path) == whole[10:]).all()
+    assert (whole[9] != whole[10]).any()
 
 
 def dense(schedule, t):

@@ -9,7 +9,19 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from quadratics import LR, ROUNDS, N, P, Quadratics, agree, dense, make_run, trained, zeros
+from quadratics import (
+    LR,
+    ROUNDS,
+    N,
+    P,
+    Quadratics,
+    agree,
+    dense,
+    goes_on_to_the_bit,
+    make_run,
+    trained,
+    zeros,
+)
 
 from decdpo.algorithms.gossip.dsgd import Dsgd
 from decdpo.algorithms.gossip.exact_diffusion import ExactDiffusion
@@ -20,7 +32,6 @@ from decdpo.algorithms.gossip.quasi_global_momentum import QuasiGlobalMomentum
 from decdpo.algorithms.server.centralized import Centralized
 from decdpo.algorithms.server.fedavg import FedAvg
 from decdpo.algorithms.server.outer_momentum import OuterMomentum
-from decdpo.checkpoint.state import Snapshot, restore
 from decdpo.comm.local import LocalWorld
 from decdpo.params.optim import SGD, AdamW
 from decdpo.topology.participation import Participation
@@ -498,20 +509,4 @@ RESUMED = {
 def test_a_restored_state_goes_on_to_the_bit(name):
     algorithm, schedule, options = RESUMED[name]
     options = {**options, "personal": 1, "server": name in SERVER}
-    whole = trained(algorithm, schedule, Quadratics(), **options)
-    half = make_run(algorithm, schedule, Quadratics(), rounds=9, **options)
-    train(half)
-    records = Snapshot().take({agent.id: agent.state for agent in half.agents})
-    fresh = make_run(algorithm, schedule, Quadratics(), first=9, **options)
-    for agent, record in zip(fresh.agents, records):
-        address = agent.params.data.data_ptr()
-        restore(
-            agent.state,
-            record.structure,
-            record.scalars,
-            lambda path, tensor, record=record: tensor.copy_(record.tensors[path]),
-        )
-        assert "x" in record.tensors and agent.params.data.data_ptr() == address
-    train(fresh)
-    assert (np.stack(fresh.monitor.path) == whole[10:]).all()
-    assert (whole[9] != whole[10]).any()
+    goes_on_to_the_bit(algorithm, schedule, **options)

@@ -131,12 +131,12 @@ def test_the_larger_side_goes_on_or_that_of_the_lowest(
 ) -> None:  # fmt: skip
     dog, cut = watching(here[0], monkeypatch, tuple(range(5)))
     if goes_on:
-        dog.part(here, gone)
+        dog.separate(here, gone)
         near = {HOSTS[rank] for rank in here}
         assert set(cut) == {f"address of {HOSTS[r]}" for r in gone if HOSTS[r] not in near}
         return
     with pytest.raises(Ended, match="75"):
-        dog.part(here, gone)
+        dog.separate(here, gone)
     assert not cut
     said = capfd.readouterr().err
     assert f"process {here[0]} ends: it cannot reach process {gone[0]}" in said
@@ -152,7 +152,7 @@ def test_both_sides_never_go_on() -> None:
             went_on = 0
             for here, gone in ((left, right), (right, left)):
                 try:
-                    watching(here[0], patch, tuple(range(5)))[0].part(here, gone)
+                    watching(here[0], patch, tuple(range(5)))[0].separate(here, gone)
                     went_on += 1
                 except Ended:
                     pass

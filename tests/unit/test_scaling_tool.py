@@ -1,13 +1,12 @@
 """``tools/scaling.py``: its fit, what it says beyond, its files, and nodes on this machine."""
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import scaling
+from namespaces import can_make_nodes
 
 from decdpo.errors import EnvironmentFault
 from decdpo.theory.cost import Link
@@ -53,13 +52,6 @@ def test_what_is_measured_is_fitted_and_carried_on(
     pytest.importorskip("matplotlib")
     scaling.draw(measured, far, tmp_path)
     assert (tmp_path / "scaling.svg").stat().st_size > 10_000
-
-
-def can_make_nodes() -> bool:
-    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc", "unshare"))):
-        return False
-    made = subprocess.run(["unshare", "-n", "true"], stderr=subprocess.DEVNULL)
-    return made.returncode == 0
 
 
 @pytest.mark.slow

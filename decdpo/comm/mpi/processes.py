@@ -37,14 +37,9 @@ class Process(NamedTuple):
         """Return this process."""
         return cls(_host(), os.getpid(), _start_of(os.getpid()), addresses())
 
-    @property
-    def near(self) -> bool:
-        """Whether it is of this host."""
-        return self.host == _host()
-
     def kill(self) -> bool:
         """Kill it, if it is of this host and still there; say whether it is of this host."""
-        if not self.near:
+        if self.host != _host():
             return False
         if self.start == _start_of(self.pid):
             with suppress(ProcessLookupError):  # It may end at this very moment.

@@ -84,7 +84,7 @@ class Survival:
         self._watchdog = Watchdog(
             comms[1],
             [Process(*json.loads(text)) for text in processes],
-            self._survivors.known,
+            self._survivors.not_failed,
             lambda rank: name_process(rank, self.members),
             self._survivors.acknowledge,
             self._survivors.is_loss,
@@ -159,7 +159,7 @@ class Survival:
         return self._watchdog.end_absent()
 
     def _lose(self, ranks: tuple[int, ...]) -> None:
-        self._watchdog.part(self._survivors.alive, ranks)
+        self._watchdog.separate(self._survivors.alive, ranks)
         self.lost = tuple(sorted({*self.lost, *ranks}))
         self.members = self.members.without(ranks)
 

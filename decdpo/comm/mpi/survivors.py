@@ -81,7 +81,7 @@ class Survivors:
             )
         return False
 
-    def known(self) -> tuple[int, ...]:
+    def not_failed(self) -> tuple[int, ...]:
         """Return the living ranks without those that this one knows to be lost."""
         failed = self._failed()
         return tuple(rank for rank in self.alive if rank not in failed)

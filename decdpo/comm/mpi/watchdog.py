@@ -82,12 +82,12 @@ class Watchdog:
             self.poll()
         absent = [rank for rank in self._alive() if rank not in self._answered]
         beyond = [rank for rank in absent if not self._end(rank)]
-        self.part(self._answered, beyond)
+        self.separate(self._answered, beyond)
         for rank in beyond:
             self._say(f"{self._who(rank)} does not answer, nor does its host: it is lost, cut off")
         return bool(absent)
 
-    def part(self, here: Collection[int], gone: Collection[int]) -> None:
+    def separate(self, here: Collection[int], gone: Collection[int]) -> None:
         """Go on with the ranks ``here``, without those ``gone``; end where that is not for us.
 
         Of the latter those count that are on hosts of which nobody is here, for they may live.
@@ -100,11 +100,11 @@ class Watchdog:
             more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
             self._say(
                 f"{self._name(self._rank)} ends: it cannot reach {self._name(min(beyond))}{more}, "
-                f"which may go on without the {len(here)} on its side"
+                f"which may go on without the {len(here)} on its side; if they do not, resume from "
+                "the checkpoint"
             )
             abort(StallError.exit_code)
-        for rank in beyond:
-            cut_off(self._processes[rank].addresses)
+        cut_off(address for rank in beyond for address in self._processes[rank].addresses)
 
     def quit(self, code: int) -> NoReturn:
         """Tell all to end with the exit status ``code``, and end with it."""
